@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel
 
 from learnflow.llm import errors, settings
-from learnflow.llm.providers import CLASSES
-from learnflow.llm.providers.registry import SPECS
+from learnflow.llm.providers.registry import CLASSES, SPECS
 from learnflow.llm.routing import decision
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def provider_table(language: str) -> str:
     return markdown(("`LLM_PROVIDER`", *header), rows)
 
 
-def fields(of: type[settings.EnvSettings]) -> Iterator[tuple[str, str, str]]:
+def fields(of: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
     """Yield each variable with its default and its docstring."""
     for name, field in of.model_fields.items():
         yield name.upper(), env_value(field.default), " ".join(str(field.description).split())
@@ -88,7 +88,7 @@ def env_value(default: object) -> str:
     return f"{default:g}" if isinstance(default, float) else "" if default in (None, ()) else str(default)
 
 
-def variable_table(language: str, of: type[settings.EnvSettings], prefix: str = "") -> str:
+def variable_table(language: str, of: type[BaseModel], prefix: str = "") -> str:
     """Return the table of the variables of a settings class."""
     texts = RUSSIAN if language == "ru" else {}
     rows = (

@@ -5,24 +5,39 @@ Sends no request and does not read the environment. Every module may import it.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Generic, Literal, Protocol, Self, TypeAlias, TypedDict, Unpack, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypedDict,
+    Unpack,
+    runtime_checkable,
+)
 
 from typing_extensions import override  # typing has it from Python 3.12 on
 
 from .capabilities import Capabilities
-from .completion import Completion, Parsed
+from .completion import Completion, Parsed, Usage
 from .errors import InvalidRequest, LLMError, Tried, bare
 from .stream import Emit, TextStream, Work
 
+if TYPE_CHECKING:  # it imports pydantic
+    from . import parameters
+
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message]
-Reasoning: TypeAlias = bool | Literal["low", "medium", "high"]
+Reasoning: TypeAlias = bool | Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Resume: TypeAlias = Literal["continue", "raise"]
+Routing: TypeAlias = Literal["order", "latency", "cost", "local-first", "warm-first"]
 Method: TypeAlias = Literal["generate", "stream", "complete"]
 
 
@@ -54,6 +69,19 @@ def may_be_left_out(value: object) -> bool:
     return isinstance(value, (_DefaultFloat, _DefaultInt, AtMost))
 
 
+def describe_limit(max_tokens: int | None, usage: Usage) -> str:
+    """Return the token limit at which an answer ended, for a message.
+
+    Args:
+        max_tokens: the limit of the request; None if it has none.
+        usage: the numbers of tokens that the server reported.
+    """
+    tokens = usage.completion_tokens
+    if max_tokens is None or (tokens or max_tokens) < max_tokens:
+        return f"{tokens or '?'} tokens, because the context was full"
+    return f"max_tokens={max_tokens}" + (", the default" if isinstance(max_tokens, _DefaultInt) else "")
+
+
 class Options(TypedDict, Generic[Parsed], total=False):
     """The optional keywords of ``generate``, ``stream`` and ``complete``.
 
@@ -63,7 +91,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
         tools, tool_choice, stop, seed, top_p, top_k, min_p, frequency_penalty, presence_penalty: see OpenAI's API. It
             lacks ``top_k`` and ``min_p``, which some servers support.
         n: the number of answers. Only 1 is supported.
-        reasoning: True and False turn thinking on and off. A string is its level.
+        reasoning: True and False turn thinking on and off. A string is its level. Vendors differ in their levels.
         timeout: the time limit of the call in seconds.
         session: the name of a group of requests with a common beginning. It is sent to clouds that route the requests
             of a group to one prompt cache.
@@ -76,24 +104,24 @@ class Options(TypedDict, Generic[Parsed], total=False):
     """
 
     system: str
-    response_format: dict[str, Any] | type[Parsed]
-    tools: Sequence[Mapping[str, Any]]
-    tool_choice: str | Mapping[str, Any]
-    stop: str | Sequence[str]
-    seed: int
-    n: Literal[1]
-    top_p: float
-    top_k: int
-    min_p: float
-    frequency_penalty: float
-    presence_penalty: float
+    response_format: parameters.ResponseFormat[Parsed]
+    tools: parameters.Tools
+    tool_choice: parameters.ToolChoice
+    stop: parameters.Stop
+    seed: parameters.Seed
+    n: parameters.One
+    top_p: parameters.Fraction
+    top_k: parameters.TopK
+    min_p: parameters.Fraction
+    frequency_penalty: parameters.Number
+    presence_penalty: parameters.Number
     reasoning: Reasoning
-    timeout: float
-    session: str
+    timeout: parameters.Seconds
+    session: parameters.Session
     headers: Mapping[str, str]
-    extra_body: Mapping[str, Any]
+    extra_body: parameters.JsonObject
     resume: Resume
-    metadata: Mapping[str, str | int | float | bool | None]
+    metadata: parameters.Labels
 
 
 class TimeOptions(TypedDict, total=False):
@@ -102,25 +130,25 @@ class TimeOptions(TypedDict, total=False):
     A missing one is read from the environment (``LLM_CONNECT_TIMEOUT``, ``<NAME>_MAX_CONCURRENCY`` and so on).
     """
 
-    connect_timeout: float
-    first_token_timeout: float
-    gap_timeout: float
-    deadline: float
+    connect_timeout: parameters.Seconds
+    first_token_timeout: parameters.Seconds
+    gap_timeout: parameters.Seconds
+    deadline: parameters.Seconds
     local_only: bool
-    max_concurrency: int
+    max_concurrency: parameters.Count
 
 
 class ProviderOptions(TimeOptions, total=False):
     """The keywords of the provider classes; see ``BaseProvider``. The last three are those of ``EmbeddedProvider``."""
 
     base_url: str | None
-    model: str | None
+    model: parameters.Name | None
     api_key: str | None
-    vision_model: str | None
+    vision_model: parameters.Name | None
     headers: Mapping[str, str] | str | None
-    context: int | None
-    slots: int | None
-    threads: int | None
+    context: parameters.Count | None
+    slots: parameters.Count | None
+    threads: parameters.Count | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +160,6 @@ class Call:
         options: the optional keywords except ``metadata``, see ``Options``.
         method: the name of the called method.
         metadata: the labels of the request.
-
-    Raises:
-        InvalidRequest: ``generate`` was called with tools, or ``timeout`` or ``metadata`` is invalid.
     """
 
     prompt: Prompt = field(repr=False)
@@ -145,19 +170,16 @@ class Call:
     method: Method = "complete"
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if "metadata" in self.options:
-            others = {name: value for name, value in self.options.items() if name != "metadata"}
-            object.__setattr__(self, "metadata", _parse_labels(self.options["metadata"]))
-            object.__setattr__(self, "options", others)
-        if self.options.get("tools") and self.method == "generate":
-            raise InvalidRequest(
-                "generate() does not support tools: it returns only text", hint="Use complete() or stream()"
-            )
-        limit = self.options.get("timeout")
-        number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-        if limit is not None and not (number and 0 < limit < math.inf):
-            raise InvalidRequest("timeout= must be a number of seconds, more than 0")
+    def checked(self) -> Call:
+        """Return the call without keywords that are None. Raise InvalidRequest if a value is invalid."""
+        from .parameters import check_keywords  # noqa: PLC0415  # it imports pydantic
+
+        given = {name: getattr(self, name) for name in ("prompt", "model", "temperature", "max_tokens")}
+        check_keywords(AbstractProvider.stream, {**given, "more": self.options}, InvalidRequest)
+        options = {name: value for name, value in self.options.items() if value is not None and name != "n"}
+        if options.get("tools") and self.method == "generate":
+            raise InvalidRequest("generate() does not support tools", hint="Use complete() or stream()")
+        return replace(self, metadata=dict(options.pop("metadata", {})), options=options)
 
     @property
     def buffered(self) -> bool:
@@ -217,24 +239,6 @@ class Attempt:
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
 
 
-_MAX_LABELS: Final = 16
-_MAX_LABEL_CHARS: Final = 200
-
-
-def _parse_labels(metadata: Any) -> dict[str, Any]:
-    """Return the metadata as a dict. Raise InvalidRequest if a log line or a span cannot contain it."""
-    valid = isinstance(metadata, Mapping) and len(metadata) <= _MAX_LABELS
-    for name, value in metadata.items() if valid else ():
-        valid = valid and isinstance(name, str) and name.isidentifier() and len(name) <= _MAX_LABEL_CHARS
-        valid = valid and isinstance(value, str | int | float | bool | None) and len(str(value)) <= _MAX_LABEL_CHARS
-        valid = valid and (type(value) is not int or abs(value) < 2**63)  # OpenTelemetry's integers have 64 bits
-        valid = valid and str(value).isprintable()
-    if metadata is not None and not valid:
-        text = f"a printable text of {_MAX_LABEL_CHARS} characters, a number or a bool"
-        raise InvalidRequest(f"metadata= must be a dict of at most {_MAX_LABELS} entries: a name, and {text}")
-    return dict(metadata or {})
-
-
 @runtime_checkable
 class LLMProvider(Protocol):
     """One server of language models, or a router over several. Every error is an ``LLMError``."""
@@ -259,8 +263,8 @@ class LLMProvider(Protocol):
                 If no model is configured, the loaded one is used, else the only one. A router sends the name to the
                 providers that have the model. Other providers use their default model.
             temperature: the sampling temperature. The default is removed if the model rejects it.
-            max_tokens: the longest answer, in tokens. A shortened answer is returned, with a warning event. The default
-                is removed if the model rejects it.
+            max_tokens: the longest answer, in tokens. A text that ends there is returned, with a warning event; a tool
+                call or a schema raises AnswerTruncated. The default is removed if the model rejects it.
             more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). For tools, use
                 ``complete`` or ``stream``.
 
@@ -389,18 +393,18 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> str:
-        return (await self._run_call(Call(prompt, model, temperature, max_tokens, more, "generate"))).text
+        return (await self._run_call(Call(prompt, model, temperature, max_tokens, more, "generate").checked())).text
 
     @override
     def stream(
         self,
-        prompt: Prompt,
-        model: str | None = None,
-        temperature: float = DEFAULT_TEMPERATURE,
-        max_tokens: int = DEFAULT_MAX_TOKENS,
+        prompt: parameters.ValidPrompt,
+        model: parameters.Name | None = None,
+        temperature: parameters.Temperature = DEFAULT_TEMPERATURE,
+        max_tokens: parameters.Count = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        return TextStream(self.start(Call(prompt, model, temperature, max_tokens, more, "stream")))
+        return TextStream(self.start(Call(prompt, model, temperature, max_tokens, more, "stream").checked()))
 
     @override
     async def complete(
@@ -411,4 +415,4 @@ class AbstractProvider(LLMProvider):
         max_tokens: int = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options[Parsed]],
     ) -> Completion[Parsed]:
-        return await self._run_call(Call(prompt, model, temperature, max_tokens, more, "complete"))
+        return await self._run_call(Call(prompt, model, temperature, max_tokens, more, "complete").checked())

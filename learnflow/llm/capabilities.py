@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -101,6 +102,17 @@ def find_similar(name: str, names: Iterable[str], count: int = 3) -> list[str]:
             spellings.setdefault(spelling, other)
     close = [match for word in _spellings(name) for match in difflib.get_close_matches(word, spellings, count)]
     return list(dict.fromkeys(spellings[match] for match in close))[:count]
+
+
+# A date or a number of a version ("-2026-08-07", "-0613"), or a tag (":free").
+_SNAPSHOT: Final = re.compile(r"(?:[-@_][\d-]{3,}|:[\w.-]+)?")
+
+
+def is_same_model(name: str, other: str) -> bool:
+    """Return whether two names may be of one model: without case, folder, date and tag."""
+    plain = (spelling.lower().rpartition("/")[2].removesuffix("latest").rstrip("-:") for spelling in (name, other))
+    short, long = sorted(plain, key=len)
+    return long.startswith(short) and _SNAPSHOT.fullmatch(long, len(short)) is not None
 
 
 def _spellings(name: str) -> tuple[str, str]:

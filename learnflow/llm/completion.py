@@ -78,11 +78,6 @@ class ToolCall:
     arguments: dict[str, Any] = field(default_factory=dict, repr=False)
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def to_message(self) -> dict[str, Any]:
-        """Return the call in OpenAI's format, with ``extra``."""
-        function = {"name": self.name, "arguments": json.dumps(self.arguments, ensure_ascii=False)}
-        return {"id": self.id, "type": "function", "function": function, **self.extra}
-
 
 class CallId(str):  # noqa: SLOT000  # a str cannot have slots
     """The id of a tool call. In the prompt of the next turn it identifies the answer, even in a message by hand.
@@ -139,7 +134,10 @@ class Completion(Generic[Parsed]):
 
         The message has the fields of ``extra``. They are sent only to the provider and the address that sent them.
         """
-        calls = [call.to_message() for call in self.tool_calls]
+        calls = []
+        for call in self.tool_calls:
+            function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+            calls.append({"id": str(call.id), "type": "function", "function": function, **call.extra})
         message = {"role": "assistant", "content": self.text, **({"tool_calls": calls} if calls else {}), **self.extra}
         has_extra = self.extra or any(call.extra for call in self.tool_calls)
         return message | ({ORIGIN_FIELD: self.origin} if self.origin and has_extra else {})

@@ -18,8 +18,8 @@ from .capabilities import Health, default_capabilities
 from .errors import KeyMissing, LLMError, NotConfigured
 from .process import register
 from .provider_spec import ProviderSpec, endpoint_spec
-from .providers import EmbeddedProvider, build, provider_of, registry
-from .providers.registry import CUSTOM, EMBEDDED, SPECS, discoverable, spec_of
+from .providers import EmbeddedProvider, registry
+from .providers.registry import CUSTOM, EMBEDDED, SPECS, build, discoverable, provider_of, spec_of
 from .replay import active
 from .replay.transport import pause_recording
 from .servers.model_catalog import detail_of, state_of

@@ -100,7 +100,7 @@ class LLMError(Exception):
     """
 
     retryable: bool = False
-    failover: ClassVar[bool] = True
+    failover: bool = True
     fault: ClassVar[str] = "the server refused"  # the default of ``what`` for an error response
     advice: ClassVar[str] = ""  # the default of ``hint``
 
@@ -402,7 +402,8 @@ class MalformedAnswer(BrokenAnswer):
 class AnswerTruncated(BrokenAnswer):
     """JSON, a tool call or an empty answer ended at ``max_tokens`` or a full context.
 
-    An empty answer means that thinking used all tokens. A retry would end at the same limit.
+    An empty answer means that thinking used all tokens, or that the server dropped an incomplete tool call. A retry
+    would end at the same limit. ``failover`` is False if JSON or a tool call ended at ``max_tokens``.
     """
 
     retryable = False

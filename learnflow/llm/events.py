@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, TypeVar
 
 from . import log
-from .base import Attempt
+from .base import Attempt, describe_limit
 from .completion import Completion
 from .completion import Failover as Failover  # noqa: PLC0414  # one class for the log and for streams
 from .completion import Resumed as Resumed  # noqa: PLC0414
-from .errors import ConfigError, LLMError
+from .errors import AnswerTruncated, ConfigError, LLMError
 from .process import register
 from .stream import Emit, Work
 
@@ -127,11 +127,30 @@ class RequestEnded(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerCut(BaseEvent):
-    """An answer ended at ``max_tokens``. It was returned to the caller, although it may be incomplete."""
+    """A text ended at ``max_tokens``. It was returned to the caller, although it may be incomplete.
+
+    Attributes:
+        hint: the limit, whether it is the default, and what to do.
+    """
 
     provider: str
     model: str
     max_tokens: int | None
+    hint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherModelAnswered(BaseEvent):
+    """The response names another model than the requested one. Emitted once for each provider object and model.
+
+    Attributes:
+        model: the requested model.
+        served: the model in the response.
+    """
+
+    provider: str
+    model: str
+    served: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +271,7 @@ _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     AttemptFailed: ("llm.request_failed", "info"),
     AttemptCancelled: ("llm.request_cancelled", "info"),
     AnswerCut: ("llm.answer_truncated", "warning"),
+    OtherModelAnswered: ("llm.other_model_answered", "warning"),
     RequestAdjusted: ("llm.request_adjusted", "info"),
     Failover: ("llm.failover", "warning"),
     Resumed: ("llm.stream_continued", "warning"),
@@ -347,7 +367,9 @@ async def run_attempt(
         raise
     emit(AttemptSucceeded(completion=completion.without_text(), **ended()))
     if completion.finish == "length":
-        emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=model_and_limit()[1]))
+        limit = model_and_limit()[1]
+        hint = f"The answer ended at {describe_limit(limit, completion.usage)}. {AnswerTruncated.advice}"
+        emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
     return completion
 
 

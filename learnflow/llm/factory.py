@@ -11,6 +11,7 @@ from .base import LLMProvider, ProviderOptions
 from .capabilities import Health
 from .discovery import SCAN_TIMEOUT_S, make_finder, scan
 from .errors import NotConfigured
+from .parameters import check_keywords
 from .process import register, switches
 from .providers import build
 from .routing.router import RouterProvider
@@ -32,6 +33,7 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
     Raises:
         NotConfigured: a name is unknown, every provider lacks its address or its key, or a keyword is invalid.
     """
+    check_keywords(get_provider, locals(), NotConfigured)
     common = settings.load()
     if not switches.is_command and (common.llm_metrics_port or common.llm_opentelemetry):
         from . import integrations  # noqa: PLC0415  # of extras

@@ -1,12 +1,33 @@
-"""The keywords that a provider may support, and what ``reasoning=`` adds to the body of a request.
+"""The keywords of calls and providers: their valid values, and the sets of keywords that providers support.
 
 The documents of the vendors define the sets. Each file of ``providers`` names its document.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+import difflib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from inspect import getfullargspec
+from itertools import groupby
+from typing import Annotated, Any, Final, Literal, NotRequired, TypeAlias, TypeVar, get_args, get_type_hints
+
+from annotated_types import Predicate
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    GetPydanticSchema,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
+
+from .errors import LLMError
 
 Reasoning = Mapping[bool | str, Mapping[str, Any]]
 
@@ -17,7 +38,7 @@ SAMPLING: Final = frozenset(
     {"temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}
 )
 LOCAL_SAMPLING: Final = SAMPLING | {"top_k", "min_p"}
-LEVELS: Final = ("low", "medium", "high")
+LEVELS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 # OpenAI's field, for each value of reasoning=.
 REASONING_EFFORT: Final[Reasoning] = {
@@ -29,5 +50,165 @@ REASONING_EFFORT: Final[Reasoning] = {
 TEMPLATE_THINKING: Final[Reasoning] = {
     False: {"chat_template_kwargs": {"enable_thinking": False}},
     True: {"chat_template_kwargs": {"enable_thinking": True}},
-    **{level: {"reasoning_effort": level, "chat_template_kwargs": {"enable_thinking": True}} for level in LEVELS},
+    **{key: {"reasoning_effort": key, "chat_template_kwargs": {"enable_thinking": key != "none"}} for key in LEVELS},
 }
+
+
+def _refuse_decimal(value: Any) -> Any:
+    if not isinstance(value, int | float | str):  # pydantic accepts everything with ``__float__``
+        raise ValueError("it is not an int or a float")  # noqa: TRY004  # pydantic expects it
+    return value
+
+
+_T = TypeVar("_T")
+# The valid values of keywords and of variables. Every JSON parser represents integers below 2**53 exactly.
+Number: TypeAlias = Annotated[float, BeforeValidator(_refuse_decimal)]
+Seconds: TypeAlias = Annotated[Number, Field(gt=0)]
+Name: TypeAlias = Annotated[str, Field(max_length=1000), Predicate(str.isprintable), "a printable text"]
+Count: TypeAlias = Annotated[int, Field(gt=0, lt=2**53)]
+CountOrZero: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]
+Fraction: TypeAlias = Annotated[Number, Field(ge=0, le=1)]
+Temperature: TypeAlias = Annotated[Number, Field(ge=0)]
+Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**53)]  # vLLM: -1 for all
+One: TypeAlias = Annotated[Literal[1], "1: a call has one answer. Call it several times, for instance in parallel"]
+Stop: TypeAlias = Annotated[str | Sequence[str], "a text or a list of texts"]
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, default=dict, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _has_field_of_type(value: Any) -> bool:
+    return value["type"] in value or value["type"] not in ("function", "json_schema")
+
+
+def _validated_as(kind: Any) -> GetPydanticSchema:
+    """Return an annotation for a keyword that is validated by a narrower type than the one that callers see."""
+    return GetPydanticSchema(lambda _, handler: handler(kind))
+
+
+class _Function(TypedDict):
+    name: Annotated[str, Field(min_length=1)]
+    parameters: NotRequired[Mapping[str, Any] | None]
+
+
+class _Typed(TypedDict):
+    type: str
+    function: NotRequired[Annotated[_Function, Strict(False)]]
+
+
+class _Format(TypedDict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NotRequired[Mapping[str, Any]]
+
+
+class _Message(TypedDict):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: NotRequired[str | Sequence[Annotated[_Typed, Strict(False)]] | None]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]] | None]
+
+
+_Tool: TypeAlias = Annotated[_Typed, Strict(False), Predicate(_has_field_of_type)]
+_Text: TypeAlias = Annotated[str, Field(max_length=200), Predicate(str.isprintable)]
+ValidPrompt: TypeAlias = Annotated[
+    str | Sequence[Mapping[str, Any]],
+    _validated_as(str | Annotated[Sequence[Annotated[_Message, Strict(False)]], Field(min_length=1)]),
+    'a text or a list of {"role": "user" (or system, assistant, tool), "content": a text, or a list of parts}',
+]
+_Number: TypeAlias = Annotated[Number, Field(ge=-(2**63), lt=2**63)]  # OpenTelemetry's integers have 64 bits
+ResponseFormat: TypeAlias = Annotated[
+    dict[str, Any] | type[_T],
+    _validated_as(type[BaseModel] | Annotated[_Format, Predicate(_has_field_of_type), Predicate(_is_json)]),
+    "a pydantic class, or a dict of type text, json_object or json_schema (with its schema)",
+]
+Tools: TypeAlias = Annotated[
+    Sequence[Mapping[str, Any]],
+    _validated_as(Annotated[Sequence[_Tool], Predicate(_is_json)]),
+    'a list of tools that JSON can represent: {"type": "function", "function": {"name": "…", "parameters": {…}}}',
+]
+ToolChoice: TypeAlias = Annotated[str | Mapping[str, Any], _validated_as(str | _Tool), "a text, or a dict with a type"]
+Session: TypeAlias = Annotated[_Text, Field(min_length=1), "a text of 1 to 200 printable characters"]
+JsonObject: TypeAlias = Annotated[Mapping[str, Any], Predicate(_is_json), "a dict that JSON can represent"]
+Labels: TypeAlias = Annotated[
+    Mapping[str, str | int | float | bool | None],
+    _validated_as(Mapping[Annotated[_Text, Predicate(str.isidentifier)], _Text | bool | _Number | None]),
+    Field(max_length=16),
+    "a dict of at most 16 entries: a name, and a printable text of 200 characters, a number or a bool",
+]
+
+_NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabilities of its tokens mean nothing"
+_NUM_CTX: Final = "Set <NAME>_CONTEXT, in tokens. Without it, the context length grows if the server allows that"
+# For keywords of other libraries.
+_HINTS: Final = {"logprobs": _NO_LOGPROBS, "top_logprobs": _NO_LOGPROBS, "num_ctx": _NUM_CTX}
+_MAX_FAULT_CHARS: Final = 500
+
+
+def check_keywords(function: Any, arguments: Mapping[str, Any], error: type[LLMError], provider: str = "") -> None:
+    """Check the arguments of a function by its annotations. No value is changed.
+
+    Args:
+        function: the function. A text in an annotation describes the valid values.
+        arguments: its ``locals()`` at the beginning. An argument with a default may be None.
+        error: the class of the error, which names the keyword and the type of its value, but not the value.
+        provider: the name of the provider, for the error; "" without one.
+
+    Raises:
+        LLMError: a keyword does not exist, or its value is invalid.
+    """
+    hints, names, rest, adapter = _keywords_of(function)
+    more = arguments.get(rest, {})
+    for name in (name for name in more if name not in hints):
+        similar = difflib.get_close_matches(name, hints, 1)
+        hint = f"Did you mean {similar[0]}=?" if similar else f"The keywords are {', '.join(hints)}."
+        hint += " Parameters of one server go into extra_body=" if "extra_body" in hints else ""
+        raise error(f"there is no keyword {name}=", hint=_HINTS.get(name, hint), provider=provider or None)
+    try:
+        adapter.validate_python({name: arguments[name] for name in names} | more)
+    except ValidationError as invalid:
+        name, fault = next(iter(describe_faults(invalid, hints).items()))
+    else:
+        return
+    raise error(f"{name}= {fault}", hint="Change or remove it", provider=provider or None)
+
+
+@cache
+def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAdapter[Any]]:
+    """Return the annotations of all keywords, the names of the parameters without the last, which is ``**rest``."""
+    names = {"parameters": sys.modules[__name__]}  # in ``base``, only a type checker imports it
+    hints = get_type_hints(function, None, names, include_extras=True)
+    del hints["return"]
+    rest = getfullargspec(function).varkw or ""
+    more = get_type_hints(get_args(hints.pop(rest))[0], None, names, include_extras=True) if rest else {}
+    fields = {name: hint if name == "prompt" else hint | None for name, hint in (hints | more).items()}
+    keywords: Any = TypedDict("keywords", fields, total=False)  # type: ignore[misc]  # for a type checker
+    strict = with_config(strict=True, extra="allow", allow_inf_nan=False, arbitrary_types_allowed=True)
+    return hints | more, list(hints), rest, TypeAdapter(strict(keywords))
+
+
+def describe_faults(invalid: ValidationError, hints: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Return the fault of each value, by its name: the valid values, and the type of the given one.
+
+    Args:
+        invalid: the error of pydantic.
+        hints: the annotations by name. A text in an annotation replaces pydantic's description of valid values.
+    """
+    # A union has a fault for each of its types.
+    groups = groupby(invalid.errors(include_url=False, include_context=False), lambda fault: str(fault["loc"][0]))
+    return {name: _describe([*group], (hints or {}).get(name)) for name, group in groups}
+
+
+def _describe(faults: Sequence[Any], hint: Any) -> str:
+    deepest = max(faults, key=lambda fault: len(fault["loc"]))
+    place = "".join(f"[{index}]" for index in deepest["loc"] if isinstance(index, int))
+    given = f"(given: {type(deepest['input']).__name__}{place and f' at {place}'})"
+    messages = dict.fromkeys(fault["msg"].partition(", unable to")[0] for fault in faults)
+    message = " or ".join(text.removeprefix("Input should be ") for text in messages)[:_MAX_FAULT_CHARS]
+    rule = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, str)), None)
+    if rule or faults[0]["msg"].startswith("Input should be "):
+        return f"must be {rule or message} {given}"
+    return f"is invalid: {message.removeprefix('Value error, ')} {given}"

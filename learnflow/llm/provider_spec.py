@@ -84,11 +84,17 @@ class Server:
         return [model for model in self.models if model.chat]
 
     def find(self, name: str) -> Model | None:
-        """Return the model with this name. Return the only model if the server accepts any name."""
-        matches = [model for model in self.models if model.has_name(name)]
-        if not matches and self.any_name and len(self.models) == 1:
-            return self.models[0]
-        return matches[0] if matches else None
+        """Return the model with this name. Return the only model if the server accepts any name.
+
+        Without an exact match, case and a prefix of the server ("models/", a publisher) are ignored.
+        """
+        if exact := next((model for model in self.models if model.has_name(name)), None):
+            return exact
+        end = f"/{name}".casefold()
+        matches = (
+            self.models if self.any_name else [row for row in self.models if f"/{row.name}".casefold().endswith(end)]
+        )
+        return matches[0] if len(matches) == 1 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +106,14 @@ class Page:
     error: LLMError | None = None
 
     def rows(self, key: str) -> list[Mapping[str, Any]] | None:
-        """Return the objects in the list ``key``, which is empty for ``null``. Return None if there is no list."""
+        """Return the objects in the list ``key``, which is empty for ``null``. Return None if there is no list.
+
+        A text in the list is returned as an object with this "id".
+        """
         rows = self.body.get(key, False)
         if self.error or not (rows is None or isinstance(rows, list)):
             return None
-        return [row for row in rows or () if isinstance(row, dict)]
+        return [row if isinstance(row, dict) else {"id": row} for row in rows or () if isinstance(row, (dict, str))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +150,8 @@ class Api:
         variant: a function that returns the spec to use for a base URL and an API version; None if there is only one.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
         models_path: the path of the list of models.
-        models_key, model_id: the key of the list on that page, and the key of the name of a model.
         lists_all: whether the list is complete, so that an unlisted model is an error.
+        has_aliases: whether the operator chooses the names of models, so that responses may have other names.
     """
 
     default_url: str | None = None
@@ -157,9 +166,8 @@ class Api:
     variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
     chat_path: str | None = None
     models_path: str = "/models"
-    models_key: str = "data"
-    model_id: str = "id"
     lists_all: bool = True
+    has_aliases: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,21 +7,22 @@
 from __future__ import annotations
 
 import ipaddress
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, create_model
-from pydantic_settings import NoDecode, SettingsError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from typing_extensions import override
 
 from . import settings_sources
+from .base import Routing
 from .capabilities import parse_capabilities
 from .errors import NotConfigured
+from .parameters import Count, CountOrZero, Seconds, describe_faults
 from .provider_spec import ProviderSpec
-from .settings_sources import EnvSettings
 
-_SettingsT = TypeVar("_SettingsT", bound=EnvSettings)
-_Seconds = Annotated[float, Field(gt=0)]
+_SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
 
 def _parse_networks(value: object) -> object:
@@ -30,14 +31,19 @@ def _parse_networks(value: object) -> object:
     return tuple(str(ipaddress.ip_network(name)) for name in names if name)  # type: ignore[attr-defined]
 
 
-def _make_absolute(folder: Path | None) -> Path | None:
-    """Expand ``~`` and make the path absolute. Raise ValueError if that is impossible."""
-    if folder and "\0" in str(folder):
-        raise ValueError("a path cannot contain a NUL character")
+def _make_absolute(folder: Path) -> Path:
+    """Expand ``~`` and make the path absolute. Raise ValueError if the system cannot have such a path."""
+    if not str(folder).isprintable():
+        raise ValueError("a path must be printable")
     try:
-        return folder and folder.expanduser().absolute()
-    except RuntimeError as error:  # the user is unknown, or has no home directory
-        raise ValueError(str(error)) from None
+        path = folder.expanduser().absolute()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user is unknown, or has no home directory
+        raise ValueError(getattr(error, "strerror", error)) from None
+    return path
+
+
+_Folder = Annotated[Path, AfterValidator(_make_absolute)]
 
 
 def _enables_content(value: object) -> bool:
@@ -55,32 +61,49 @@ def parse_equals(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 
 
+class EnvSettings(BaseSettings, use_attribute_docstrings=True, allow_inf_nan=False):
+    """Base of the settings. ``settings_sources`` reads their values: each file once, and with its faults."""
+
+    @classmethod
+    @override
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the only source: the given values."""
+        return (init_settings,)
+
+
 class Settings(EnvSettings):
     """The variables of all providers. Each field is a variable, in upper case."""
 
     llm_provider: str | None = None
     """The provider: a name of the tables in docs/providers.md, or a name of your own (`GPU1_BASE_URL` is the address of
     `gpu1`)."""
-    llm_providers: Annotated[str | None, NoDecode] = None
+    llm_providers: str | None = None
     """Several providers in order of preference: a comma begins the next rank, `+` joins equals (`gpu1+gpu2,openai`).
     Overrides `LLM_PROVIDER`."""
     llm_fallback_enabled: bool = True
     """If `false`, only the first rank is used."""
-    llm_connect_timeout: _Seconds = 3.0
+    llm_connect_timeout: Seconds = 3.0
     """Seconds for each step of connecting: name look-up, TCP and TLS."""
-    llm_first_token_timeout: _Seconds | None = None
+    llm_first_token_timeout: Seconds | None = None
     """Seconds until the first token. Unset: 60, and 180 for self-hosted servers, which may have to read a long
     prompt."""
-    llm_gap_timeout: _Seconds | None = None
+    llm_gap_timeout: Seconds | None = None
     """Seconds between two tokens. Unset: 30, and 120 for self-hosted servers."""
-    llm_deadline: _Seconds = 3600.0
+    llm_deadline: Seconds = 3600.0
     """Seconds for a request with all its providers and retries; `timeout=` of a call overrides it."""
-    llm_load_timeout: _Seconds = 600.0
+    llm_load_timeout: Seconds = 600.0
     """Seconds for loading a model."""
-    llm_reask: Annotated[int, Field(ge=0)] = 1
+    llm_reask: CountOrZero = 1
     """How often an answer that fails its schema is sent back to the model with the reason, before the next provider
     gets the request. 0: never."""
-    llm_retries: Annotated[int, Field(ge=0)] = 2
+    llm_retries: CountOrZero = 2
     """How often a request is retried after a transient failure, if no other provider can serve it."""
     llm_patience: Annotated[float, Field(ge=0)] = 60.0
     """Seconds for which a self-hosted server that refuses connections is retried, if no other provider can serve the
@@ -88,12 +111,12 @@ class Settings(EnvSettings):
     llm_spill: Literal["no", "local", "cloud"] = "no"
     """If all equals of a rank are full, a request waits for one of them (`no`), moves to a rank that is no farther away
     (`local`), or to any rank (`cloud`)."""
-    llm_routing: Literal["order", "latency", "cost", "local-first", "warm-first"] = "order"
+    llm_routing: Routing = "order"
     """The order of the providers: `order` (as named), `latency`, `cost`, `local-first`, or `warm-first` (a loaded model
     before one that must be loaded first, even if it is a cloud's)."""
     llm_local_only: bool = False
     """If `true`, no byte leaves this machine and its private network."""
-    llm_local_networks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_networks)] = ()
+    llm_local_networks: Annotated[tuple[str, ...], BeforeValidator(_parse_networks)] = ()
     """Networks of yours with non-private addresses, for example a VPN's: `100.64.0.0/10`; separated by commas."""
     llm_log_content: bool = False
     """If `true`, prompts and answers are logged, at DEBUG."""
@@ -107,12 +130,12 @@ class Settings(EnvSettings):
     """If `true`, spans and metrics go to the application's OpenTelemetry (extra `[opentelemetry]`)."""
     otel_instrumentation_genai_capture_message_content: Annotated[bool, BeforeValidator(_enables_content)] = False
     """OpenTelemetry's own switch: if `true`, prompts and answers are recorded on spans."""
-    llm_replay: Path | None = None
+    llm_replay: _Folder | None = None
     """Folder of cassettes that are replayed without a server, a key or a network. Unset: requests are sent to the
     servers."""
     llm_replay_mode: Literal["play", "record"] = "play"
     """`play` replays the cassettes; `record` sends the requests and records the responses in `LLM_REPLAY`."""
-    llm_models_dir: Annotated[Path | None, AfterValidator(_make_absolute)] = None
+    llm_models_dir: _Folder | None = None
     """The folder in which `learnflow-llm pull` stores models. `~` expands. Unset: `learnflow-llm/models` in the user's
     cache folder."""
 
@@ -141,17 +164,17 @@ class ProviderSettings(EnvSettings):
     the `session=` of the call. The values are secrets, and are sent like the key."""
     api_version: str | None = None
     """The version of the API, for a provider that has versions."""
-    context: Annotated[int, Field(gt=0)] | None = None
+    context: Count | None = None
     """The context length that is served, if the server does not report it. It is sent if the API has such a
     parameter."""
-    max_concurrency: Annotated[int, Field(gt=0)] | None = None
+    max_concurrency: Count | None = None
     """The concurrency limit; further requests wait."""
-    slots: Annotated[int, Field(gt=0)] | None = None
+    slots: Count | None = None
     """For a server that the package starts: its number of concurrent requests. Unset: 2."""
-    threads: Annotated[int, Field(gt=0)] | None = None
+    threads: Count | None = None
     """For a server that the package starts: its number of computing threads. Unset: the cores that the process may
     use."""
-    capabilities: Annotated[dict[str, Any], NoDecode, BeforeValidator(parse_capabilities)] | None = None
+    capabilities: Annotated[dict[str, Any], BeforeValidator(parse_capabilities)] | None = None
     """Capabilities that the server does not report, separated by commas: `vision`, `tools`, `json_schema`, `reasoning`,
     `prefill`, each with `no-` before it if missing; `max_output=TOKENS`; `cost=DOLLARS/DOLLARS` for a million prompt
     and answer tokens; `no-finish`: the server never sends a finish reason."""
@@ -164,12 +187,12 @@ class ProviderSettings(EnvSettings):
 
 def load() -> Settings:
     """Read the settings of all providers. Raise NotConfigured with the variable if a value is invalid."""
-    return _read(Settings)
+    return _read(Settings, lambda field: (field.upper(),), None)
 
 
 def load_provider(spec: ProviderSpec) -> ProviderSettings:
     """Read the settings of one provider. Raise NotConfigured with the variable if a value is invalid."""
-    return _read(_settings_class(spec))
+    return _read(ProviderSettings, spec.spellings, spec.name)
 
 
 def node_model(node: str) -> str | None:
@@ -178,26 +201,20 @@ def node_model(node: str) -> str | None:
     return next((variable.value for variable in variables), None)
 
 
-@cache
-def _settings_class(spec: ProviderSpec) -> type[ProviderSettings]:
-    """Return a class of ``ProviderSettings`` that reads the variables of this provider."""
-    hints = get_type_hints(ProviderSettings, include_extras=True)
-    fields: dict[str, Any] = {
-        name: (hints[name], Field(None, validation_alias=AliasChoices(*spec.spellings(name))))
-        for name in ProviderSettings.model_fields
-    }
-    return create_model("ProviderSettings", __base__=ProviderSettings, **fields)
+def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]], provider: str | None) -> _SettingsT:
+    """Read settings.
 
-
-def _read(settings: type[_SettingsT]) -> _SettingsT:
-    secrets = settings_sources.SECRETS_FOLDER
+    Args:
+        settings: the class of the settings.
+        spellings: returns the names of the variable of a field.
+        provider: the name of the provider, for an error.
+    """
+    sources, variables = settings_sources.read_sources(), dict[str, Any]()
+    for name in settings.model_fields:
+        if variable := next(settings_sources.find_variables(spellings(name), sources), None):
+            variables[name] = variable
     try:
-        return settings(_secrets_dir=secrets if secrets.is_dir() else None)
+        return settings(**{name: variable.value for name, variable in variables.items()})
     except ValidationError as error:
-        faults = [f"{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors(include_input=False)]
-        what = f"a variable cannot be read: {'; '.join(faults)}"
-    except SettingsError as error:  # raised for a file of a secret
-        what = f"a file of {secrets} cannot be read ({error}): it must be UTF-8 text"
-    except (OSError, UnicodeError) as error:
-        what = f".env.local or .env cannot be read ({type(error).__name__}): it must be UTF-8 text"
-    raise NotConfigured(what, hint="Correct it in the environment or .env")
+        faults = [f"{variables[name].name} {fault}" for name, fault in describe_faults(error).items()]
+    raise NotConfigured("; ".join(faults), hint="Correct it in the environment or .env", provider=provider)

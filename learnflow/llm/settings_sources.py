@@ -6,29 +6,32 @@ the environment.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from dotenv import dotenv_values
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
+from dotenv.parser import parse_stream
+from dotenv.variables import parse_variables
 
+from . import log
 from .errors import NotConfigured
 from .provider_spec import ProviderSpec
 
-# The variables of each source, by upper-case name.
-Sources = Mapping[str, Mapping[str, str | None]]
+# The variables of each source, by upper-case name. A secret is the path of its file.
+Sources = Mapping[str, Mapping[str, str | Path]]
 
 ENVIRONMENT: Final = "the environment"
 SECRETS_FOLDER: Final = Path("/run/secrets")
 _FILES: Final = (".env", ".env.local")
-_MAX_SECRET_BYTES: Final = 64 * 1024  # a larger file is not the value of a variable
+_MAX_FILE_BYTES: Final = 1024 * 1024
+_MAX_LINES_LOGGED: Final = 20
 _MIN_SECRET_CHARS: Final = 8  # a shorter value is a placeholder
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|HEADERS", re.IGNORECASE)
 
@@ -41,23 +44,21 @@ class SetVariable(NamedTuple):
     value: str
 
 
-class EnvSettings(BaseSettings):
-    """Base of the settings classes. Sources in order: the environment, ``.env``, ``.env.local``, as in LearnFlow."""
-
-    model_config = SettingsConfigDict(
-        env_file=(".env.local", ".env"),
-        env_file_encoding="utf-8",
-        extra="ignore",
-        env_ignore_empty=True,
-        use_attribute_docstrings=True,
-    )
-
-
 def read_sources() -> Sources:
-    """Read the variables of all sources. A file that cannot be read has none."""
-    files = {name: _read_env_file(name) for name in _FILES}
-    environment = _with_upper_names(EnvSettingsSource(EnvSettings).env_vars)
-    return {ENVIRONMENT: environment, **files, str(SECRETS_FOLDER): _with_upper_names(_read_secrets())}
+    """Read the variables of all sources: the environment, ``.env``, ``.env.local``, as in LearnFlow, and the secrets.
+
+    Raises:
+        NotConfigured: a ``.env`` file cannot be read.
+    """
+    files = {name: _resolve(_read_env_file(name)[0]) for name in _FILES}
+    secrets = {file.name: file for file in SECRETS_FOLDER.glob("*")}
+    sources: dict[str, Mapping[str, Any]] = {ENVIRONMENT: os.environ, **files, str(SECRETS_FOLDER): secrets}
+    return {source: _with_upper_names(values) for source, values in sources.items()}
+
+
+def unreadable_lines() -> list[tuple[str, int]]:
+    """Return each line of the ``.env`` files that sets no variable and is no comment: the file and the line number."""
+    return [(name, line) for name in _FILES for line in _read_env_file(name)[1]]
 
 
 def find_variables(names: Sequence[str], sources: Sources) -> Iterator[SetVariable]:
@@ -68,8 +69,9 @@ def find_variables(names: Sequence[str], sources: Sources) -> Iterator[SetVariab
     """
     for group in ((ENVIRONMENT,), _FILES, (str(SECRETS_FOLDER),)):
         for name, source in product(names, group):
-            if value := sources[source].get(name):
-                yield SetVariable(name, source, value)
+            value = sources[source].get(name)
+            if text := _read_text(value).strip() if isinstance(value, Path) else value:
+                yield SetVariable(name, source, text)
 
 
 def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
@@ -92,7 +94,7 @@ def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
     url = next(find_variables(spec.spellings("base_url"), sources), None)
     if url is None or url.source == ENVIRONMENT:
         return secret, ""
-    if _has_secret(url, sources[ENVIRONMENT]):
+    if _has_secret(url):
         raise NotConfigured(f"{url.name} in {url.source} contains a secret", hint="Remove ${...} from the address")
     if not secrets or secrets[0].source == url.source == str(SECRETS_FOLDER):
         return secret, ""
@@ -106,40 +108,64 @@ def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
     )
 
 
-def _has_secret(variable: SetVariable, environment: Mapping[str, str | None]) -> bool:
+def _has_secret(variable: SetVariable) -> bool:
     """Return whether a variable of a file contains a secret of the environment, directly or by another variable."""
     raw_value = _raw_value(variable)
     if any(_SECRET_NAME.search(name) for name in re.findall(r"\$\{[^}]*", raw_value)):
         return True
-    secrets = (value for name, value in environment.items() if value and _SECRET_NAME.search(name))
+    secrets = (value for name, value in os.environ.items() if _SECRET_NAME.search(name))
     return "$" in raw_value and any(secret in variable.value for secret in secrets if len(secret) >= _MIN_SECRET_CHARS)
 
 
-def _read_env_file(name: str) -> Mapping[str, str | None]:
+def _read_text(file: Path) -> str:
+    """Return the text of a file; "" if there is none."""
     try:
-        return _with_upper_names(DotEnvSettingsSource(EnvSettings, env_file=name).env_vars)
-    except (OSError, UnicodeError):
-        return {}
+        size = file.stat().st_size if file.is_file() else 0
+        if size <= _MAX_FILE_BYTES:
+            return file.read_text(encoding="utf-8") if size else ""
+        fault = f"{size} bytes"
+    except (OSError, UnicodeError) as error:
+        fault = type(error).__name__
+    raise NotConfigured(f"{file} cannot be read ({fault})", hint="It must be UTF-8 text of at most 1 MB")
+
+
+def _read_env_file(name: str) -> tuple[dict[str, str], list[int]]:
+    return _parse_env_file(name, _read_text(Path(name)))
+
+
+@lru_cache(maxsize=8)  # every provider reads the files, and thousands of lines take a second
+def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
+    """Return the values as written, and the numbers of the lines without one, which are also logged once."""
+    values, unreadable = dict[str, str](), list[int]()
+    for line in parse_stream(io.StringIO(text)):
+        if line.key is not None and line.value is not None:
+            values[line.key] = line.value
+        elif line.key is not None or line.error:  # not a comment
+            statement = line.original.string
+            unreadable.append(line.original.line + statement[: -len(statement.lstrip())].count("\n"))
+    if unreadable:
+        log.line("warning", "llm.env_lines_unreadable", file=name, lines=unreadable[:_MAX_LINES_LOGGED])
+    return values, unreadable
+
+
+def _resolve(written: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of a file with the variables in them (``${...}``) replaced."""
+    values, known = dict(written), dict[str, str | None](os.environ)
+    for name, value in written.items():
+        if "$" in value:
+            values[name] = "".join(atom.resolve(known) for atom in parse_variables(value))
+        known[name] = values[name]
+    return values
 
 
 def _raw_value(variable: SetVariable) -> str:
     """Return the value as written in its ``.env`` file, with ``${...}``; "" for a variable of another source."""
     if variable.source not in _FILES:
         return ""
-    written = dotenv_values(variable.source, encoding="utf-8", interpolate=False)
-    return _with_upper_names(written).get(variable.name) or ""
+    return str(_with_upper_names(_read_env_file(variable.source)[0]).get(variable.name, ""))
 
 
-def _read_secrets() -> dict[str, str | None]:
-    secrets: dict[str, str | None] = {}
-    for file in SECRETS_FOLDER.glob("*"):
-        with suppress(OSError, UnicodeError):
-            if file.is_file() and file.stat().st_size <= _MAX_SECRET_BYTES:
-                secrets[file.name] = file.read_text(encoding="utf-8").strip()
-    return secrets
-
-
-def _with_upper_names(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+def _with_upper_names(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {name.upper(): value for name, value in variables.items()}
 
 

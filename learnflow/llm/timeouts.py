@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .base import ProviderOptions, TimeOptions
-from .errors import NotConfigured
 from .provider_spec import ProviderSpec
 from .settings import ProviderSettings, Settings
 
@@ -50,31 +47,11 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
 
     Args:
         spec: the provider's spec. It decides between the defaults of a local server and of a cloud.
-        given: the keywords, see ``TimeOptions``.
+        given: the checked keywords, see ``TimeOptions``.
         common: the settings that all providers share.
         own: the settings of this provider.
-
-    Raises:
-        NotConfigured: a keyword is unknown, or its value is invalid.
     """
-    known = TimeOptions.__annotations__
-    for name, value in given.items():
-        if name not in known:
-            keywords = ProviderOptions.__annotations__
-            similar = difflib.get_close_matches(name, keywords, 1)
-            hint = f"Did you mean {similar[0]}=?" if similar else f"Use {', '.join(keywords)}"
-            raise NotConfigured(f"unknown keyword {name}=", provider=spec.name, hint=hint)
-        if name == "local_only":
-            valid, expected = isinstance(value, bool), "True or False"
-        elif name == "max_concurrency":
-            valid, expected = type(value) is int and value > 0, "an integer from 1"
-        else:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            valid, expected = number and value > 0, "seconds, more than 0"
-        if value is not None and not valid:
-            raise NotConfigured(f"{name}= must be {expected}", provider=spec.name, hint="Change or remove it")
     first_token, gap = LOCAL_TIMEOUTS_S if spec.local else CLOUD_TIMEOUTS_S
-    local_only = given.get("local_only")
     return Times(
         connect=given.get("connect_timeout") or common.llm_connect_timeout,
         first_token=given.get("first_token_timeout") or common.llm_first_token_timeout or first_token,
@@ -83,5 +60,5 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
         own_deadline=given.get("deadline"),
         load=common.llm_load_timeout,
         max_concurrency=given.get("max_concurrency") or own.max_concurrency,
-        local_only=common.llm_local_only if local_only is None else local_only,
+        local_only=common.llm_local_only if given.get("local_only") is None else given["local_only"],
     )

@@ -27,8 +27,7 @@ from learnflow.llm.cli import main as cli
 from learnflow.llm.cli import pull
 from learnflow.llm.integrations import prometheus
 from learnflow.llm.provider_spec import endpoint_spec
-from learnflow.llm.providers import provider_of
-from learnflow.llm.providers.registry import CUSTOM, SPECS
+from learnflow.llm.providers.registry import CUSTOM, SPECS, provider_of
 from learnflow.llm.testing import FaultServer, replaying
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])

@@ -76,6 +76,8 @@ async def test_own_provider_has_time_limit_and_its_exceptions_are_failures() -> 
                 await asyncio.sleep(60)
             raise OSError("boom")
 
+        generate = stream = list_models = health_check = complete
+
         def get_capabilities(self) -> Any:
             return CustomProvider("http://x").get_capabilities()
 

@@ -17,15 +17,15 @@ from support import ROOT, read_variables
 
 import learnflow.llm
 from learnflow.llm import providers, settings, sync
-from learnflow.llm.providers.registry import SPECS
+from learnflow.llm.providers.registry import CLASSES, SPECS, build
 
 PACKAGE = ROOT / "learnflow" / "llm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Imports go one way: a package may import packages of earlier rows, and of its own row if that makes no cycle.
 LAYERS = [
-    ["process", "errors", "capabilities", "completion", "stream", "base", "background"],
-    ["parameters", "provider_spec"],
+    ["process", "errors", "capabilities", "completion", "stream", "parameters", "base", "background"],
+    ["provider_spec"],
     ["log", "events"],
     ["settings_sources", "settings", "timeouts", "model_store"],
     ["transport"],
@@ -222,3 +222,11 @@ def test_command_started_by_its_path_does_not_import_the_parent_package(tmp_path
     assert ran.returncode == 2
     assert "no-such" in ran.stderr
     assert "graph" not in ran.stderr
+
+
+def test_registry_builds_a_provider_of_the_class_with_its_name() -> None:
+    assert providers.build is build
+    assert CLASSES.keys() == SPECS.keys()
+    assert type(build("ollama", "http://127.0.0.1:1")) is providers.OllamaProvider
+    unnamed = build("groq", "http://127.0.0.1:1", "m", "key")
+    assert (unnamed.name, "groq" in CLASSES) == ("groq", False)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
+from dotenv import dotenv_values
+from dotenv.parser import Binding
 from support import TINY_MODEL
 
 from learnflow.llm import errors, get_provider, settings, settings_sources
@@ -113,3 +117,94 @@ def test_address_with_secret_copied_by_another_variable_is_refused(
     Path(".env").write_text("X=${OPENAI_API_KEY}\nOLLAMA_BASE_URL=http://elsewhere.example/${X}\n", encoding="utf-8")
     with pytest.raises(errors.NotConfigured, match="contains a secret"):
         settings_sources.provider_secret(SPECS["ollama"], "api_key")
+
+
+@pytest.mark.parametrize("value", ["5", "true", "{}", "[]", "null", '"vision"'])
+def test_capabilities_that_json_could_parse_raise_with_their_variable(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CAPABILITIES", value)
+    with pytest.raises(errors.NotConfigured, match="VLLM_CAPABILITIES"):
+        build("vllm")
+    assert build("ollama").name == "ollama"
+
+
+@pytest.mark.parametrize("folder", ["~nosuchuser/x", "x" * 5000, "a\tb"])
+@pytest.mark.parametrize("name", ["LLM_REPLAY", "LLM_MODELS_DIR"])
+def test_impossible_folder_raises_with_its_variable(name: str, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, folder)
+    with pytest.raises(errors.NotConfigured, match=name) as caught:
+        build("ollama")
+    assert len(str(caught.value)) < 500
+
+
+def test_error_names_variable_type_and_valid_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_SPILL", "everywhere")
+    monkeypatch.setenv("LLM_RETRIES", "1" * 400)
+    with pytest.raises(errors.NotConfigured) as caught:
+        settings.load()
+    assert "LLM_SPILL must be 'no', 'local' or 'cloud' (given: str)" in str(caught.value)
+    assert "LLM_RETRIES must be" in str(caught.value)
+
+
+UNREADABLE = (
+    "# a comment\n\nOLLAMA_MODEL=m\n\n\nOLLAMA_BASE_URL http://x\nexport LLM_LOCAL_ONLY\nLLM_PROVIDER='ollama\n"
+)
+
+
+def test_unreadable_lines_of_env_file_are_logged_once_with_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    Path(".env").write_text(UNREADABLE, encoding="utf-8")
+    assert settings_sources.unreadable_lines() == [(".env", 6), (".env", 7), (".env", 8)]
+    for _ in range(3):
+        assert settings.load_provider(SPECS["ollama"]).model == "m"
+    lines = [record.getMessage() for record in caplog.records if "unreadable" in record.getMessage()]
+    assert len(lines) == 1
+    assert "[6, 7, 8]" in lines[0]
+    assert ".env" in lines[0]
+
+
+def test_long_env_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+    parse = settings_sources.parse_stream
+
+    def count(stream: TextIO) -> Iterator[Binding]:
+        for line in parse(stream):
+            parsed.append(line.original.line)
+            yield line
+
+    monkeypatch.setattr(settings_sources, "parse_stream", count)
+    text = "".join(f"VARIABLE_{number}=${{HOME}} {number}\n" for number in range(5000))
+    Path(".env").write_text(f"{text}OLLAMA_MODEL=${{VARIABLE_1}}\n", encoding="utf-8")
+    monkeypatch.setenv("HOME", "/one")
+    for name in SPECS:
+        settings.load_provider(SPECS[name])
+    assert settings.load_provider(SPECS["ollama"]).model == "/one 1"
+    monkeypatch.setenv("HOME", "/two")
+    assert settings.load_provider(SPECS["ollama"]).model == "/two 1"
+    assert len(parsed) == 5001
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"A=1\n" * 300_000])
+def test_env_file_that_is_no_short_text_raises_with_its_name(content: bytes) -> None:
+    Path(".env.local").write_bytes(content)
+    with pytest.raises(errors.NotConfigured, match=r"^\.env\.local cannot be read"):
+        settings.load()
+
+
+def test_secret_that_is_no_text_raises_only_if_it_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "certificate").write_bytes(b"\xff")
+    monkeypatch.setattr(settings_sources, "SECRETS_FOLDER", tmp_path / "secrets")
+    assert settings.load().llm_retries == 2
+    (tmp_path / "secrets" / "OPENAI_API_KEY").write_bytes(b"\xff")
+    with pytest.raises(errors.NotConfigured, match="OPENAI_API_KEY cannot be read"):
+        settings.load_provider(SPECS["openai"])
+
+
+@pytest.mark.parametrize(
+    "text", ["A=${B:-x}$C ${D} $$", 'A="a\nb"', "A='${HOME}'", "export A = x # y", "A=", "A=${UNSET}"]
+)
+def test_values_are_those_of_dotenv(text: str) -> None:
+    Path(".env").write_text(f"D=d\n{text}\nE=${{A}}${{D}}\n", encoding="utf-8")
+    sources = settings_sources.read_sources()
+    assert sources[".env"] == dotenv_values(".env")

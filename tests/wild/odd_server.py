@@ -48,7 +48,7 @@ class OddServer(FaultServer):
         super().__init__("openai")
         self.reply = reply
         rows = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
-        self.tells = {"/v1/models": rows if models is None else models}
+        self.responses = {"/v1/models": rows if models is None else models}
 
     @property
     def bodies(self) -> list[dict[str, Any]]:

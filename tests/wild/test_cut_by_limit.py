@@ -179,6 +179,29 @@ async def test_router_opens_no_breaker_and_asks_each_provider_once_at_most(
     assert [row["breaker"] for row in chain.status()] == ["closed", "closed"]
 
 
+@pytest.mark.parametrize("how", HOWS)
+@rows(*(row for row in TRUNCATED if "dialect" not in row.id and "MAX_TOKENS" not in row.id))
+async def test_next_provider_gets_the_request_only_if_the_answer_is_empty(row: Row, how: str) -> None:
+    async with OddServer(row.reply) as one, OddServer(row.reply) as two:
+        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        with pytest.raises(errors.AnswerTruncated) as caught:
+            await answered(chain, how, **row.options)
+        is_empty = not (caught.value.partial or caught.value.partial_calls)
+        assert (len(one.bodies), len(two.bodies)) == (1, int(is_empty))
+
+
+async def test_next_provider_gets_the_request_if_the_context_was_full() -> None:
+    """A sibling: another provider may serve a longer context."""
+    reply = cut(said('{"questions": ["Why two '), **used(30))
+    async with OddServer(reply) as one, OddServer(whole_quiz()) as two:
+        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        assert (await chain.complete("?", response_format=Quiz)).parsed == Quiz(questions=[])
+
+
+def whole_quiz() -> Reply:
+    return cut(said('{"questions": []}'), finish="stop")
+
+
 @dataclass(frozen=True)
 class TextRow:
     id: str

@@ -29,10 +29,12 @@ from odd_server import (
     whole,
 )
 from pydantic import BaseModel
+from support import serving
 
-from learnflow.llm import errors
+from learnflow.llm import errors, events
 from learnflow.llm.cli.main import main
 from learnflow.llm.providers import CustomProvider, build
+from learnflow.llm.testing import FaultServer
 
 KEY: Final = "k-0123456789abcdef"
 
@@ -117,6 +119,32 @@ async def test_doubtful_json_is_no_match(row: JsonRow, how: str, monkeypatch: py
             await answered(CustomProvider(server.base_url, MODEL), how, response_format=Quiz)
 
 
+@pytest.mark.parametrize(
+    "text", ['Here: {"a": {"b": 1}, "c": ', '{"a": 1} and {"b": [1, ', '```json\n[{"a": 1}, {"b"\n```']
+)
+async def test_inner_object_of_incomplete_json_is_not_its_json(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sibling of github.com/browser-use/browser-use/pull/5148 (2026-07)."""
+    monkeypatch.setenv("LLM_REASK", "0")
+    async with OddServer(sse(said(text), chunk(finish="stop"), DONE)) as server:
+        with pytest.raises(errors.SchemaMismatch):
+            await CustomProvider(server.base_url, MODEL).complete("?", response_format={"type": "json_object"})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('"see {} here"', "see {} here"),
+        ("[1, 2]", [1, 2]),
+        ('The set {x} has one element, see [1]:\n{"a": 1}', {"a": 1}),
+        ('{"a": 1}\n```json\n{"a": 1}\n```', {"a": 1}),
+    ],
+)
+async def test_braces_of_a_sentence_are_not_json(text: str, value: Any) -> None:
+    async with OddServer(sse(said(text), chunk(finish="stop"), DONE)) as server:
+        done = await CustomProvider(server.base_url, MODEL).complete("?", response_format={"type": "json_object"})
+    assert done.parsed == value
+
+
 @pytest.mark.parametrize("how", HOWS)
 async def test_byte_order_mark_before_a_body_of_json_is_ignored(how: str) -> None:
     """github.com/avibe-bot/avibe/pull/1786 (2026-08)."""
@@ -195,6 +223,13 @@ class LevelRow:
         "github.com/simonw/llm/pull/1321 (2025-12), github.com/zed-industries/zed/pull/45234 (2025-12)",
         "openai",
         "gpt-5.2",
+        "xhigh",
+    ),
+    LevelRow(
+        "xhigh at a model of OpenAI that is not known",
+        "a sibling of github.com/simonw/llm/pull/1321 (2025-12)",
+        "openai",
+        "gpt-6-astra",
         "xhigh",
     ),
     LevelRow("none at OpenAI", "github.com/getzep/graphiti/pull/1395 (2026-04)", "openai", "gpt-5.2", "none"),
@@ -311,3 +346,44 @@ async def test_other_form_of_the_requested_name_is_no_warning(
     async with OddServer(other_model(row.served)) as server:
         assert (await answered(CustomProvider(server.base_url, MODEL), how)).text == "Two keys."
     assert not caplog.records
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_other_model_is_reported_once_for_each_provider_object(how: str, events_seen: list[Any]) -> None:
+    async with OddServer(other_model("other-3b")) as server:
+        provider = CustomProvider(server.base_url, MODEL)
+        await answered(provider, how)
+        await answered(provider, how)
+    reported = [event for event in events_seen if isinstance(event, events.OtherModelAnswered)]
+    assert [(event.model, event.served) for event in reported] == [(MODEL, "other-3b")]
+
+
+async def test_name_of_a_deployment_is_an_alias(events_seen: list[Any]) -> None:
+    async with OddServer(other_model("gpt-4.1-2025-04-14")) as server:
+        done = await build("azure", f"{server.root}/openai/v1", "our-deployment", KEY).complete("?")
+    assert (done.model.requested, done.model.served) == ("our-deployment", "gpt-4.1-2025-04-14")
+    assert not [event for event in events_seen if isinstance(event, events.OtherModelAnswered)]
+
+
+def test_ask_names_the_model_that_answered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(server := OddServer(other_model("other-3b"))):
+        monkeypatch.setenv("LLM_PROVIDER", "custom")
+        monkeypatch.setenv("CUSTOM_BASE_URL", server.base_url)
+        monkeypatch.setenv("CUSTOM_MODEL", MODEL)
+        assert main(["ask", "Why two keys?"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "Two keys.\n"
+    assert f"custom answered with the model other-3b instead of {MODEL}" in shown.err
+
+
+def test_status_and_warm_up_name_the_model_of_a_server_that_ignores_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(server := FaultServer("llamacpp")):
+        monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
+        monkeypatch.setenv("LLAMACPP_BASE_URL", server.base_url)
+        monkeypatch.setenv("LLAMACPP_MODEL", MODEL)
+        assert main(["status", "-p", "llamacpp"]) == 0
+        assert f"the server answers with fault-model, not with {MODEL}" in capsys.readouterr().out
+        assert main(["warm-up"]) == 0
+        assert f"fault-model instead of {MODEL}" in capsys.readouterr().out

@@ -219,7 +219,8 @@ STREAMS = (
         ended(
             calls(piece(0, name="define"), piece(1, name="define")),
             calls(piece(0, "a1"), piece(1, "b2")),
-            calls(piece(1, arguments=LOCK), piece(0, arguments=KEY)),
+            calls(piece(0, arguments=KEY[:6]), piece(1, arguments=LOCK)),
+            calls(piece(0, arguments=KEY[6:])),
         ),
         TWO,
     ),

@@ -50,6 +50,7 @@ VENDORS: Final = (
     "custom", "chutes", "poe", "nano-gpt", "scaleway", "featherless_ai", "together_ai", "dashscope", "deepinfra",
     "groq", "sambanova", "zai", "publicai", "nscale", "openrouter", "mistral",
 )  # fmt: skip
+ANY_TOOL: Final = {"mistral": '"any"'}  # "required" in the vendor's own words, which LiteLLM writes
 UNHEARD: Final = "study-lab/Unheard-Of-7B"
 PAGE: Final = {"object": "list", "data": [{"id": UNHEARD, "object": "model"}]}
 
@@ -129,7 +130,8 @@ async def refusing(row: Row, monkeypatch: pytest.MonkeyPatch | None = None) -> d
             monkeypatch.setenv(f"{name.upper().replace('-', '_')}_CAPABILITIES", row.word)
         async with OddServer(reply, PAGE) as server:
             got = await outcome(unknown_model(name, server.base_url), "complete", row.prompt, **row.options)
-            if row.mark not in json.dumps(server.bodies[-1:]) or isinstance(got, errors.LLMError):
+            mark = ANY_TOOL.get(name, row.mark) if row.mark == '"required"' else row.mark
+            if mark not in json.dumps(server.bodies[-1:]) or isinstance(got, errors.LLMError):
                 found[name] = type(got).__name__
     return found
 
@@ -155,8 +157,38 @@ async def test_explain_and_the_call_agree(row: Row, sole: bool) -> None:
             first = choices_of(chain, row.prompt, **row.options)[0]
             got = await outcome(chain, "complete", row.prompt, **row.options)
             if (first.serves is not False) != (len(one.bodies) == 1):
-                differing[name] = f"explain: {first.serves} ({first.why}); the call: {type(got).__name__}"
+                differing[name] = f"explain: {first.serves} ({first.reason}); the call: {type(got).__name__}"
     assert differing == {}
+
+
+@pytest.mark.parametrize("sole", [True, False], ids=["sole", "chain"])
+@rows(*(row for row in CAPABILITIES if row.id != "a choice of tools"))
+async def test_capability_that_the_operator_denies_is_refused_before_sending(
+    row: Row, sole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUSTOM_CAPABILITIES", f"no-{row.word}".replace("_", "-"))
+    async with OddServer(reply) as one, OddServer(reply) as two:
+        first, second = (CustomProvider(server.base_url, MODEL) for server in (one, two))
+        chain = router(first) if sole else router(first, second)
+        assert [choice.serves for choice in choices_of(chain, row.prompt, **row.options)] == [False] * (2 - sole)
+        got = await outcome(chain, "complete", row.prompt, **row.options)
+        assert isinstance(got, errors.Unsupported)
+        assert not one.bodies + two.bodies
+        got = await outcome(first, "events", row.prompt, **row.options)
+        assert isinstance(got, errors.Unsupported)
+        assert f"CUSTOM_CAPABILITIES={row.word}" in str(got)
+
+
+async def test_denial_of_the_price_map_decides_only_if_another_provider_can_serve() -> None:
+    """A sibling: the map may be outdated. It denies tools for this model."""
+    async with OddServer(reply) as one, OddServer(reply) as two:
+        denied = build("deepseek", one.base_url, "deepseek-reasoner", KEY)
+        assert denied.get_capabilities()["tools"] is False
+        assert [choice.serves for choice in choices_of(router(denied), "?", tools=TOOLS)] == [None]
+        assert (await router(denied).complete("?", tools=TOOLS)).text == ANSWER
+        chain = router(denied, CustomProvider(two.base_url, MODEL))
+        assert (await chain.complete("?", tools=TOOLS)).text == ANSWER
+        assert (len(one.bodies), len(two.bodies)) == (1, 1)
 
 
 @pytest.mark.parametrize("how", HOWS)

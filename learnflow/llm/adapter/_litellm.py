@@ -21,7 +21,7 @@ import os
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -43,6 +43,7 @@ _ENVIRONMENT: Final = {
     "LITELLM_OFFLINE_MODE": "True",
     "LITELLM_MODE": "PRODUCTION",
 }
+_UNDECIDED: Final = ("tools", "tool_choice", "response_format")  # the server decides whether it supports them
 _NO_KEY: Final = "no-key"  # without any key, LiteLLM reads one from the environment, perhaps of another host
 _CHAT_MODE: Final = "chat"
 _MAX_CLASSIFIED_BYTES: Final = 4000  # of an error response, because LiteLLM searches it for many sentences
@@ -144,15 +145,11 @@ def _build_request(
     messages = [{key: value for key, value in message.items() if value is not None} for message in copies]
     keywords = dict(parameters)
     extra = {key: value for key, value in keywords.pop("extra_body", {}).items() if key != "model"}
-    schema = keywords.pop("response_format") if isinstance(keywords.get("response_format"), type) else None
+    if isinstance(keywords.get("response_format"), type):
+        keywords["response_format"] = config.get_json_schema_from_pydantic_object(keywords["response_format"])
     keywords_json = json.dumps(keywords)  # in the caller's order: a model writes properties in the order of its schema
-    optional = copy.deepcopy(_convert_parameters(spec.litellm, model, endpoint.version, keywords_json, schema))
+    optional = copy.deepcopy(_convert_parameters(spec.litellm, model, endpoint.version, keywords_json))
     by_litellm = optional.pop("extra_body", None) or {}
-    if optional.pop("json_mode", None):  # LiteLLM would replace the schema by a tool
-        raise errors.Unsupported(
-            "this model does not support a schema together with these keywords",
-            hint="Leave tools= or response_format= out, or choose another model",
-        )
     litellm_params = {"api_base": endpoint.base, "custom_llm_provider": spec.litellm}
     arguments: dict[str, Any] = {"model": model, "optional_params": optional, "litellm_params": litellm_params}
     if spec.api.chat_path:
@@ -165,10 +162,11 @@ def _build_request(
 
 
 @lru_cache(maxsize=256)
-def _convert_parameters(
-    prefix: str, model: str, version: str | None, keywords_json: str, schema: type | None
-) -> dict[str, Any]:
+def _convert_parameters(prefix: str, model: str, version: str | None, keywords_json: str) -> dict[str, Any]:
     """Return the provider's parameters for OpenAI's.
+
+    LiteLLM's table does not decide whether a model supports tools or schemas. If LiteLLM refuses them, or replaces a
+    schema by a tool ("json_mode"), they are returned in OpenAI's format.
 
     Cached, because for some providers LiteLLM searches its whole table a dozen times. For Fireworks that takes 3 ms,
     which would block the event loop. An application sends the same few parameters.
@@ -178,12 +176,15 @@ def _convert_parameters(
         model: the model's name at the provider.
         version: the API version; None if the provider has none.
         keywords_json: OpenAI's parameters as JSON.
-        schema: the class given as ``response_format``; None if there is none.
     """
-    parameters = json.loads(keywords_json) | ({"response_format": schema} if schema else {})
-    optional: dict[str, Any] = _load().utils.get_optional_params(
-        model=model, custom_llm_provider=prefix, stream=True, drop_params=False, api_version=version, **parameters
-    )
+    options = {"stream": True, "drop_params": False, "api_version": version}
+    convert = partial(_load().utils.get_optional_params, model=model, custom_llm_provider=prefix, **options)
+    parameters, optional = json.loads(keywords_json), dict[str, Any](json_mode=True)
+    with suppress(_load().exceptions.UnsupportedParamsError):
+        optional = convert(**parameters)
+    if "json_mode" in optional:
+        as_given = {name: parameters.pop(name) for name in _UNDECIDED if name in parameters}
+        optional = convert(**parameters) | as_given
     return optional
 
 

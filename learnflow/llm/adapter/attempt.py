@@ -10,8 +10,9 @@ from functools import partial
 from typing import Final, cast
 
 from .. import errors, events, log
-from ..base import Attempt, Slot
-from ..completion import CallId, Completion, ReasoningDelta, ServedModel, TextDelta, Usage, Waiting
+from ..base import Attempt, Slot, describe_limit
+from ..capabilities import is_same_model
+from ..completion import CallId, Completion, ReasoningDelta, ServedModel, TextDelta, Waiting
 from ..errors import LLMError
 from ..provider_spec import ProviderSpec
 from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
@@ -24,6 +25,7 @@ from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
+from ..transport.tool_calls import join_extra
 from . import _litellm, structured_output
 from .capacity import CAPACITY
 from .context_window import ContextBudget
@@ -49,6 +51,7 @@ class Runner:
         reask: the limit of requests for a correction after an answer that does not match its schema.
         variants: the request format that a model last accepted, by its name.
         leaking_models: the models that emitted thinking as text. Their text is held back until thinking has ended.
+        other_models: the pairs of a requested model and the one in the response that were reported.
         unreachable: the time and the error of the last failure to connect, on the event loop's clock; None without one.
     """
 
@@ -61,6 +64,7 @@ class Runner:
     reask: int
     variants: dict[str, Variant] = field(default_factory=dict)
     leaking_models: set[str] = field(default_factory=set)
+    other_models: set[tuple[str, str | None]] = field(default_factory=set)
     unreachable: tuple[float, LLMError] | None = None
 
     @property
@@ -341,15 +345,20 @@ class _AttemptRun:
                 parsed = await structured_output.parse_in_background(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
         except errors.BrokenAnswer as error:
-            if answer.parser.finish == "length":
-                what = f"{error.what}; it ended at {self._describe_limit(answer.parser.usage)}"
+            limit, tokens = self.model_and_limit()[1], answer.parser.usage.completion_tokens
+            if answer.parser.finish == "length" or (limit and tokens == limit):
+                what = f"{error.what}; it ended at {describe_limit(limit, answer.parser.usage)}"
                 hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
-                raise errors.AnswerTruncated(what, hint=hint) from None
+                failure = errors.AnswerTruncated(what, hint=hint)
+                is_empty, is_full = not (answer.text or answer.parser.calls), not limit or (tokens or limit) < limit
+                failure.failover = is_empty or is_full  # otherwise the next answer would end at the same number
+                raise failure from None
             if isinstance(error, errors.SchemaMismatch):
                 error.answer = completion  # with its tokens and its cost
                 if request.sampling.get("temperature") == 0:
                     error.retryable = False  # a retry would return the same answer
             raise
+        self._report_other_model(completion.model.served)
         events.emit_content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
@@ -363,12 +372,14 @@ class _AttemptRun:
             return _litellm.price(self._spec, self._model, completion.usage)
         return 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
 
-    def _describe_limit(self, usage: Usage) -> str:
-        """Return the token limit at which an answer ended, as words for an error message."""
-        limit, tokens = self.model_and_limit()[1], usage.completion_tokens
-        if limit is None or (tokens or limit) < limit:
-            return f"{tokens or '?'} tokens, because the context was full"
-        return f"max_tokens={limit}"
+    def _report_other_model(self, served: str | None) -> None:
+        """Emit an event if the response names another model, unless the server's names are aliases."""
+        runner, name = self._runner, self._spec.name
+        kind = (self._catalog.server and self._catalog.server.kind) or self._spec
+        pair = (self._model, served)
+        if served and not (kind.api.has_aliases or pair in runner.other_models or is_same_model(self._model, served)):
+            runner.other_models.add(pair)
+            events.emit(events.OtherModelAnswered(provider=name, model=self._model, served=served))
 
 
 class Answer(Transcript):
@@ -439,6 +450,7 @@ class Answer(Transcript):
             model: the requested model.
 
         Raises:
+            AnswerTruncated: thinking used all tokens, or a tool call ended at the limit.
             ContentFiltered: the model refused to answer.
             EmptyAnswer: the response has neither text nor tool calls.
             MalformedAnswer: a tool call has no name, or its arguments are not a JSON object.
@@ -448,6 +460,8 @@ class Answer(Transcript):
         calls, text, finish = parser.tool_calls(), self.text, parser.finish or "stop"
         if not text.strip() and not calls and not self._continues:
             raise self._empty_error()
+        if calls and finish == "length":
+            raise errors.AnswerTruncated("the answer ends with a tool call, which may be incomplete")
         must_call = self._request.tool_choice not in (None, "auto", "none")
         if must_call and not calls:  # some servers ignore the parameter
             hint = "Use a model and a server that support tools"
@@ -457,7 +471,7 @@ class Answer(Transcript):
             text=text,
             reasoning=self.thinking or None,
             tool_calls=calls,
-            extra=parser.extra,
+            extra=join_extra(parser.extra),
             finish="tool_calls" if calls and finish == "stop" else finish,
             provider=provider,
             model=ServedModel(model, parser.served_model),

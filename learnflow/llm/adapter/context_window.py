@@ -36,6 +36,7 @@ _LOAD_FAILED_STATUS: Final = 500  # a gateway in front of the server responds wi
 _MAX_IMAGE_TOKENS: Final = 1024  # of one image
 _MAX_TEMPLATE_TOKENS: Final = 8  # around one message
 _MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of the template
+_NOUNS: Final = {"vision": "images", "tools": "tools", "json_schema": "a JSON schema"}
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MAX_CJK_CHARS_PER_TOKEN: Final = 6
 
@@ -85,12 +86,16 @@ class Needs:
 def needs_of(call: Call) -> Needs:
     """Return the requirements of a call."""
     parts = [part for message in messages_of(call.prompt) for part in parts_of(message)]
-    images = any("image" in str(part.get("type")) for part in parts)
-    response_format = call.options.get("response_format")
-    schema = isinstance(response_format, Mapping) and response_format.get("type") == "json_schema"
-    required = {"vision": images, "tools": call.options.get("tools"), "json_schema": schema}
-    names = tuple(name for name, value in required.items() if value)
+    images, options = any("image" in str(part.get("type")) for part in parts), call.options
+    names = required_capabilities(images, options.get("tools"), options.get("response_format"))
     return Needs(capabilities=names, tokens=estimate_min_tokens(map(text_of, parts)))
+
+
+def required_capabilities(images: object, tools: object, response_format: object) -> tuple[str, ...]:
+    """Return the names of the capabilities that a request requires. Each argument is falsy if the request has none."""
+    schema = isinstance(response_format, Mapping) and response_format.get("type") == "json_schema"
+    required = {"vision": images, "tools": tools, "json_schema": schema}
+    return tuple(name for name, value in required.items() if value)
 
 
 def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
@@ -157,7 +162,7 @@ class ContextBudget:
             A description of the adjustments; None if there are none.
 
         Raises:
-            Unsupported: the request has images, and the model does not support them.
+            Unsupported: the model does not support images, tools or a JSON schema of the request.
             ContextOverflow: the prompt is certainly longer than the model's context length.
         """
         self._model, self._server_model = model, Model(name=model)
@@ -172,15 +177,18 @@ class ContextBudget:
 
     async def _check(self, timeout_s: float) -> str | None:
         request, catalog, why = self._request, self._catalog, None
-        if self._chooses_length or request.images or (request.ceiling and self._spec.local) or catalog.loads_models:
+        needs = required_capabilities(request.images, request.tools, request.response_format)
+        reads_limits = self._spec.local and (request.ceiling or needs)
+        if self._chooses_length or request.images or reads_limits or catalog.loads_models:
             max_age_s = MAX_AGE_S if catalog.loads_models else math.inf
             self._server_model = await catalog.describe(self._model, timeout_s, max_age_s)
-            if request.images and self._catalog.capabilities(self._model)["vision"] is False:
-                vision_model, capabilities = map(self._spec.variable, ("vision_model", "capabilities"))
-                hint = f"Set {vision_model}, or {capabilities}=vision if the model supports images"
-                what = "the model does not support images; nothing was sent"
-                raise errors.Unsupported(what, model=self._model, hint=hint)
             why = await self._set_context_length() if self._chooses_length else None
+        for name in needs:
+            if name in catalog.denied(self._model):
+                alternative = f"{self._spec.variable('vision_model')}, or " if name == "vision" else ""
+                hint = f"Set {alternative}{self._spec.variable('capabilities')}={name} if it does"
+                what = f"the model does not support {_NOUNS[name]}; nothing was sent"
+                raise errors.Unsupported(what, model=self._model, hint=hint)
         self.loads = self._catalog.is_cold(self._model)
         limit = None if request.ceiling is None else await self._find_answer_limit()
         return "; ".join(filter(None, (why, self._lower_answer_limit(limit)))) or None
@@ -300,7 +308,7 @@ class ContextBudget:
         """Request a longer context length, unless this request was retried before.
 
         It fits the server's token count, or is the next longer one if the error has no count. Return a description of
-        the change; None if there is none. Then add the lengths to the error.
+        the change; None without one. Then add the lengths to the error.
         """
         sent = self.context_length
         if not self._retried:

@@ -14,6 +14,7 @@ from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..completion import restore_extra
 from ..errors import LLMError, bare
+from ..parameters import check_keywords
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
 from ..servers import model_prices
@@ -26,7 +27,7 @@ from ..transport.endpoint import configure_endpoint
 from . import _litellm
 from .attempt import Runner
 from .context_window import requested_context
-from .options import check_keywords
+from .options import supported_keywords
 from .request import build_request
 from .routable import Facts, RoutableProvider, comparable_names
 
@@ -66,6 +67,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         headers: Mapping[str, str] | str | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
+        check_keywords(BaseProvider.__init__, locals(), errors.NotConfigured, self.spec.name)
         spec = self.spec
         common, own = settings.load(), settings.load_provider(spec)
         replay = active.current(common)
@@ -130,6 +132,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             concurrency_limit=self.runner.concurrency_limit,
             near=spec.local or endpoint.looks_local,
             local_only=times.local_only,
+            denied=self.catalog.denied(name),
         )
 
     def _has_model(self, model: str) -> bool:
@@ -153,9 +156,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return a coroutine function that runs one attempt; see ``RoutableProvider.attempt``."""
-        keywords = {"temperature": call.temperature, "max_tokens": call.max_tokens, **call.options}
         try:
-            keywords = check_keywords(self.spec, keywords)
+            keywords = supported_keywords(self.spec, call)
             prepared = build_request(self.spec, call.prompt, call.model or self.model, keywords)
             messages = [restore_extra(message, self.runner.origin) for message in prepared.messages]
             prepared = replace(prepared, messages=messages)

@@ -15,7 +15,7 @@ from ..errors import InvalidRequest, LLMError, Unsupported
 from ..parameters import LOCAL_SAMPLING
 from ..provider_spec import ProviderSpec
 from . import structured_output
-from .options import is_list_of_objects, messages_of, parts_of, text_of
+from .options import messages_of, parts_of, text_of
 
 _BODY_PARAMETERS: Final = ("top_k", "min_p")  # fields of the body, because OpenAI's API does not have them
 # vLLM continues the prefill only with both fields. llama.cpp repeats it without them.
@@ -222,10 +222,10 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
         spec: the provider's spec.
         prompt: the caller's text or messages.
         model: the model's name at the provider; None if it is chosen later.
-        keywords: the keywords of the call, from ``check_keywords``.
+        keywords: the keywords of the call, from ``supported_keywords``.
 
     Raises:
-        InvalidRequest: the prompt is invalid or empty.
+        InvalidRequest: the prompt is empty.
         Unsupported: the provider does not support a part of a message.
     """
     sampling = {name: value for name, value in keywords.items() if name in LOCAL_SAMPLING}
@@ -247,11 +247,6 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
 def _check_messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
     """Check the messages of a prompt, and return copies."""
     messages = messages_of(prompt)
-    if not messages or not all(map(_is_message, messages)):
-        raise InvalidRequest(
-            "the prompt is neither a text nor a list of messages",
-            hint='A message is {"role": "user", "content": "…"}. Content may be a list of text and image_url parts',
-        )
     if not any(message.get("content") or message.get("tool_calls") for message in messages):
         raise InvalidRequest("the prompt is empty", hint="Give a prompt with text")
     for message in messages:
@@ -259,17 +254,10 @@ def _check_messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:
     return [_copy_message(message) for message in messages]
 
 
-def _is_message(message: Mapping[str, Any]) -> bool:
-    content = message.get("content")
-    has_content = content is None or isinstance(content, str) or is_list_of_objects(content)
-    has_calls = is_list_of_objects(message.get("tool_calls") or [])
-    return has_content and has_calls and isinstance(message.get("role"), str)
-
-
 def _copy_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a message. Replace the role "developer" by "system", which every server supports."""
     content = message.get("content")
-    parts = {"content": [dict(part) for part in content]} if is_list_of_objects(content) else {}
+    parts = {"content": [dict(part) for part in content]} if content and not isinstance(content, str) else {}
     return {**message, **parts, "role": "system" if message["role"] == "developer" else message["role"]}
 
 
@@ -278,7 +266,7 @@ def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
 
     LiteLLM would drop the part silently, or download a file from its URL.
     """
-    for part in message["content"] if is_list_of_objects(message.get("content")) else []:
+    for part in parts_of(message):
         kind, file = part.get("type"), part.get("file")
         if kind not in spec.dialect.parts:
             what = f"{spec.title} does not support a part of type {str(kind)[:_MAX_TYPE_CHARS]!r}"

@@ -45,6 +45,7 @@ class Facts:
         concurrency_limit: how many requests may be in flight; None if unlimited.
         near: the address looks like one of this machine or a private network. It is checked again on connecting.
         local_only: the provider refuses requests unless it is local.
+        denied: the names of the capabilities without which the provider refuses a request itself.
     """
 
     address: str
@@ -61,6 +62,7 @@ class Facts:
     concurrency_limit: int | None = None
     near: bool = False
     local_only: bool = False
+    denied: frozenset[str] = frozenset()
 
     def permitted(self, *, local_only: bool) -> bool:
         """Return whether a request is allowed. ``local_only`` is the value of LLM_LOCAL_ONLY."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from .request import Request
 
 _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answer
+_JSON_START: Final = re.compile(r'\{\s*["}]|\[\s*["{\[]')  # not a brace or a bracket of a sentence
+_DECODER: Final = json.JSONDecoder(strict=False)  # with line ends in strings
 _MAX_FAULTS: Final = 1000  # an answer with more faults is not described
 
 
@@ -77,7 +80,7 @@ def parse(response_format: Any, text: str) -> Any:
     value = parse_json_answer(text)
     try:
         limit_steps(response_format.model_json_schema(), value)
-        return response_format.model_validate_json(_without_fence(text))
+        return response_format.model_validate_json(_only_json(text))
     except ValidationError as error:
         # The message names only fields of the class. Deeper locations may contain keys that the model wrote.
         few = error.error_count() <= _MAX_FAULTS
@@ -312,7 +315,7 @@ def limit_steps(schema: Mapping[str, Any], value: Any) -> None:
 def parse_json_answer(text: str) -> Any:
     """Parse an answer as JSON. Raise SchemaMismatch if it is not JSON."""
     try:
-        return parse_json(_without_fence(text))
+        return parse_json(_only_json(text))
     except ValueError as error:
         raise _mismatch("the answer is not JSON", f"it is not JSON ({error})") from None
 
@@ -329,15 +332,23 @@ def _mismatch(what: str, reason: str) -> SchemaMismatch:
     return error
 
 
+def _only_json(text: str) -> str:
+    """Return the only object or list in an answer, which may have a Markdown fence and sentences around it.
+
+    Return the answer itself if it has none or several different ones, or if one of them is incomplete.
+    """
+    answer = text.strip().removeprefix("\ufeff").strip()
+    candidates, end = set[str](), 0
+    while answer[:1] != '"' and (start := _JSON_START.search(answer, end)):  # a JSON string may contain braces
+        try:
+            end = _DECODER.raw_decode(answer, start.start())[1]
+        except (ValueError, RecursionError):
+            return answer
+        candidates.add(answer[start.start() : end])
+    return candidates.pop() if len(candidates) == 1 else answer
+
+
 def _unvalidated(schema: str, error: Exception) -> SchemaMismatch:
     """Return a SchemaMismatch for an answer that cannot be validated against a schema with this name."""
     what = f"the answer cannot be validated against {schema} ({type(error).__name__})"
     return _mismatch(what, what)
-
-
-def _without_fence(text: str) -> str:
-    """Return an answer without the Markdown fence that many models add."""
-    bare = text.strip()
-    if not (bare.startswith("```") and bare.endswith("```") and "\n" in bare):
-        return text
-    return bare.removesuffix("```").partition("\n")[2]

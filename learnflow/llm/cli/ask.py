@@ -12,7 +12,7 @@ import click
 from .. import errors, events
 from ..adapter.provider import BaseProvider
 from ..base import LLMProvider
-from ..completion import Completion, Finished, TextDelta, Waiting
+from ..completion import Completion, TextDelta, Waiting
 from ..errors import LLMError
 from ..factory import get_provider
 from ..routing.router import RouterProvider
@@ -38,7 +38,7 @@ async def ask(
     if system:
         options["system"] = system
     router = get_provider(provider)
-    remove_sink = events.add_sink(_notify_embedded)
+    remove_sink = events.add_sink(_notify_event)
     try:
         if as_json:
             with progress(_waiting_text(router)):
@@ -54,10 +54,15 @@ async def ask(
     return ExitCode.OK
 
 
-def _notify_embedded(event: events.LogEvent) -> None:
-    """Print a notice if the embedded model answers, because no provider is configured or was found."""
-    if isinstance(event, events.NothingConfigured):
-        notify(f"no server responds: using {event.provider} with the model {event.model}. {event.hint}")
+def _notify_event(event: events.LogEvent) -> None:
+    """Print a notice if the embedded model or another model answers, or if the answer ended at the limit of tokens."""
+    match event:
+        case events.NothingConfigured():
+            notify(f"no server responds: using {event.provider} with the model {event.model}. {event.hint}")
+        case events.OtherModelAnswered():
+            notify(f"{event.provider} answered with the model {event.served} instead of {event.model}")
+        case events.AnswerCut():
+            notify(f"{event.provider}: {event.hint}")
 
 
 async def _model_hint(router: RouterProvider, error: LLMError) -> str:
@@ -84,9 +89,6 @@ async def _print_stream(provider: LLMProvider, prompt: str, options: dict[str, A
                             waiting.close()
                             sys.stdout.write(escape(text) if sys.stdout.isatty() else text)
                             sys.stdout.flush()
-                        case Finished(completion) if completion.finish == "length":
-                            waiting.close()
-                            notify("the answer ended at max_tokens")
         finally:
             if text and not text.endswith("\n"):
                 sys.stdout.write("\n")

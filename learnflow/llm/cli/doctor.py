@@ -31,6 +31,8 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
     write(f"This is {'a' if settings_sources.in_container() else 'not a'} container.")
     _print_section("Variables that are set", _variables(provider))  # before the probes, which may raise for one of them
     _print_section("Unknown variables", _unknown_variables(provider))
+    lines = settings_sources.unreadable_lines()
+    _print_section("Lines that cannot be read", (f"{file}, line {line}: write NAME=value" for file, line in lines))
     chain, candidates = await probe(provider, timeout_s)
     if candidates:
         write("\nProbed servers:")

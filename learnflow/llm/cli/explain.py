@@ -99,7 +99,7 @@ def choices_of(
 
 def _unknown_requirements(option: Option, chain: Chain) -> list[str]:
     capabilities: Mapping[str, Any] = option.facts.capabilities
-    return [name for name in chain.needs.capabilities if capabilities[name] is None]
+    return [name for name in chain.needs.capabilities if not capabilities[name]]  # False only for a sole provider
 
 
 def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:

@@ -9,6 +9,7 @@ import click
 
 from .. import errors
 from ..adapter.provider import BaseProvider
+from ..capabilities import is_same_model
 from ..discovery import find_providers
 from ..errors import LLMError
 from ..providers import build
@@ -47,7 +48,9 @@ async def _load(provider: BaseProvider, model: str | None, keep_alive: str | Non
     options: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
     with progress(f"{provider.name}: loading {model or before.model or 'the model'}"):
         await provider.warm_up(model, **options)
-    model = model or (await provider.refresh()).model
-    if before.model == model and before.cold is False and not options:
-        return f"{provider.name}: {model} was already loaded"
-    return f"{provider.name}: {model} is loaded ({time.monotonic() - began:.1f} s)"
+    requested = model or provider.model
+    served = (await provider.catalog.find(requested)).name
+    name = served if not requested or is_same_model(requested, served) else f"{served} instead of {requested}"
+    if before.model == served and before.cold is False and not options:
+        return f"{provider.name}: {name} was already loaded"
+    return f"{provider.name}: {name} is loaded ({time.monotonic() - began:.1f} s)"

@@ -9,7 +9,7 @@ from ..parameters import REASONING_EFFORT
 from ..provider_spec import SETTINGS, Api, Dialect, ProviderSpec
 
 # OpenAI's API, at …/openai/v1 since August 2025.
-_OPENAI_API: Final = Api(api_path="/openai/v1", lists_all=False)
+_OPENAI_API: Final = Api(api_path="/openai/v1", lists_all=False, has_aliases=True)
 
 
 def _variant(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
@@ -24,6 +24,7 @@ SPEC: Final = ProviderSpec(
     genai="azure.ai.openai",
     api=Api(
         api_path="",
+        has_aliases=True,  # the names of deployments
         litellm_path="/openai",
         default_version="2024-10-21",
         key_header="api-key",

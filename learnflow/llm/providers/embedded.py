@@ -34,6 +34,7 @@ from ..adapter.provider import BaseProvider
 from ..base import TimeOptions
 from ..errors import LLMError, NotConfigured
 from ..model_store import DEFAULT_MODEL
+from ..parameters import Count, check_keywords
 from ..process import register
 from ..replay import active
 from ..transport import pool
@@ -377,11 +378,12 @@ class EmbeddedProvider(BaseProvider):
         api_key: str | None = None,
         vision_model: str | None = None,
         *,
-        context: int | None = None,
-        slots: int | None = None,
-        threads: int | None = None,
+        context: Count | None = None,
+        slots: Count | None = None,
+        threads: Count | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
+        check_keywords(EmbeddedProvider.__init__, locals(), NotConfigured, self.spec.name)
         common, own = settings.load(), settings.load_provider(self.spec)
         if base_url or own.base_url or api_key or own.api_key or vision_model or own.vision_model:
             raise NotConfigured(
@@ -390,15 +392,6 @@ class EmbeddedProvider(BaseProvider):
                 hint=f"Unset {', '.join(map(self.spec.variable, ('base_url', 'api_key', 'vision_model')))}. "
                 f"For a running server use {self.spec.variable('kind') if self.spec.kind else 'LLM_PROVIDER'}=llamacpp",
             )
-        sizes: dict[str, int] = {}
-        for name, value, default in (
-            ("context", context, _DEFAULT_CONTEXT),
-            ("slots", slots, _DEFAULT_SLOTS),
-            ("threads", threads, embedded_model.available_cores()),
-        ):
-            sizes[name] = (getattr(own, name) or default) if value is None else value
-            if type(sizes[name]) is not int or sizes[name] < 1:
-                raise NotConfigured(f"{name}= must be a positive integer", provider=self.spec.name)
         replay = active.current(common)
         # With cassettes there is no default model, because their model list names the recorded one.
         key, model = None, model or own.model or (None if replay else DEFAULT_MODEL)
@@ -406,7 +399,9 @@ class EmbeddedProvider(BaseProvider):
         if not active.is_replay(replay):
             path = embedded_model.find_file(self.spec, model or DEFAULT_MODEL)
             embedded_model.require_xllamacpp(self.spec.name)
-            config = ServerConfig(self.spec.name, path, alias or DEFAULT_MODEL, **sizes)
+            context, slots = context or own.context or _DEFAULT_CONTEXT, slots or own.slots or _DEFAULT_SLOTS
+            threads = threads or own.threads or embedded_model.available_cores()
+            config = ServerConfig(self.spec.name, path, alias or DEFAULT_MODEL, context, slots, threads)
             server = _servers.setdefault(config, EmbeddedServer(config))
             self._transport, key = EmbeddedTransport(server, common.llm_load_timeout), server.key
             times.setdefault("max_concurrency", own.max_concurrency or config.slots)

@@ -25,7 +25,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
         return None
     if model_list.rows("data") is None and not isinstance(model_list.error, errors.AuthenticationFailed):
         return None
-    server = read_model_list(model_list, "data", "id") or Server()
+    server = read_model_list(model_list) or Server()
     models = tuple(replace(model, remote=True) for model in server.models)
     return replace(server, version=text(readiness.get("litellm_version")), models=models)
 
@@ -36,7 +36,7 @@ SPEC: Final = ProviderSpec(
     tested_versions="1.106.2",
     litellm="litellm_proxy",
     local=True,
-    api=Api(default_url="http://localhost:4000", api_path="", lists_all=False),
+    api=Api(default_url="http://localhost:4000", api_path="", lists_all=False, has_aliases=True),
     server=ServerSupport(forwards_requests=True, probe=Probe(pages=(_READINESS, _MODELS), read=_read)),
     dialect=Dialect(parameters=(ALWAYS | SAMPLING) - {"reasoning"}),
     other_spellings={"base_url": ("LITELLM_PROXY_API_BASE",)},

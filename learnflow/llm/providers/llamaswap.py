@@ -52,7 +52,7 @@ SPEC: Final = ProviderSpec(
     tested_versions="0bdb372",
     litellm="hosted_vllm",
     local=True,
-    api=Api(default_url="http://localhost:8080/v1", lists_all=False),
+    api=Api(default_url="http://localhost:8080/v1", lists_all=False, has_aliases=True),
     server=ServerSupport(
         # Its list marks the models of other machines. With LLM_LOCAL_ONLY a model that is not listed is an error.
         forwards_requests=True,

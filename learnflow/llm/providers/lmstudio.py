@@ -38,7 +38,7 @@ def _model_v1(row: Mapping[str, Any]) -> Model:
         "context": non_negative_int(row.get("max_context_length")) or None,
         "context_served": min(filter(None, lengths), default=None),  # any instance may answer
         "vision": flag(features.get("vision")),
-        "tools": flag(features.get("trained_for_tool_use")),
+        "tools": flag(features.get("trained_for_tool_use")) or None,  # the others get a prompt with the tools
         # The field is absent "when not exposed": a model without it may still think.
         "reasoning": True if "reasoning" in features else None,
     }
@@ -53,7 +53,7 @@ def _model_v0(row: Mapping[str, Any]) -> Model:
         "context": non_negative_int(row.get("max_context_length")) or None,
         "context_served": non_negative_int(row.get("loaded_context_length")) or None,
         "vision": {"vlm": True, "llm": False}.get(str(kind)),
-        "tools": "tool_use" in features if isinstance(features, list) else None,
+        "tools": True if isinstance(features, list) and "tool_use" in features else None,
     }
     return Model(name=str(row["id"]), loaded=row.get("state") == "loaded", chat=kind != "embeddings", known=known)
 

@@ -16,14 +16,14 @@ from ..adapter.options import parts_of, text_of
 from ..base import Attempt
 from ..completion import Usage
 from ..errors import LLMError
-from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
+from ..parameters import ALWAYS, LOCAL_SAMPLING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
 from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, dialect_error
-from ..transport.tool_calls import add_extra
+from ..transport.tool_calls import collect_extra
 from ..transport.untrusted import non_negative_int, part, text, word
 from . import llamacpp
 
@@ -180,9 +180,9 @@ class NDJSONParser(StreamParser):
         super().__init__(max_tokens, finish_missing=finish_missing)
         self._repeated: tuple[str, int] = ("", 0)  # the last token without blanks, and how often it was repeated
 
-    def _parse_line(self, line: bytes) -> Delta | None:
+    def _parse_line(self, line: bytes) -> None:
         if not line.strip():
-            return None
+            return
         record = self._parse_object(line, "a line of the stream")
         began, self._seen = self._seen, True
         if record.get("error"):
@@ -197,9 +197,9 @@ class NDJSONParser(StreamParser):
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         pieces = [call for call in message.get("tool_calls") or () if call is not None]
-        calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call, pieces))
+        calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call))
         # LiteLLM writes the field "thinking" of a message from OpenAI's format
-        add_extra(self._extra, {"reasoning_content": message.get("thinking")}, frozenset())
+        collect_extra(self.extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
             self.ended = True
             prompt = non_negative_int(record.get("prompt_eval_count"))
@@ -207,14 +207,13 @@ class NDJSONParser(StreamParser):
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
             self._record_finish(record.get("done_reason") or "stop")  # before 0.3 there is no reason
-        return Delta(text, thinking, calls) if text or thinking or pieces else None
+        self._deltas += [Delta(text, thinking, calls)] if text or thinking or pieces else []
 
-    def _parse_rest(self, rest: bytes) -> Delta | None:
-        delta = self._parse(self._parse_line, rest)
+    def _parse_rest(self, rest: bytes) -> None:
+        self._parse(self._parse_line, rest)
         if isinstance(self.fault, errors.MalformedAnswer):
             what = "the stream ended in the middle of a line"
             self.fault = errors.AnswerCut(what) if self._seen else errors.BodyCut(what)
-        return delta
 
     def _missing_finish(self) -> LLMError:
         if self._repeated[1] > _MAX_EQUAL_TOKENS:
@@ -237,7 +236,7 @@ SPEC: Final = ProviderSpec(
         parameters=ALWAYS | LOCAL_SAMPLING,
         format_options=_format_options,
         tool_choices=("auto", "none"),
-        reasoning={value: {"think": value} for value in (False, True, *LEVELS)},
+        reasoning={level: {"think": level} for level in (False, True, "low", "medium", "high", "max")},
         # By default Ollama silently drops the beginning of a long prompt, and shifts the context while it answers. With
         # these fields it returns an error (0.33); older versions ignore them.
         body={"truncate": False, **_LAUNCH_OPTIONS},
@@ -249,8 +248,6 @@ SPEC: Final = ProviderSpec(
         removed_suffixes=("/api/chat", "/api/generate", "/api/tags", "/api", "/v1/chat/completions", "/v1"),
         cloud_host="ollama.com",
         models_path="/api/tags",
-        models_key="models",
-        model_id="name",
     ),
     server=ServerSupport(
         forwards_requests=True,

@@ -8,7 +8,7 @@ from typing import Final
 from ..parameters import REASONING_EFFORT
 from ..provider_spec import Api, Dialect, ProviderSpec
 
-_REASONING_MODELS: Final = re.compile(r"^(o[1-9]|gpt-5|gpt-oss)", re.IGNORECASE)
+_REASONING_MODELS: Final = re.compile(r"^(?!(?:ft:)?(?:chatgpt|gpt-[34]))", re.IGNORECASE)  # all but the older ones
 
 SPEC: Final = ProviderSpec(
     name="openai",

@@ -1,10 +1,13 @@
-"""The specs of providers by name: vendors with a class, vendors of LiteLLM's table, and an operator's endpoints."""
+"""The specs of providers by name, and ``build``, which creates a provider by its name.
+
+A name is that of a vendor with a class, of a vendor of LiteLLM's table, or of an operator's endpoint.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -12,9 +15,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from .. import settings
+from ..adapter.provider import BaseProvider
 from ..capabilities import find_similar
 from ..errors import NotConfigured
-from ..parameters import ALWAYS, SAMPLING
+from ..parameters import REASONING_EFFORT
 from ..provider_spec import Api, Dialect, ProviderSpec, endpoint_spec
 from ..replay import active
 from ..transport.endpoint import has_version
@@ -47,12 +51,13 @@ EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server re
 # llama.cpp is next: it imitates their pages, but marks every page with its header.
 KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
+CLASSES: Final[dict[str, type[BaseProvider]]] = {}  # by the name of their spec, filled by ``providers``
 _KIND_NAMES: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
 _OWN_APIS: Final = (
     "A vendor without OpenAI's API, such as Bedrock, Vertex AI or Cohere, needs a proxy that has it: "
     "LLM_PROVIDER=litellm_proxy for LiteLLM's. Embeddings are not supported"
 )
-_NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,59}")
 _MAX_SHOWN_CHARS: Final = 60  # of an invalid name
 _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make vendors`
 
@@ -84,9 +89,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
             models_path=f"{row['path']}/models",
             lists_all=False,
         ),
-        dialect=Dialect(
-            parameters=(ALWAYS | SAMPLING) - {"reasoning"},
-        ),
+        dialect=Dialect(reasoning=REASONING_EFFORT),
         other_spellings={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
         known={"cost": None},
     )
@@ -113,13 +116,9 @@ def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) ->
     """
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"
-        raise NotConfigured(what, hint="Use letters, digits, - and _, starting with a letter")
+        raise NotConfigured(what, hint="Use up to 60 letters, digits, - and _, starting with a letter")
     spec = endpoint_spec(CUSTOM, name)
-    try:
-        own = settings.load_provider(spec)
-    except NotConfigured as error:
-        error.provider = name
-        raise
+    own = settings.load_provider(spec)
     if not (own.base_url or has_address or own.kind or _is_recorded(name)):
         hint = (
             f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all); for your own "
@@ -155,3 +154,44 @@ def check(name: str) -> None:
     except NotConfigured as error:
         if error.provider is None:
             raise
+
+
+class VendorProvider(BaseProvider):
+    """Base class of the vendors. Its probes recognise every kind of server."""
+
+    def _server_kinds(self) -> Sequence[ProviderSpec]:
+        return KINDS
+
+
+def build(
+    name: str,
+    base_url: str | None = None,
+    model: str | None = None,
+    api_key: str | None = None,
+    default_kind: str | None = None,
+    **others: Any,
+) -> BaseProvider:
+    """Create a provider. The defaults of the arguments come from the environment.
+
+    Args:
+        name: the name of a vendor, or of an endpoint with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``.
+        base_url, model, api_key: see ``BaseProvider``.
+        default_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
+        others: the other keywords of the provider's class.
+
+    Returns:
+        The provider. No request was sent.
+
+    Raises:
+        NotConfigured: the name is unknown, or the endpoint has no kind, address or key.
+    """
+    spec = spec_of(name, has_address=base_url is not None, default_kind=default_kind)
+    return provider_of(spec, base_url, model, api_key, **others)
+
+
+def provider_of(spec: ProviderSpec, *arguments: str | None, **keywords: Any) -> BaseProvider:
+    """Create a provider with this spec. A spec without a class (an endpoint, LiteLLM's table) gets a new class."""
+    kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
+    if getattr(kind, "spec", None) is not spec:
+        kind = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
+    return kind(*arguments, **keywords)

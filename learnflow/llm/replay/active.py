@@ -38,7 +38,6 @@ def current(settings: Settings) -> Cassettes | None:
             what = "LLM_REPLAY_MODE=record, but LLM_REPLAY names no folder"
             raise errors.NotConfigured(what, hint="Set LLM_REPLAY to a folder, or unset both")
         return None
-    folder = folder.expanduser().absolute()
     if (folder, mode) not in _by_folder:
         _by_folder[folder, mode] = Player(read_cassettes(folder)) if mode == "play" else Recorder(folder)
         events.emit(events.Replaying(folder=str(folder), mode=mode))
@@ -70,9 +69,9 @@ def read_cassettes(path: Path, hint: str = _HINT) -> dict[str, str]:
     Raises:
         NotConfigured: a file cannot be read, or there is no cassette.
     """
-    files = [path] if path.is_file() else sorted(path.rglob("*.yaml"), key=lambda file: str(file.with_suffix("")))
     texts, what = {}, f"there is no cassette in {path}"
     try:
+        files = [path] if path.is_file() else sorted(path.rglob("*.yaml"), key=lambda file: str(file.with_suffix("")))
         texts = {str(file): _read(file) for file in files if not file.is_dir()}
     except (OSError, ValueError) as error:  # and text that is not UTF-8
         what = f"the cassettes in {path} cannot be read ({type(error).__name__})"

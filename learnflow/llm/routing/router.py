@@ -11,14 +11,15 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, cast
 
 from .. import errors, events, settings
 from ..adapter.capacity import CAPACITY
-from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume
+from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume, Routing
 from ..capabilities import Capabilities, Health, default_capabilities
 from ..completion import Completion
 from ..errors import LLMError
+from ..parameters import CountOrZero, Seconds, check_keywords
 from ..process import SharedTasks, switches
 from ..providers import build
 from ..providers.registry import check
@@ -28,7 +29,7 @@ from .breaker import REGISTRY, BreakerRegistry
 from .execution import Execution
 from .option import PROBE_S, Option, chain_name
 from .progress import Progress
-from .selection import Chain, Routing
+from .selection import Chain
 
 Member = str | LLMProvider  # a provider by its name, or as an object
 Equals = Member | list[Member] | tuple[Member, ...]  # one rank of the chain
@@ -65,13 +66,13 @@ class RouterProvider(AbstractProvider):
         fallback: Sequence[Equals] | Member = (),
         *,
         resume: Resume = "continue",
-        retries: int | None = None,
+        retries: CountOrZero | None = None,
         routing: Routing | None = None,
-        deadline: float | None = None,
+        deadline: Seconds | None = None,
         find: Find | None = None,
         breakers: BreakerRegistry = REGISTRY,
     ) -> None:
-        _check_resume(resume, errors.NotConfigured)
+        check_keywords(RouterProvider.__init__, locals(), errors.NotConfigured)
         ranks: list[Equals] = [] if primary is None else [primary]
         ranks += [fallback] if isinstance(fallback, (str, LLMProvider)) else fallback
         self._registry = breakers
@@ -84,7 +85,7 @@ class RouterProvider(AbstractProvider):
         self._find = find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
-        given = {"llm_retries": retries, "llm_routing": routing or None, "llm_deadline": deadline or None}
+        given = {"llm_retries": retries, "llm_routing": routing, "llm_deadline": deadline}
         given = {name: value for name, value in given.items() if value is not None}
         self._settings = settings.load().model_copy(update=given)
         if switches.is_command and "llm_patience" not in self._settings.model_fields_set:
@@ -117,8 +118,7 @@ class RouterProvider(AbstractProvider):
         """Return the work of a call: attempts at its providers until one succeeds."""
         template = Attempt(request=events.next_request(), metadata=call.metadata)
         options = dict(call.options)
-        resume = options.pop("resume", None) or self._resume
-        _check_resume(resume, errors.InvalidRequest)
+        resume = options.pop("resume", self._resume)
         if options.get("headers") is not None:
             hint = "Set <NAME>_HEADERS of one provider, or give headers= to its class"
             raise errors.InvalidRequest(
@@ -303,8 +303,3 @@ def _raise_failure(results: Sequence[object]) -> None:
     failures.sort(key=lambda error: isinstance(error, errors.NotRecorded))
     if failures and (len(failures) == len(results) or isinstance(failures[-1], errors.NotRecorded)):
         raise failures[-1]
-
-
-def _check_resume(resume: str, kind: type[LLMError]) -> None:
-    if resume not in get_args(Resume):
-        raise kind(f"resume= must be one of {', '.join(get_args(Resume))}", hint='Leave it out for "continue"')

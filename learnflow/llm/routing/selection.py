@@ -8,18 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, digests_of
 from ..adapter.context_window import Needs, lacks, needs_of
-from ..base import Call
+from ..base import Call, Routing
 from ..errors import LLMError
 from ..settings import Settings
 from . import decision
 from .option import Option
-
-Routing = Literal["order", "latency", "cost", "local-first", "warm-first"]
 
 
 class Chain:
@@ -95,15 +92,20 @@ class Chain:
         return sort_options(ordered, self.settings.llm_routing) + not_created
 
     def missing(self, option: Option) -> list[str]:
-        """Return descriptions of the requirements that an option certainly does not meet."""
+        """Return descriptions of the requirements that an option certainly does not meet.
+
+        If it is the sole option, its server decides, unless the provider refuses the request itself.
+        """
         if option.creation_error:
             return [str(option.creation_error)]
         if not option.facts.permitted(local_only=self.settings.llm_local_only):
             return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
+        if len(self.options) == 1:
+            return [name for name in self.needs.capabilities if name in option.facts.denied]
         return lacks(self.needs, option.facts.capabilities)
 
     def supports(self, option: Option) -> bool:
-        """Return whether an option may get the request. A sole option is not checked: its server decides."""
+        """Return whether an option may get the request. A sole option may, because its error is more specific."""
         return len(self.options) == 1 or not self.missing(option)
 
     def alternatives(self, failed: Option | None) -> list[Option]:

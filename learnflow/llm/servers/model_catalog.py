@@ -15,7 +15,7 @@ from datetime import date
 from typing import Any, Final
 
 from .. import errors
-from ..capabilities import Capabilities, Health, State, find_similar, merge_capabilities
+from ..capabilities import Capabilities, Health, State, find_similar, is_same_model, merge_capabilities
 from ..errors import LLMError
 from ..process import switches
 from ..provider_spec import Model, ProviderSpec, Server
@@ -271,19 +271,24 @@ class ModelCatalog:
         oldest = asyncio.get_running_loop().time() - max_age_s if self._ages else -math.inf
         return self.is_newer(requested, oldest)
 
-    def capabilities(self, name: str | None = None) -> Capabilities:
+    def denied(self, name: str | None = None) -> frozenset[str]:
+        """Return the capabilities that the spec, the server or the operator denies. The price map may be outdated."""
+        return frozenset(flag for flag, value in self.capabilities(name, priced=False).items() if value is False)
+
+    def capabilities(self, name: str | None = None, *, priced: bool = True) -> Capabilities:
         """Return the capabilities of a model, by default the configured one. No request is sent.
 
-        Merge those of the spec, the price map, the server and the operator. Later sources win.
+        Merge those of the spec, the price map unless ``priced`` is False, the server and the operator. Later sources
+        win.
         """
         spec, name = self._spec, name or self._model
         model = self._models.get(self._key(name))
         near = is_local(self.client.endpoint, local_only=self.client.local_only) and not (model and model.remote)
         cost = {} if near or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": near, **cost})  # type: ignore[typeddict-item]
-        priced = model_prices.capabilities_of(spec.price_prefix, name) if name and not spec.local else {}
+        by_map = model_prices.capabilities_of(spec.price_prefix, name) if priced and name and not spec.local else {}
         reported = dict(model.known) if model else {}
-        return merge_capabilities(by_spec, priced, reported, self.overrides)
+        return merge_capabilities(by_spec, by_map, reported, self.overrides)
 
     def _key(self, name: str | None) -> str | None:
         """Return the requested name; None if it is empty or the placeholder for the loaded model."""
@@ -386,10 +391,12 @@ class ModelCatalog:
         return f"the model {model.name} {verb} on {end}. Set {spec.variable('model')} to a newer one"
 
     def _remarks(self, result: ProbeResult) -> str:
-        """Return "ready" and remarks: a cold model, no default model, another kind of server, an untested vendor."""
+        """Return "ready" and remarks, for example a cold model, another model, or another kind of server."""
         remarks = ["ready"]
         if result.model and result.model.loaded is False:
             remarks.append(f"cold: {result.model.name} is not loaded yet, the first request waits for it")
+        if result.model and self._model and not is_same_model(self._model, result.model.name):
+            remarks.append(f"the server answers with {result.model.name}, not with {self._model}")
         if result.error:
             remarks.append(f"{result.error.what}. {result.error.hint}")
         if result.model and (ending := self._describe_end(result.model)):

@@ -19,6 +19,8 @@ from ..transport.client import Client, HttpRequest
 from ..transport.untrusted import day, json_object, non_negative_int, text
 
 _METHOD_NOT_ALLOWED: Final = 405
+_LIST_KEYS: Final = ("data", "models")  # of a list of models; a bare array counts as "data"
+_NAME_KEYS: Final = ("id", "model", "slug", "name")  # of a model's name; the first one wins
 _CONNECT_SHARE: Final = 0.9  # of the time for a page, so that a dead address differs from a server that is busy
 
 
@@ -44,7 +46,7 @@ async def find_server(
         return server or await _recognise(client, kinds, deadline), error or error_of(server)
     if server is None and not isinstance(error, errors.Unavailable):
         server = await _recognise(client, kinds, deadline)
-        server = server or read_model_list(pages[model_list], spec.api.models_key, spec.api.model_id)
+        server = server or read_model_list(pages[model_list])
     if server and server.fault:
         return server, error_of(server)
     if server and spec.dialect.parser and server.kind and server.kind.name != spec.name:
@@ -107,18 +109,11 @@ def suggest_setting(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
     return f"Use LLM_PROVIDER={kind.name} with {kind.variable('base_url')}={root}"
 
 
-def read_model_list(page: Page, key: str, name_field: str) -> Server | None:
-    """Return a server with the listed models and their context lengths; None if the page has no list of models.
-
-    Args:
-        page: a page with the model list of an API.
-        key: the key of the list, like "data".
-        name_field: the key of a model's name in the list, like "id".
-    """
-    rows = page.rows(key)
-    if rows is None:
-        return None
-    return Server(models=tuple(_listed_model(name, row) for row in rows if (name := text(row.get(name_field)))))
+def read_model_list(page: Page) -> Server | None:
+    """Return a server with the listed models and their context lengths; None if the page has no list of models."""
+    rows = next((rows for key in _LIST_KEYS if (rows := page.rows(key)) is not None), None)
+    named = [(next(filter(None, (text(row.get(key)) for key in _NAME_KEYS)), None), row) for row in rows or ()]
+    return None if rows is None else Server(models=tuple(_listed_model(name, row) for name, row in named if name))
 
 
 def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
@@ -186,7 +181,8 @@ async def _read_page(client: Client, request: HttpRequest) -> Page:
     headers, data = await client.fetch(request)
     if isinstance(data, LLMError) or not data.strip():
         return Page(headers=headers, error=data if isinstance(data, LLMError) else None)
-    content = json_object(data)
+    data = data.lstrip(b"\xef\xbb\xbf \t\r\n")
+    content = json_object(b'{"data": %b}' % data if data[:1] == b"[" else data)  # a bare array lists the models
     if content is None:
         return Page(headers=headers, error=error_mapping.not_a_server(200))
     error = error_mapping.map_error_object(content, began=False) if content.get("error") else None

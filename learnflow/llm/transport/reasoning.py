@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import chain
 from typing import Final, Literal, NamedTuple
 
 from ..completion import ToolCallDelta
@@ -29,15 +28,6 @@ class Delta(NamedTuple):
     text: str = ""
     thinking: str = ""
     calls: tuple[ToolCallDelta, ...] = ()
-
-
-def merge_deltas(*deltas: Delta | None) -> Delta | None:
-    """Return one delta for several; None without any."""
-    present = [delta for delta in deltas if delta is not None]
-    if len(present) < 2:
-        return present[0] if present else None
-    texts, thoughts, calls = zip(*present, strict=True)
-    return Delta("".join(texts), "".join(thoughts), tuple(chain.from_iterable(calls)))
 
 
 class ReasoningSplitter:

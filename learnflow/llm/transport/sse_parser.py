@@ -12,9 +12,9 @@ from .. import errors
 from ..completion import MESSAGE_FIELDS, ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
-from .reasoning import Delta, merge_deltas
-from .stream_parser import BOM, MAX_NAME_CHARS, StreamParser, dialect_error, is_finish
-from .tool_calls import add_extra
+from .reasoning import Delta
+from .stream_parser import BOM, MAX_NAME_CHARS, NO_FINISHES, StreamParser, dialect_error
+from .tool_calls import collect_extra
 from .untrusted import MAX_EVENT_BYTES, dollars, json_object, non_negative_int, parse_json, part, word
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
@@ -45,48 +45,45 @@ class SSEParser(StreamParser):
         self._after_cr = data.endswith(b"\r") or (self._after_cr and not data)
         return super().feed(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
 
-    def _parse_line(self, line: bytes) -> Delta | None:
+    def _parse_line(self, line: bytes) -> None:
         if line[:5] == b"data:":
             # some servers omit the empty line between events, or send comments as data
-            delta = self._dispatch() if len(self._data) == 1 and json_object(self._data[0]) is not None else None
+            if len(self._data) == 1 and json_object(self._data[0]) is not None:
+                self._dispatch()
             value = line[6:] if line[5:6] == b" " else line[5:]
             self._data += [value] if self._data or value[:1] != b":" else []
             self._size += len(line)
             self._check_size(self._size, MAX_EVENT_BYTES)
-            return delta
+            return
         if not line:
-            if self._data:
-                return self._dispatch()
-            self._event = b""
-            return None
+            self._dispatch()
+            return
         name, _, value = line.partition(b":")
         if name == b"event":
             self._event = value.strip()
         elif name and not _FIELD.fullmatch(name):  # a line without a field name is a comment
             raise dialect_error("a line of the stream")
-        return None
 
-    def _dispatch(self) -> Delta | None:
+    def _dispatch(self) -> None:
         """Parse an event, which an empty line has ended."""
         data, self._data, self._size = b"\n".join(self._data), [], 0
         event, self._event = self._event, b""
         if not data.strip():
-            return None
+            return
+        self._seen, seen = True, self._seen
         if data.strip() == b"[DONE]":
             self.ended = True
-            if self.finish is None and self._finish_missing and self._seen:
+            if self.finish is None and self._finish_missing and seen:
                 self.finish = "tool_calls" if self._calls else "stop"
             if self.finish is None:
                 self.fail(self._missing_finish())
-            self._seen = True
-            return None
-        self._seen = True
+            return
         chunk = self._parse_object(data, "an event of the stream")
         if event == b"error" or chunk.get("error") or chunk.get("object") == "error":
             raise error_mapping.map_error_object(chunk, began=True)
-        return self._parse_chunk(chunk, "delta")
+        self._parse_chunk(chunk, "delta")
 
-    def _parse_chunk(self, chunk: dict[str, Any], key: str) -> Delta | None:
+    def _parse_chunk(self, chunk: dict[str, Any], key: str) -> None:
         """Parse a chunk of a stream, or a whole completion.
 
         Args:
@@ -101,17 +98,19 @@ class SSEParser(StreamParser):
         if not choices and self._notice is None and error_mapping.message_of(chunk):
             self._notice = chunk
         if _is_loading_notice(chunk):
-            return None
-        deltas = [self._parse_choice(choice, key) for choice in choices]
-        for choice, delta in zip(choices, deltas, strict=True):
-            if is_finish(choice.get("finish_reason")):
+            return
+        have_text = [self._parse_choice(choice, key) for choice in choices]
+        for choice, has_text in zip(choices, have_text, strict=True):
+            if choice.get("finish_reason") not in NO_FINISHES:
                 self._open_choices.discard(choice.get("index") or 0)
                 if not self._open_choices:
-                    self._record_finish(choice["finish_reason"], with_text=delta is not None)
-        return merge_deltas(*deltas)
+                    self._record_finish(choice["finish_reason"], with_text=has_text)
 
-    def _parse_choice(self, choice: dict[str, Any], key: str) -> Delta | None:
-        """Parse a choice. Some gateways send tool calls, or the text after them, in a choice of their own."""
+    def _parse_choice(self, choice: dict[str, Any], key: str) -> bool:
+        """Parse a choice. Return whether it has text or tool calls.
+
+        Some gateways send tool calls, or the text after them, in a choice of their own.
+        """
         if choice.get("error"):
             raise error_mapping.map_error_object(choice, began=self._has_text)
         number, delta = choice.get("index") or 0, choice.get(key)
@@ -121,7 +120,7 @@ class SSEParser(StreamParser):
         delta = delta or {}
         if not isinstance(delta, dict):
             raise dialect_error("a choice of the answer")
-        self._spend(add_extra(self._extra, delta, MESSAGE_FIELDS))
+        self._spend(collect_extra(self.extra, delta, MESSAGE_FIELDS))
         text, thinking, chars_left = "", "", self._chars_left
         if number == self._text_choice or (self._text_choice is None and (number == 0 or self._calls)):
             content_text, content_thinking = _split_content(delta.get("content"))
@@ -133,9 +132,10 @@ class SSEParser(StreamParser):
         calls = self._parse_calls(number, delta)
         self.refused = self.refused or bool(delta.get("refusal"))
         if self._chars_left == chars_left:
-            return None
+            return False
         self._open_choices.add(number)
-        return Delta(text, thinking, calls)
+        self._deltas.append(Delta(text, thinking, calls))
+        return True
 
     def _parse_calls(self, choice: Any, delta: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
         """Add pieces of tool calls, including the call of OpenAI's first API. Return their deltas."""
@@ -147,7 +147,7 @@ class SSEParser(StreamParser):
         for piece in pieces:
             if piece is not None:
                 index = piece.get("index")
-                deltas += self._add_call((choice, index) if type(index) is int else None, piece, pieces)
+                deltas += self._add_call((choice, index) if type(index) is int else None, piece)
         return tuple(deltas)
 
     def _record_usage(self, usage: Any) -> None:
@@ -159,30 +159,28 @@ class SSEParser(StreamParser):
         self.usage = Usage(*map(non_negative_int, counts))
         self.cost = dollars(usage.get("cost"))
 
-    def _parse_rest(self, rest: bytes) -> Delta | None:
+    def _parse_rest(self, rest: bytes) -> None:
         """Parse the last event, which may lack its empty line. If it is incomplete, the fault is ``AnswerCut``."""
-        piece = self._parse(self._parse_line, rest) if rest.strip() else None
-        if self._data and not self.fault:
-            piece = merge_deltas(piece, self._parse(self._parse_line, b""))
+        for line in (rest, b"") if rest.strip() else (b"",):
+            if not self.fault:
+                self._parse(self._parse_line, line)
         if isinstance(self.fault, errors.MalformedAnswer):
             self.fault = None if self.is_complete else errors.AnswerCut("the stream ended in the middle of a line")
-        return piece
 
-    def _parse_document(self, rest: bytes) -> Delta | None:
+    def _parse_document(self, rest: bytes) -> None:
         try:
             chunk = parse_json(rest.removeprefix(BOM))
         except ValueError:
             self.fail(errors.BodyCut("the JSON of the response is cut off"))
-            return None
+            return
         self._seen = True
         if not isinstance(chunk, dict) or not chunk.get("choices"):
             if isinstance(chunk, dict) and error_mapping.message_of(chunk):
                 raise error_mapping.map_error_object(chunk, began=False)
             raise errors.MalformedAnswer("the response is JSON, but not a chat completion")
-        piece = self._parse_chunk(chunk, "message")
+        self._parse_chunk(chunk, "message")
         if chunk.get("error"):
             self.fail(error_mapping.map_error_object(chunk, began=True))
-        return piece
 
     def _missing_finish(self) -> LLMError:
         if self._notice:

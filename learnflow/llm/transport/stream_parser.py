@@ -15,8 +15,8 @@ from .. import errors
 from ..completion import CALL_FIELDS, CallId, Finish, ToolCall, ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
-from .reasoning import Delta, merge_deltas
-from .tool_calls import Extra, PartialCall, add_extra, find_call, join_extra
+from .reasoning import Delta
+from .tool_calls import Extra, PartialCall, collect_extra, find_call, join_extra
 from .untrusted import MAX_EVENT_BYTES, MAX_JSON_BYTES, json_object, word
 
 # Finish reasons in lower case, including those of other APIs that gateways pass on.
@@ -26,6 +26,7 @@ _FINISHES: Final[dict[str, Finish]] = {
     **dict.fromkeys(("tool_calls", "function_call", "tool_use"), "tool_calls"),
 }
 _FILTERED: Final = ("content_filter", "sensitive", "safety", "recitation", "prohibited_content", "refusal")
+NO_FINISHES: Final = (None, "", "null")  # some servers send them before the end
 _NO_ARGUMENTS: Final = ("", "null")
 BOM: Final = b"\xef\xbb\xbf"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -40,11 +41,6 @@ _MAX_CHARS_PER_TOKEN: Final = 64  # most tokens have about four; a token of blan
 def dialect_error(what: str) -> LLMError:
     """Return the error for a part of a response that the server's API does not define."""
     return errors.MalformedAnswer(f"{what} is not of the server's dialect")
-
-
-def is_finish(reason: Any) -> bool:
-    """Return whether a finish reason is one. Some servers send "" or "null" before the end."""
-    return reason not in (None, "", "null")
 
 
 def max_answer_chars(max_tokens: int | None) -> int:
@@ -69,6 +65,7 @@ class StreamParser:
         is_forwarded: the server reported that another machine generated the answer.
         cost: the cost in US dollars that the server reported; None if it reported none.
         refused: the model refused to answer.
+        extra: the pieces of the further fields of the message, see ``Completion.extra``.
     """
 
     document_starts: ClassVar[bytes] = b""
@@ -82,10 +79,11 @@ class StreamParser:
         self.is_forwarded = False
         self.cost: float | None = None
         self.refused = False
+        self.extra: Extra = {}
         self._buffer = bytearray()  # the bytes that are not parsed yet
         self._seen = False  # an event or a line with JSON has arrived
+        self._deltas: list[Delta] = []  # the deltas that were not returned yet
         self._calls: list[PartialCall] = []
-        self._extra: Extra = {}  # further fields of the message
         self._surrogates: dict[str, str] = {}  # the first halves of surrogate pairs, by field
         self._is_document: bool | None = None  # one JSON document instead of a stream; None before the first byte
         self._finish_missing = finish_missing
@@ -111,29 +109,29 @@ class StreamParser:
             return []
         *lines, rest = self._take().split(b"\n")
         self._buffer += rest
-        pieces: list[Delta] = []
         for line in lines:
-            if piece := self._parse(self._parse_line, line):
-                pieces.append(piece)
+            self._parse(self._parse_line, line)
             if self.fault:
                 break
-        return pieces
+        return self._take_deltas()
 
     def end(self) -> list[Delta]:
         """End the response. Return the last deltas. Set ``fault`` if the answer is incomplete."""
         if self.fault:
             return []
         rest = self._take()
-        piece = self._parse(self._parse_document, rest) if self._is_document else self._parse_rest(rest)
+        if self._is_document:
+            self._parse(self._parse_document, rest)
+        else:
+            self._parse_rest(rest)
         if self._surrogates:  # the second half never arrived
             text, thinking = ("\ufffd" if field in self._surrogates else "" for field in ("text", "thinking"))
-            piece = merge_deltas(piece, Delta(text, thinking))
+            self._deltas.append(Delta(text, thinking))
         calls = tuple(delta for call in self._calls for delta in call.start())  # calls without arguments
-        if calls and not self.fault:
-            piece = merge_deltas(piece, Delta(calls=calls))
+        self._deltas += [Delta(calls=calls)] if calls and not self.fault else []
         if not self.fault and (self.finish is None or (self._text_after_finish and not self.ended)):
             self.fail(self._missing_finish())
-        return [piece] if piece else []
+        return self._take_deltas()
 
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """Return the tool calls with parsed arguments.
@@ -157,36 +155,28 @@ class StreamParser:
         return tuple(calls)
 
     @property
-    def extra(self) -> dict[str, Any]:
-        """Return the further fields of the message, see ``Completion.extra``."""
-        return join_extra(self._extra)
-
-    @property
     def calls(self) -> tuple[dict[str, str], ...]:
         """Return the tool calls so far. Each has "id", "name" and "arguments", which is JSON text."""
         return tuple(call.values for call in self._calls)
 
-    def _add_call(self, key: Any, piece: dict[str, Any], batch: Any) -> tuple[ToolCallDelta, ...]:
+    def _add_call(self, key: Any, piece: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
         """Add a piece of a tool call. Return the deltas.
 
         Args:
             key: the server's index of the call, with that of its choice; None without an index.
             piece: the JSON object.
-            batch: the list that contains the piece.
         """
         function, calls = piece.get("function") or {}, self._calls
         raw, known = function.get("arguments"), len(calls)
         arguments = "" if raw is None else raw if isinstance(raw, str) else json.dumps(raw)
         call_id, name = word(piece.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
-        call = find_call(calls, key, call_id, name, arguments, batch)
+        call = find_call(calls, key, call_id, name, arguments)
         if len(calls) > _MAX_CALLS:
             raise dialect_error("an answer of so many tool calls")
         if len(calls) > known and name:
             self._count_characters(len(name))
-        self._spend(add_extra(call.extra, piece, CALL_FIELDS))
-        arguments = self._parse_text(arguments, f"call {call.index}")
-        earlier = calls[: call.index] if arguments and not call.started else ()  # deltas are in the order of the calls
-        return (*(delta for other in earlier for delta in other.start()), *call.add(arguments))
+        self._spend(collect_extra(call.extra, piece, CALL_FIELDS))
+        return call.add(self._parse_text(arguments, f"call {call.index}"))
 
     def fail(self, fault: LLMError) -> None:
         """Record why the answer is incomplete. Only the first fault is recorded."""
@@ -215,6 +205,10 @@ class StreamParser:
         rest, self._buffer = bytes(self._buffer), bytearray()
         return rest
 
+    def _take_deltas(self) -> list[Delta]:
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
     def _begin(self) -> None:
         """Distinguish a stream from one document by its first character, because content types are unreliable."""
         if BOM.startswith(self._buffer):  # no bytes yet, or a part of a byte order mark
@@ -226,15 +220,14 @@ class StreamParser:
         if start:
             self._is_document = start[0] in self.document_starts
 
-    def _parse(self, parse: Callable[[bytes], Delta | None], data: bytes) -> Delta | None:
-        """Parse bytes, and return their delta. Every exception becomes a fault of the answer."""
+    def _parse(self, parse: Callable[[bytes], None], data: bytes) -> None:
+        """Parse bytes. Every exception becomes a fault of the answer."""
         try:
-            return parse(data)
+            parse(data)
         except LLMError as fault:
             self.fail(fault.with_traceback(None))
         except _SHAPE_ERRORS:
             self.fail(dialect_error("the answer" if self._is_document else "a line of the stream"))
-        return None
 
     def _parse_object(self, data: bytes, what: str) -> dict[str, Any]:
         """Return the JSON object in these bytes. Raise MalformedAnswer if they are not one."""
@@ -275,14 +268,14 @@ class StreamParser:
             return errors.EmptyStream("the response has status 200 and an empty body")
         return errors.AnswerCut("the stream ended in the middle of the answer")
 
-    def _parse_line(self, line: bytes) -> Delta | None:
+    def _parse_line(self, line: bytes) -> None:
         """Parse a line without its line feed."""
         raise NotImplementedError
 
-    def _parse_rest(self, rest: bytes) -> Delta | None:
+    def _parse_rest(self, rest: bytes) -> None:
         """Parse the bytes after the last line feed."""
         raise NotImplementedError
 
-    def _parse_document(self, rest: bytes) -> Delta | None:
+    def _parse_document(self, rest: bytes) -> None:
         """Parse a response that is one document."""
         raise NotImplementedError

@@ -23,7 +23,7 @@ Extra = dict[str, list[Any]]
 """The pieces of each further field of a message or a tool call."""
 
 
-def add_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]) -> int:
+def collect_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]) -> int:
     """Add the fields that are not in ``known``. Return their length in characters."""
     added = {name: fields[name] for name in fields.keys() - known if fields[name] is not None}
     for name, value in added.items():
@@ -66,7 +66,6 @@ class PartialCall:
     Attributes:
         given_id: the id that the server sent; "" without one.
         extra: further fields of the call.
-        batch: the list that contained the last piece.
         started: the first delta was returned.
     """
 
@@ -75,7 +74,6 @@ class PartialCall:
         self.given_id = self.name = ""
         self.id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
         self.extra: Extra = {}
-        self.batch: Any = None
         self.started = False
         self._name_repeated = False  # the name arrived again after complete arguments
         self._pieces: list[str] = []
@@ -100,15 +98,12 @@ class PartialCall:
         self.started = True
         return (ToolCallDelta(self.index, **self.values),)
 
-    def is_other(self, call_id: str, name: str, arguments: str, batch: Any) -> bool:
+    def is_other(self, call_id: str, name: str, arguments: str) -> bool:
         """Return whether a piece with the same index, or without one, begins another call."""
         if not name or not self.name:
             return self._name_repeated and bool(arguments.strip())
-        if not self._pieces:
-            is_other_name = name != self.name  # the name may arrive in pieces, if the call has an index
-            if self.key is None:
-                return is_other_name or (batch is self.batch and not call_id)
-            return is_other_name and call_id not in ("", self.given_id)
+        if not self._pieces:  # the name may arrive in pieces, if the call has an index
+            return name != self.name and (self.key is None or call_id not in ("", self.given_id))
         self._checks_left -= 1
         if self._checks_left < 0 or json_object("".join(self._pieces)) is None:
             return False
@@ -116,20 +111,19 @@ class PartialCall:
         return bool(arguments.strip()) or name != self.name
 
 
-def find_call(calls: list[PartialCall], key: Any, call_id: str, name: str, arguments: str, batch: Any) -> PartialCall:
+def find_call(calls: list[PartialCall], key: Any, call_id: str, name: str, arguments: str) -> PartialCall:
     """Return the call of a piece. Add it to the calls if the piece begins it.
 
     Args:
         calls: the calls so far.
         key: the server's index of the call, with that of its choice; None without an index.
         call_id, name, arguments: the fields of the piece; "" if they are missing.
-        batch: the list that contains the piece.
     """
     known = next((call for call in reversed(calls) if call_id and call.given_id == call_id), None)
     call = next((call for call in reversed(calls) if key in (None, call.key)), None)
     if call_id and (call is None or call.given_id not in ("", call_id) or (key is None and known)):
         call = known if known and (key in (None, known.key) or not name) else None
-    if call is None or call.is_other(call_id, name, arguments, batch):
+    if call is None or call.is_other(call_id, name, arguments):
         name = name or (call.name if call else "")
         call = PartialCall(len(calls), key)
         calls.append(call)
@@ -137,5 +131,4 @@ def find_call(calls: list[PartialCall], key: Any, call_id: str, name: str, argum
         call.id = call_id if call_id and known is None else call.id  # one id may arrive for two calls
         call.name += name if name != call.name else ""
     call.given_id = call.given_id or call_id
-    call.batch = batch
     return call

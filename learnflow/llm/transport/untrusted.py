@@ -16,6 +16,7 @@ from typing import Any, Final
 MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # size of a response that is not a stream
 MAX_EVENT_BYTES: Final = 1024 * 1024  # size of a line or an event of a stream
 _MAX_VALUES: Final = 100_000  # values in a JSON document: 8 MB of brackets become gigabytes of lists
+_BOM: Final = "\ufeff"
 _MAX_COUNT: Final = 2**53  # integers below it are exact in every JSON parser (RFC 8259, section 6)
 _MAX_NAME_CHARS: Final = 300
 _MIN_SECRET_CHARS: Final = 3  # a shorter value of a header is a switch
@@ -33,7 +34,7 @@ def parse_json(data: bytes | str) -> Any:
     Raises:
         ValueError: the data is not JSON, is nested too deeply, or has too many values or digits.
     """
-    text = data.decode() if isinstance(data, bytes) else data
+    text = (data.decode() if isinstance(data, bytes) else data).removeprefix(_BOM)
     if len(text) > _MAX_VALUES and sum(map(text.count, ",[{")) > _MAX_VALUES:
         raise ValueError("JSON with too many values")
     try:

@@ -87,7 +87,8 @@ def test_requests_of_litellm_send_no_byte_and_look_up_no_name_of_their_own(fresh
 
 
 def test_process_prints_nothing_if_requests_fail_and_litellm_logs(fresh: dict[str, Any]) -> None:
-    assert fresh["stderr"] == ""
+    others = [line for line in fresh["stderr"].splitlines() if "llm.other_model_answered" not in line]
+    assert others == []  # FaultServer answers with one name for every model
     assert len(fresh["lines"]) == 1  # LiteLLM would print "Give Feedback / Get Help"
 
 

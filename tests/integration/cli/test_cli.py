@@ -49,10 +49,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultServer]:
 
 
 def test_ask_prints_only_answer(server: FaultServer, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["ask", "hi", "--temperature", "0", "--system", "Be brief", "--model", "m"]) == 0
+    assert cli.main(["ask", "hi", "--temperature", "0", "--system", "Be brief", "--model", "fault-model"]) == 0
     assert capfd.readouterr() == ("The quick brown fox jumps over the lazy dog.\n", "")
     body = server.seen[0].body
-    assert (body["model"], body["temperature"]) == ("m", 0)
+    assert (body["model"], body["temperature"]) == ("fault-model", 0)
     assert body["messages"][0] == {"role": "system", "content": "Be brief"}
 
 

@@ -227,6 +227,12 @@ def test_models_states_why_a_named_provider_lists_none(
     assert "use GPU1_KIND=llamacpp" in capsys.readouterr().err
 
 
+def test_doctor_prints_lines_of_env_file_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    Path(".env").write_text("OLLAMA_BASE_URL=http://127.0.0.1:9\n\nOLLAMA_MODEL llama3\n", encoding="utf-8")
+    main(["doctor", "--provider", "ollama"])
+    assert "Lines that cannot be read:\n  .env, line 3: write NAME=value" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [

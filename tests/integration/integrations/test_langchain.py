@@ -15,7 +15,7 @@ from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackH
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_tests.unit_tests import ChatModelUnitTests
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, field_validator
 from pydantic.v1 import BaseModel as FirstBaseModel
 
 from learnflow.llm import AtMost, Completion, RouterProvider, ToolCall, Usage, errors
@@ -115,7 +115,7 @@ async def test_call_keywords_override_model_keywords() -> None:
     assert first.more == {"top_p": 0.5, "min_p": 0.1}
     assert (second.temperature, second.model, second.more["stop"]) == (0.9, "other", ["."])
     assert (bare.temperature, bare.max_tokens, bare.more) == (0.7, 1000, {})
-    with pytest.raises(ValidationError, match="api_key") as caught:
+    with pytest.raises(errors.InvalidRequest, match="api_key= is invalid: Extra inputs are not permitted") as caught:
         ChatLearnFlow(provider=provider, api_key="SECRET")
     assert "SECRET" not in str(caught.value)
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, Self, cast
 
 try:
     import langchain_core  # noqa: F401
@@ -28,7 +28,7 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.config import ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from ...adapter.context_window import estimate_max_tokens
 from ...adapter.routable import text_stream, to_completion
@@ -37,6 +37,7 @@ from ...base import DEFAULT_MAX_TOKENS, AtMost, LLMProvider, Reasoning
 from ...capabilities import default_capabilities
 from ...errors import InvalidRequest, Unsupported
 from ...factory import get_provider
+from ...parameters import describe_faults
 from . import messages as convert
 from . import schemas
 
@@ -104,6 +105,15 @@ class ChatLearnFlow(BaseChatModel):
     streaming: bool = False
     stream_structured: bool = False
     _updates_profile: bool = PrivateAttr(default=False)  # False if the caller passed a profile
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _raise_our_error(cls, values: Any, check: Callable[[Any], Self]) -> Self:
+        try:
+            return check(values)
+        except ValidationError as error:
+            name, fault = next(iter(describe_faults(error).items()))
+        raise InvalidRequest(f"{name}= {fault}", hint="Change or remove it")
 
     @field_validator("provider", mode="before")
     @classmethod
