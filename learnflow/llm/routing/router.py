@@ -120,10 +120,8 @@ class RouterProvider(AbstractProvider):
         options = dict(call.options)
         resume = options.pop("resume", self._resume)
         if options.get("headers") is not None:
-            hint = "Set <NAME>_HEADERS of one provider, or give headers= to its class"
-            raise errors.InvalidRequest(
-                "a router does not support headers=, which are secrets of one server", hint=hint
-            )
+            hint = "They are secrets of one server. Set <NAME>_HEADERS, or give headers= to its class"
+            raise errors.InvalidRequest("a router does not support headers=", hint=hint)
         run = partial(self._run, replace(call, options=options), resume, template)
         return partial(events.run_request, self.name, call.model, template, run)
 
