@@ -222,6 +222,8 @@ class Attempt:
         slot: the slot that the router has acquired; None if the attempt must acquire one.
         metadata: the labels of the request.
         tried: the failed attempts of the request.
+        has_alternative: another provider is left. Otherwise a refusal for an unknown reason is followed by a request
+            without the defaults of this package.
     """
 
     number: int = 1
@@ -232,6 +234,7 @@ class Attempt:
     slot: Slot | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     tried: list[Tried] = field(default_factory=list)
+    has_alternative: bool = False
 
     @property
     def raw(self) -> str:

@@ -16,6 +16,7 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
      │   └─ ContentFiltered       A content filter, or the model itself, refused to answer
      ├─ CapabilityError           The provider does not support the request. Another one may
      │   ├─ ContextOverflow       The prompt, with ``max_tokens``, is longer than the served context length
+     │   ├─ RequestRefused        The server refused the request, and the reason is unknown. Another one may accept it
      │   └─ Unsupported           The provider does not support images, tools, a schema, or a keyword
      ├─ Unavailable               The provider cannot serve the request now. It may be able to later
      │   ├─ ConnectionFailed      The connection was refused or reset, or DNS or TLS failed. No answer began
@@ -135,12 +136,12 @@ class LLMError(Exception):
     def __str__(self) -> str:
         who = ", ".join(filter(None, [self.provider, f"model {self.model}" if self.model else ""]))
         status = f" (HTTP {self.status})" if self.status else ""
-        before = "; ".join(map(str, self.attempts[:-1]))
+        attempts = "; ".join(map(str, self.attempts if len(self.attempts) > 1 else ()))
         quote = f": “{self.server_message}”" if self.quotable and self.server_message else ""
         sentences = [
             f"{self.what}{quote}{status}".rstrip("."),
             self.hint.rstrip("."),
-            before and f"Tried before: {before}",
+            attempts and f"Tried: {attempts}",
         ]
         return (f"{who}: " if who else "") + ". ".join(filter(None, sentences)) + "."
 
@@ -192,6 +193,7 @@ class Misconfigured(ConfigError):
     """The address serves no model API, but a web page, another route, or a proxy."""
 
     fault = "this is not an address of the model's API"
+    advice = "Check the base URL, its path (most servers require /v1 at the end) and proxies in between"
 
 
 class NotLocal(ConfigError):
@@ -206,8 +208,6 @@ class RequestError(LLMError):
 
 class InvalidRequest(RequestError):
     """A keyword or a value is invalid."""
-
-    fault = "the server refused the request"
 
 
 class ContentFiltered(RequestError):
@@ -235,10 +235,18 @@ class ContextOverflow(CapabilityError):
     advice = "Shorten the prompt, serve the model with a larger context, or use a provider with a larger one"
 
 
+class RequestRefused(CapabilityError):
+    """The server refused the request, and the reason is unknown. Another one may accept it."""
+
+    fault = "the server refused the request"
+    advice = "Change the request as the server's message requires, or use another provider"
+
+
 class Unsupported(CapabilityError):
     """The provider does not support images, tools, a schema, or a keyword."""
 
     fault = "the server or the model cannot do that"
+    advice = "Leave it out, or use a model or provider that supports it"
 
 
 class Unavailable(LLMError):

@@ -18,7 +18,7 @@ from .base import Attempt, describe_limit
 from .completion import Completion
 from .completion import Failover as Failover  # noqa: PLC0414  # one class for the log and for streams
 from .completion import Resumed as Resumed  # noqa: PLC0414
-from .errors import AnswerTruncated, ConfigError, LLMError
+from .errors import AnswerTruncated, ConfigError, LLMError, RequestRefused
 from .process import register
 from .stream import Emit, Work
 
@@ -102,6 +102,11 @@ class AttemptFailed(AttemptEnded):
     def is_configuration_error(self) -> bool:
         """Return whether the operator must change a setting."""
         return isinstance(self.error, ConfigError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderRefused(AttemptFailed):
+    """A server refused a request for an unknown reason. A router sends the request to the next provider."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +274,7 @@ _numbers: Final = itertools.count(1)
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     AttemptSucceeded: ("llm.request_completed", "info"),
     AttemptFailed: ("llm.request_failed", "info"),
+    ProviderRefused: ("llm.provider_refused", "warning"),
     AttemptCancelled: ("llm.request_cancelled", "info"),
     AnswerCut: ("llm.answer_truncated", "warning"),
     OtherModelAnswered: ("llm.other_model_answered", "warning"),
@@ -360,7 +366,8 @@ async def run_attempt(
     try:
         completion = await work(receiver)
     except LLMError as error:
-        emit(AttemptFailed(model=model_and_limit()[0], error=error.without_text(), **ended()))
+        failed = ProviderRefused if isinstance(error, RequestRefused) else AttemptFailed
+        emit(failed(model=model_and_limit()[0], error=error.without_text(), **ended()))
         raise
     except BaseException:
         emit(AttemptCancelled(model=model_and_limit()[0], **ended()))
@@ -436,4 +443,5 @@ def log_fields(event: LogEvent) -> dict[str, Any]:
     if isinstance(error, LLMError):
         values["error"] = type(error).__name__
         values["status"] = error.status if isinstance(event, AttemptFailed) else None
+        values["message"] = error.server_message if isinstance(event, ProviderRefused) else None
     return values

@@ -64,9 +64,8 @@ async def test_hanging_provider_costs_first_token_timeout_once(events_seen: list
         assert [(event.provider, type(event.error)) for event in failed] == [("vllm", errors.FirstTokenTimeout)]
 
 
-@pytest.mark.parametrize("refusal", ["request", "filter"])
-async def test_invalid_request_is_not_sent_to_next_provider(refusal: str) -> None:
-    async with pair("openai", "vllm", Fault("refuse", refusal=refusal)) as (_, two, chain):
+async def test_filtered_request_is_not_sent_to_next_provider() -> None:
+    async with pair("openai", "vllm", Fault("refuse", refusal="filter")) as (_, two, chain):
         with pytest.raises(errors.RequestError):
             await request_text(chain, "generate")
         assert two.seen == []
@@ -85,7 +84,7 @@ async def test_sole_provider_is_retried_after_pause() -> None:
         assert [(attempt.provider, attempt.error, attempt.status) for attempt in caught.value.attempts] == [
             ("vllm", "ServerFailed", 500)
         ] * 2
-        assert "Tried before: vllm ServerFailed 500" in str(caught.value)
+        assert "Tried: vllm ServerFailed 500" in str(caught.value)
 
 
 async def test_one_deadline_covers_chain_and_leaves_share_for_last_provider() -> None:

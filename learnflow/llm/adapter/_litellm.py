@@ -26,6 +26,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from .. import errors
+from ..base import may_be_left_out
 from ..completion import Usage
 from ..errors import LLMError
 from ..process import register
@@ -33,6 +34,7 @@ from ..provider_spec import ProviderSpec
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
 from ..transport.untrusted import dollars
+from .options import parts_of, strings_of
 
 # LiteLLM reads these variables when it is imported. They prevent downloads (price map, beta headers, blog posts) and
 # the loading of .env. Since 1.107, LITELLM_OFFLINE_MODE prevents all downloads.
@@ -44,6 +46,7 @@ _ENVIRONMENT: Final = {
     "LITELLM_MODE": "PRODUCTION",
 }
 _UNDECIDED: Final = ("tools", "tool_choice", "response_format")  # the server decides whether it supports them
+_OWN_FIELDS: Final = frozenset({"model", "messages", "stream", "stream_options", "extra_body"})
 _NO_KEY: Final = "no-key"  # without any key, LiteLLM reads one from the environment, perhaps of another host
 _CHAT_MODE: Final = "chat"
 _MAX_CLASSIFIED_BYTES: Final = 4000  # of an error response, because LiteLLM searches it for many sentences
@@ -78,8 +81,8 @@ def write(
         parameters: OpenAI's parameters, and ``extra_body``, which is merged into the body unchanged.
 
     Raises:
-        Unsupported: the model does not support a parameter, or does not support chat.
-        InvalidRequest: LiteLLM cannot write the messages for this provider.
+        Unsupported: the model does not support a parameter, or does not support chat, or LiteLLM cannot write the
+            messages for this provider.
     """
     if _find_mode(spec, model) != _CHAT_MODE and not spec.local:  # also imports LiteLLM, outside of the try
         raise errors.Unsupported("this model is not served by chat completions", hint="Choose a chat model")
@@ -141,8 +144,8 @@ def _build_request(
     """Return the HTTP request, by the steps of LiteLLM's ``base_llm_http_handler.completion``."""
     config = _config(spec, model)
     # Copy the messages: LiteLLM 1.106 changes its arguments, and the body contains parts of them.
-    copies = copy.deepcopy(messages)
-    messages = [{key: value for key, value in message.items() if value is not None} for message in copies]
+    given = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    messages = copy.deepcopy(given)
     keywords = dict(parameters)
     extra = {key: value for key, value in keywords.pop("extra_body", {}).items() if key != "model"}
     if isinstance(keywords.get("response_format"), type):
@@ -150,6 +153,7 @@ def _build_request(
     keywords_json = json.dumps(keywords)  # in the caller's order: a model writes properties in the order of its schema
     optional = copy.deepcopy(_convert_parameters(spec.litellm, model, endpoint.version, keywords_json))
     by_litellm = optional.pop("extra_body", None) or {}
+    optional.pop("fake_stream", None)  # for LiteLLM's own handler
     litellm_params = {"api_base": endpoint.base, "custom_llm_provider": spec.litellm}
     arguments: dict[str, Any] = {"model": model, "optional_params": optional, "litellm_params": litellm_params}
     if spec.api.chat_path:
@@ -158,7 +162,37 @@ def _build_request(
         key = endpoint.key or _NO_KEY
         url = config.get_complete_url(api_base=endpoint.base, api_key=key, stream=True, **arguments)
     body = config.transform_request(messages=messages, headers={}, **arguments)
+    if not spec.dialect.format_options:
+        _restore(body, given, keywords)
     return HttpRequest(url=str(url), body={**body, **by_litellm, **extra})
+
+
+def _restore(body: dict[str, Any], messages: list[dict[str, Any]], parameters: Mapping[str, Any]) -> None:
+    """Write what LiteLLM left out of a body: parts of messages, and keywords of the caller. The server decides.
+
+    Args:
+        body: the body that LiteLLM wrote.
+        messages: the messages that it was given.
+        parameters: the parameters that it was given. It may leave out defaults of this package, and rename any.
+    """
+    parts = [part for message in messages for part in parts_of(message) if isinstance(message.get("content"), list)]
+    written = tuple(strings_of(body["messages"])) if parts else ()
+    lost = any(not _is_written(part, written) for part in parts)
+    renamed = [body[name] for name in body.keys() - parameters.keys() - _OWN_FIELDS]
+    missing = {
+        name: value
+        for name, value in parameters.items()
+        if not (name in _OWN_FIELDS or may_be_left_out(value) or value in (body.get(name), "auto", *renamed))
+        and (name not in body or isinstance(value, float | int))
+    }
+    if lost or missing:
+        body |= {"messages": messages, **missing}
+
+
+def _is_written(part: Mapping[str, Any], written: tuple[str, ...]) -> bool:
+    """Return whether a part is in these texts. LiteLLM may join texts, and append to a URL."""
+    payload, is_text = max(strings_of(part), key=len, default=""), part.get("type") == "text"
+    return any(payload in text if is_text else text.startswith(payload) for text in written)
 
 
 @lru_cache(maxsize=256)
@@ -205,19 +239,16 @@ def _convert_error(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
     """Return the LLMError for an exception of LiteLLM. It does not quote the message, which may repeat the request."""
     if isinstance(error, LLMError):
         return error
-    if _find_class(error) is errors.Unsupported:
-        message = str(getattr(error, "message", error))
-        named = [name for name in parameters if name in message]
-        unsupported = errors.Unsupported(
-            "the model does not support a parameter of the request, according to LiteLLM's table",
-            hint="Leave out " + ", ".join(named or ["some of its keywords"]),
-        )
-        unsupported.params = tuple(named)
-        return unsupported
-    return errors.InvalidRequest(
-        f"LiteLLM cannot write the request for this provider ({type(error).__name__})",
-        hint="Check roles, contents, tool calls and image formats of the messages, or try another provider",
-    )
+    message = str(getattr(error, "message", error)) if _find_class(error) is errors.Unsupported else ""
+    named = tuple(name for name in parameters if name in message)
+    what = f"LiteLLM cannot write the request for this provider ({type(error).__name__})"
+    hint = "Check roles, contents, tool calls and image formats of the messages, or try another provider"
+    if message:
+        what = "the model does not support a parameter of the request, according to LiteLLM's table"
+        hint = f"Leave out {', '.join(named) or 'some of its keywords'}"
+    unsupported = errors.Unsupported(what, hint=hint)
+    unsupported.params = named
+    return unsupported
 
 
 def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:

@@ -34,7 +34,8 @@ from .request import Request, Variant
 
 # An adjustment of a request for a server that would continue an assistant message at the end of a prompt.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
-_RETRIED_ERRORS: Final = (errors.CapabilityError, errors.RequestError, errors.ServerFailed)
+_BAD_REQUEST: Final = 400
+_RETRIED_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed)
 
 
 @dataclass(slots=True, eq=False)
@@ -95,17 +96,16 @@ class Runner:
             return self.client
         return replace(self.client, endpoint=self.client.endpoint.for_call(request.headers, request.session))
 
-    def start(self, request: Request, attempt: Attempt, *, buffered: bool) -> Work:
+    def start(self, request: Request, attempt: Attempt) -> Work:
         """Return the work of an attempt, including its requests for a correction. Nothing is sent before it runs.
 
         Args:
             request: the checked request.
             attempt: the attempt's number, its slot, and the text to continue.
-            buffered: the caller reads the answer at once, not as a stream.
         """
-        hold = buffered or request.reasoning not in (None, False)
+        hold = request.buffered or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
-        if buffered and self.reask and validated and attempt.prefix is None:
+        if request.buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._start_once, hold=True)
             limit_s = request.timeout or self.times.deadline
             return partial(
@@ -237,7 +237,7 @@ class _AttemptRun:
         continues = self._attempt.prefix is not None
         while True:
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
-            reader = AnswerReader(parser, self._time_limits(), self._load_probe())
+            reader = AnswerReader(parser, self._time_limits(variant), self._load_probe())
             answer = Answer(self._request, emit, parser, hold=self._hold, closes=closes, continues=continues)
             self._answer = answer
             try:
@@ -246,13 +246,14 @@ class _AttemptRun:
                         load_wait.enter_context(emit.waiting(Waiting("load", name, model)))
                     feed = partial(self._feed, answer)
                     await reader.read(partial(self._send, variant, reader), deadline, feed, emit.drain)
-            except Exception as error:
+            except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
+                error = self._judge(failure)
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
                     variant = self._next_variant(variant, error)
                     continue
                 with suppress(Exception):  # the first error is raised
                     answer.end(broken=True)
-                raise
+                raise error from None
             runner.variants[model] = self._request.variant_to_cache(variant, before)
             self._budget.mark_loaded()
             answer.end()
@@ -262,12 +263,23 @@ class _AttemptRun:
         """Return the variant to retry with after an error response. Raise the error if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
         if adjustment is None:
-            change = self._request.next_variant(variant, error)
+            is_last = not self._attempt.has_alternative and self._attempt.prefix is None
+            change = self._request.next_variant(variant, error, is_last=is_last)
             if change is None:
                 raise error
             variant, adjustment = change
         self._report_adjusted(adjustment)
         return variant
+
+    def _judge(self, error: Exception) -> Exception:
+        """Return a ContextOverflow if LiteLLM recognises one in an error object with status 200; else the error."""
+        message = error.server_message if isinstance(error, errors.ErrorBody | errors.ErrorInAnswer) else ""
+        kind = message and _litellm.classify_error(self._spec, self._model, _BAD_REQUEST, message.encode(), {})
+        if kind is not errors.ContextOverflow:
+            return error
+        overflow = errors.ContextOverflow(errors.ContextOverflow.fault)
+        overflow.server_message = message
+        return overflow
 
     def _report_adjusted(self, adjustment: str | None, *, tight: bool = False) -> None:
         if adjustment:
@@ -279,10 +291,14 @@ class _AttemptRun:
         no_schema = self._catalog.overrides.get("json_schema") is False
         return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
 
-    def _time_limits(self) -> Times:
-        """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers."""
+    def _time_limits(self, variant: Variant) -> Times:
+        """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
+
+        An answer that is not streamed may take the whole time of the request.
+        """
         times, patience = self._times, self._attempt.patience
         first = max(times.first_token, times.load) if self._budget.loads else times.first_token
+        first = first if self._request.streams(variant) else times.deadline
         return replace(times, first_token=first if patience is None else min(first, patience))
 
     def _load_probe(self) -> IsLoading | None:

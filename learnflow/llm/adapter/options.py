@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..base import Call, Message, Prompt
@@ -48,6 +48,17 @@ def text_of(part: Mapping[str, Any]) -> str:
     """Return the text of a part of a message; "" if the part has no text."""
     text = part.get("text")
     return text if isinstance(text, str) else ""
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """Yield the strings in a JSON value, including keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from strings_of([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from strings_of(item)
 
 
 def _check_format(spec: ProviderSpec, response_format: Any) -> None:

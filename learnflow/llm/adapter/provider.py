@@ -166,7 +166,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise
         if self.vision_model and not call.model and prepared.images:
             prepared = replace(prepared, model=self.vision_model)
-        return self.runner.start(prepared, attempt, buffered=call.buffered)
+        return self.runner.start(replace(prepared, buffered=call.buffered), attempt)
 
     async def prepare(self) -> None:
         """Import LiteLLM in a thread. Otherwise the import delays the first request by seconds."""

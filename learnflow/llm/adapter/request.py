@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from ..errors import InvalidRequest, LLMError, Unsupported
 from ..parameters import LOCAL_SAMPLING
 from ..provider_spec import ProviderSpec
 from . import structured_output
-from .options import messages_of, parts_of, text_of
+from .options import messages_of, parts_of, strings_of, text_of
 
 _BODY_PARAMETERS: Final = ("top_k", "min_p")  # fields of the body, because OpenAI's API does not have them
 # vLLM continues the prefill only with both fields. llama.cpp repeats it without them.
@@ -25,11 +25,8 @@ _PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False
 _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next message."}
 _MAX_TYPE_CHARS: Final = 40
 _MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
-# Words in the messages of servers that reject a schema, or a parameter.
-_SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")
-_REJECTION_WORDS: Final = re.compile(
-    r"support|unknown|unrecogni|unexpected|invalid|not allowed|not permitted|extra|leave out|greater"
-)
+_SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messages of servers that reject a schema
+_NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # in the message, the code or the parameter of a refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +56,7 @@ class Request:
         corrections: the number of messages at the end that were added for corrections: rejected answers, and requests
             to correct them.
         turn_added: a short user message follows the caller's last assistant message.
+        buffered: the caller reads the answer at once, so that the server may send it without streaming.
     """
 
     spec: ProviderSpec
@@ -74,6 +72,7 @@ class Request:
     session: str | None = field(default=None, repr=False)
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     corrections: int = 0
+    buffered: bool = False
     turn_added: bool = False
 
     @property
@@ -101,7 +100,7 @@ class Request:
     @property
     def all_texts(self) -> list[str]:
         """Return every text of the call, including image URLs, tools and the schema."""
-        return list(_strings([self.messages, self.tools, self.extra_body, self.response_format]))
+        return list(strings_of([self.messages, self.tools, self.extra_body, self.response_format]))
 
     def with_correction(self, text: str, reason: str) -> Request:
         """Return this request, followed by the model's answer and a message that asks for its correction."""
@@ -125,7 +124,9 @@ class Request:
             Unsupported: the call requires reasoning, and the model does not support it.
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
-        body = {**dialect.body, **self._reasoning_fields(model), **self._session_field(), **self.extra_body}
+        streams = self.streams(variant)
+        body = {**dialect.body, **self._reasoning_fields(model), **self._session_field()}
+        body |= {**self.extra_body} if streams else {"stream": False, **self.extra_body}
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
             body |= _PREFILL_FIELDS
@@ -149,41 +150,48 @@ class Request:
             response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
-        if dialect.stream_usage and "stream_options" not in variant.omitted:
+        if dialect.stream_usage and streams and "stream_options" not in variant.omitted:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
         return messages, parameters
 
-    def next_variant(self, variant: Variant, error: LLMError) -> tuple[Variant, str] | None:
+    def streams(self, variant: Variant) -> bool:
+        """Return whether the request asks for a stream. A caller of ``stream`` always gets one."""
+        return not (self.buffered and "stream" in variant.omitted)
+
+    def next_variant(self, variant: Variant, error: LLMError, *, is_last: bool) -> tuple[Variant, str] | None:
         """Return the variant for a retry, and a description of the change; None if a retry cannot help.
 
-        A retry omits only what this package added: defaults, ``stream_options`` and the schema's format. It never omits
-        a keyword of the caller.
+        A retry omits only what this package added: defaults, ``stream_options``, ``stream`` and the schema's format. It
+        never omits a keyword of the caller.
 
         Args:
             variant: the variant that the server rejected.
             error: the error response.
+            is_last: no other provider is left, so that a retry follows also if the refusal names nothing.
         """
-        if not isinstance(error, (errors.CapabilityError, errors.RequestError)):
+        if not isinstance(error, errors.CapabilityError):
             return None
         message = error.server_message.lower()
-        if "max_completion_tokens" in message and not variant.max_completion_tokens:
+        named = set(_NAME.findall(" ".join((message, error.code or "", *error.params)).lower()))
+        if "max_completion_tokens" in named and not variant.max_completion_tokens:
             return replace(variant, max_completion_tokens=True), "max_tokens as max_completion_tokens"
-        removable = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
-        named = {"max_tokens" if name == "max_completion_tokens" else name for name in error.params}
-        named = named or {name for name in removable if name in message and _REJECTION_WORDS.search(message)}
         overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
-        if self.ceiling and (overflow or "max_tokens" in message):
-            named.add("max_tokens")  # ``AtMost`` allows its omission
-        rejected = frozenset(named & removable) - variant.omitted
-        if rejected:
-            return replace(variant, omitted=variant.omitted | rejected), f"without {', '.join(sorted(rejected))}"
+        if "max_completion_tokens" in named or (self.ceiling and overflow):
+            named.add("max_tokens")
+        defaults = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
+        defaults, stream = defaults - variant.omitted, {"stream"} if self.streams(variant) and self.buffered else set()
+        rejected = named & defaults or named & stream
         modes, level = self.spec.dialect.schema_modes, variant.fallback_level + 1
         falls_back = isinstance(self.response_format, type) and level < len(modes)
-        if falls_back and any(word in message for word in _SCHEMA_WORDS):
+        if not rejected and falls_back and any(word in message for word in _SCHEMA_WORDS):
             return replace(variant, fallback_level=level), f"the schema as {modes[level]}"
-        return None
+        if is_last and isinstance(error, errors.RequestRefused) and not error.params:
+            rejected = rejected or defaults
+        if not rejected:
+            return None
+        return replace(variant, omitted=variant.omitted | rejected), f"without {', '.join(sorted(rejected))}"
 
     def variant_to_cache(self, variant: Variant, before: Variant) -> Variant:
         """Return the variant for later requests. They may have an ``AtMost`` that the server accepts.
@@ -239,7 +247,9 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     turn_added = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or continues_by_request)
     if turn_added:
         messages.append(dict(_ADDED_MESSAGE))
-    if system:
+    if system and messages[0]["role"] == "system":  # some templates refuse a second one
+        messages[0] = _add_text(messages[0], system, before=True)
+    elif system:
         messages.insert(0, {"role": "system", "content": system})
     return Request(spec=spec, messages=messages, model=model, sampling=sampling, turn_added=turn_added, **others)
 
@@ -298,17 +308,12 @@ def _with_instruction(messages: list[dict[str, Any]], instruction: str, correcti
     *before, last = messages[:end]
     if last["role"] != "user":
         return [*before, last, {"role": "user", "content": instruction}, *messages[end:]]
-    text = last["content"]
-    content = [*text, {"type": "text", "text": instruction}] if isinstance(text, list) else f"{text}\n\n{instruction}"
-    return [*before, {**last, "content": content}, *messages[end:]]
+    return [*before, _add_text(last, instruction), *messages[end:]]
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """Yield the strings in a JSON value, including keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _strings([*value, *value.values()])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _strings(item)
+def _add_text(message: dict[str, Any], text: str, *, before: bool = False) -> dict[str, Any]:
+    """Return a message with a further text at the end of its content, or before it."""
+    content, part = message["content"] or "", {"type": "text", "text": text}
+    if isinstance(content, list):
+        return {**message, "content": [part, *content] if before else [*content, part]}
+    return {**message, "content": "\n\n".join((text, content) if before else (content, text))}

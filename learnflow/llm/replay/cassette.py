@@ -93,11 +93,14 @@ def convert_request(request: httpx.Request, endpoint: Endpoint, provider: str) -
 
     Args:
         request: the request.
-        endpoint: the endpoint of the provider. The path of its root is removed from the URL.
+        endpoint: the endpoint of the provider. The path of its root, and its query, which may contain a key, are
+            removed from the URL. The version of the API stays.
         provider: the name of the provider, which replaces the host.
     """
     url = urlsplit(str(request.url))
-    path = url.path.removeprefix(urlsplit(endpoint.root).path.rstrip("/")) + (f"?{url.query}" if url.query else "")
+    own = {pair for pair in endpoint.query.split("&") if not pair.startswith("api-version=")}
+    query = "&".join(pair for pair in url.query.split("&") if pair not in own)
+    path = url.path.removeprefix(urlsplit(endpoint.root).path.rstrip("/")) + (f"?{query}" if query else "")
     credentials = {name: _placeholder(name, value, provider) for name, value in endpoint.credentials.items()}
     body = json.loads(request.content) if request.content else None
     return RecordedRequest(request.method, f"http://{provider}.example{path}", credentials, body)

@@ -91,9 +91,7 @@ RULES: Final = (
     Rule(
         "the server rejects the prefill of a continuation",
         lambda error, state: (
-            state.prefilled
-            and isinstance(error, errors.Unsupported | errors.RequestError)
-            and not isinstance(error, errors.ContentFiltered)
+            state.prefilled and isinstance(error, errors.Unsupported | errors.RequestRefused | errors.InvalidRequest)
         ),
         "alternative",
     ),

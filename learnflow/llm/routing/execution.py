@@ -80,6 +80,7 @@ class Execution:
                 thinking=progress.partial_thinking if prefill else "",
                 slot=self._slot,
                 tried=[],
+                has_alternative=any(other.ready for other in self._chain.alternatives(option)),
             )
             progress.begin_attempt(option, self._last_error, continues=bool(emitted.text.strip()))
             call = self._build_call(option, prefix, began, by_prompt=by_prompt)
@@ -172,6 +173,8 @@ class Execution:
         rule = decision.decide(error, state)
         if rule.action == "raise":
             cause = not_continued[0].failure if not_continued else None
+            if isinstance(error, errors.RequestRefused):
+                error = chain.failed_with(errors.RequestRefused)[0].failure or error
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
             progress.forget_text()

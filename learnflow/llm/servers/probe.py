@@ -55,7 +55,7 @@ async def find_server(
         return server, errors.Misconfigured(what, provider=spec.name, hint=hint)
     if server is None and error is None:
         error = error_mapping.not_a_server()
-    if isinstance(error, errors.Misconfigured | errors.MalformedAnswer | errors.ErrorBody):
+    if isinstance(error, errors.Misconfigured | errors.RequestRefused | errors.MalformedAnswer | errors.ErrorBody):
         if await _has_chat_route(client, deadline):  # an API without a list of models
             return server or Server(), None
         return server, error

@@ -204,7 +204,7 @@ class Client:
         connect = min(self.connect_timeout, request.connect_timeout or self.connect_timeout)
         return httpx.Request(
             "GET" if content is None else "POST",
-            request.url,
+            httpx.URL(request.url).copy_merge_params(self.endpoint.query) if self.endpoint.query else request.url,
             headers=httpx.Headers(headers, encoding="latin-1"),
             content=content,
             extensions={

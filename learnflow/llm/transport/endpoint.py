@@ -85,6 +85,7 @@ class Endpoint:
         headers: further headers, which are secrets. A value with ``{session}`` is sent only in a call with a session.
         version: the API version; None if the provider has no versions.
         networks: further private networks (``LLM_LOCAL_NETWORKS``).
+        query: the query of the configured URL, which every request has. It may contain a key.
     """
 
     root: str
@@ -95,6 +96,7 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     version: str | None = None
     networks: tuple[str, ...] = ()
+    query: str = field(default="", repr=False)
 
     @property
     def origin(self) -> tuple[str, str, int]:
@@ -257,7 +259,7 @@ def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> 
     server = f"{parts.scheme}://{parts.netloc}"
     root = server + (_VERSION.split(path)[0] if api.api_path else path)
     version = version or parse_qs(parts.query).get("api-version", [None])[0] or api.default_version
-    return Endpoint(root, server + path, version=version)
+    return Endpoint(root, server + path, version=version, query=parts.query)
 
 
 def _parts(spec: ProviderSpec, url: str) -> SplitResult:

@@ -20,13 +20,14 @@ import httpx
 
 from .. import errors
 from ..errors import LLMError
-from .untrusted import json_object, non_negative_int, parse_json, part, printable, word
+from .untrusted import json_object, non_negative_int, parse_json, part, printable, texts, word
 
 Classifier = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
 """Chooses the error class of an error response by its status, body and headers. Returns None if it cannot."""
 
 _MAX_SHOWN_CHARS: Final = 300  # length of a server's message in an LLMError
 _MAX_SEARCHED_CHARS: Final = 2000  # length of a server's message for regular expressions, which are slow on long texts
+_MAX_BODY_CHARS: Final = 8000  # length of a body that is searched for the delay before a retry
 _CODE_KEYS: Final = ("code", "type", "status_code", "error_type")
 _MESSAGE_KEYS: Final = ("message", "msg", "status_msg", "error_message")
 _MAX_DEPTH: Final = 8  # nested objects in an error object
@@ -40,50 +41,57 @@ _PROMPT_TOKENS = re.compile(
     re.IGNORECASE,
 )
 _CONTEXT_TOKENS = re.compile(r"context (?:length|size) (?:is (?:only )?|\()([0-9]{1,12})", re.IGNORECASE)
+# "Please try again in 1m30s", "retry after 12 seconds", and "retryDelay": "19s" of Google's RetryInfo.
+_WAIT = re.compile(
+    r"(?:retry|try again) ?(?:after|in|delay)\"?:? ?\"?((?:[0-9]{1,9}(?:\.[0-9]{1,12})? ?(?:milli|ms|s|m|h)[a-z]* ?)+)",
+    re.IGNORECASE,
+)
+_WAIT_PART = re.compile(r"([0-9.]+) ?(milli|ms|s|m|h)", re.IGNORECASE)
+_UNIT_SECONDS: Final = {"milli": 0.001, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_DAILY_QUOTA: Final = "PerDay"  # in Google's name of a quota. Its wait is too short
 _UNSUPPORTED = re.compile(
     r"does not support|not supported|requires --|response_format\.type"
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )
+# The whole message of a server without the route. A 404 with other words is a refusal, of a policy for instance.
+_WRONG_ROUTE = re.compile(
+    r"^[^a-z]*(\w+ )?not found[^a-z]*$|\b(urls?|path|route|method)\b|cannot (get|post)|^[^a-z]*$", re.IGNORECASE
+)
 _NO_ROUTE: Final = "unexpected endpoint"  # LM Studio's response to an unknown route, with status 200
-_SENTENCES: Final[Mapping[type[LLMError], str]] = {
-    errors.ContextOverflow: r"maximum context length|exceeds the available context size|prompt is too long"
-    r"|tokens to keep from the initial prompt|longer than the (maximum )?(model )?context length"
-    r"|context size has been exceeded|exceeds the context length|input length .{0,80}exceeds"
-    r"|max_tokens.{0,80}greater than max_model_len|context length is only",
-    errors.ModelNotFound: r"model [`'\"]?[\w./:@-]{1,200}[`'\"]? (was )?(not found|does not exist)|no models? loaded"
-    r"|deployment .{0,200}does not exist|^model not found|is not a valid model id|no endpoints found for"
-    r"|try pulling it",
-    errors.ModelLoading: "loading model|model is loading|still loading",
-    errors.Unsupported: "image input is not supported|mmproj",  # llama.cpp sends it with status 500
-    errors.AuthenticationFailed: "api[ _-]?key (is )?(not valid|invalid|incorrect)|(invalid|incorrect) api[ _-]?key",
-    errors.QuotaExceeded: r"exceeded your (current )?quota|billing|credit balance|insufficient (credits|funds|balance)",
-    errors.RateLimited: "rate limit|too many requests",
+# Words of codes, types and messages, the codes first.
+_PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
+    kind: re.compile(words, re.IGNORECASE)
+    for kind, words in {
+        errors.RateLimited: r"rate[ _]limit|too many requests|throttl"
+        r"|(?:tokens|requests) per (?:second|minute|hour|day)",
+        # A length, and what exceeds it, in either order
+        errors.ContextOverflow: r"(?:context|prompt\b|input (?:length|tokens?|\()|requested tokens).{0,80}?"
+        r"(?:exceed|overflow|too long|longer than|超长)|input (?:is )?too long"
+        r"|(?:exceed|greater than|longer than).{0,60}?(?:context|model token limit|max_model_len|max_seq_len)"
+        r"|maximum (?:context|prompt|model|input) length|tokens to keep from the initial prompt"
+        r"|range of input length|context length is only",
+        errors.ContentFiltered: "content_filter|content_policy_violation|responsibleaipolicyviolation",
+        errors.ModelNotFound: r"model [`'\"]?[\w./:@-]{1,200}[`'\"]? (was )?(not found|does not exist)"
+        r"|no models? loaded|deployment .{0,200}does not exist|^model not found|is not a valid model id"
+        r"|no endpoints found for|try pulling it|model_not_found|deploymentnotfound|decommissioned",
+        errors.ModelLoading: "loading model|model is loading|still loading",
+        # llama.cpp sends the first two with status 500
+        errors.Unsupported: "image input is not supported|mmproj|unsupported_(parameter|value)|not_supported_error",
+        # no_db_connection: LiteLLM's proxy without a database, for any key but its master key
+        errors.AuthenticationFailed: "api[ _-]?key (is )?(not valid|invalid|incorrect)"
+        "|(invalid|incorrect)[ _]api[ _-]?key|authentication_error|no_db_connection",
+        errors.QuotaExceeded: r"exceeded your (current )?quota|billing|credit[ _]balance|arrear"
+        r"|insufficient[ _](quota|credits?|funds|balance)",
+        errors.Overloaded: "overloaded",
+    }.items()
 }
-_PATTERNS: Final = {kind: re.compile(sentences, re.IGNORECASE) for kind, sentences in _SENTENCES.items()}
-
-_CODES: Final[Mapping[type[LLMError], tuple[str, ...]]] = {
-    errors.ContextOverflow: ("context_length_exceeded", "exceed_context_size_error"),
-    errors.ContentFiltered: ("content_filter", "content_policy_violation", "responsibleaipolicyviolation"),
-    errors.ModelNotFound: ("model_not_found", "deploymentnotfound"),
-    # no_db_connection: LiteLLM's proxy without a database, for any key but its master key
-    errors.AuthenticationFailed: ("invalid_api_key", "authentication_error", "no_db_connection"),
-    errors.QuotaExceeded: ("insufficient_quota", "credit_balance_exhausted"),
-    errors.Unsupported: ("unsupported_parameter", "unsupported_value", "not_supported_error"),
-    errors.RateLimited: ("rate_limit_exceeded",),
-    errors.Overloaded: ("server_is_overloaded",),
-}
-_KINDS_BY_CODE: Final = {code: kind for kind, codes in _CODES.items() for code in codes}
 _STATUSES: Final[Mapping[int, type[LLMError]]] = {
-    400: errors.InvalidRequest,
     401: errors.AuthenticationFailed,
     402: errors.QuotaExceeded,
     403: errors.AuthenticationFailed,
-    404: errors.Misconfigured,
-    405: errors.Misconfigured,
     407: errors.Misconfigured,
-    413: errors.ContextOverflow,
-    422: errors.InvalidRequest,
+    408: errors.ServerFailed,
     429: errors.RateLimited,
     501: errors.Unsupported,
     503: errors.Overloaded,
@@ -100,21 +108,24 @@ class ErrorDetails:
         codes: the error codes and types, in lower case.
         param: the name of the parameter that caused the error; None if the server sent none.
         lengths: the length of the prompt and the context length, in tokens; None if the server sent none.
+        wait_s: the delay before a retry in seconds; None if the server sent none.
     """
 
     message: str = ""
     codes: tuple[str, ...] = ()
     param: str | None = None
     lengths: tuple[int | None, int | None] = (None, None)
+    wait_s: float | None = None
 
 
 def parse_error_body(body: bytes) -> ErrorDetails:
     """Parse the body of an error response. A body that is not JSON is the message."""
     text = body.decode("utf-8", "replace").strip()
     try:
-        return _parse(parse_json(text))
+        details = _parse(parse_json(text))
     except ValueError:
-        return ErrorDetails(message=text[:_MAX_SEARCHED_CHARS])
+        details = ErrorDetails(message=text[:_MAX_SEARCHED_CHARS])
+    return replace(details, wait_s=_parse_wait(text[:_MAX_BODY_CHARS]))
 
 
 def _parse(value: Any, depth: int = 0) -> ErrorDetails:
@@ -123,7 +134,8 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
         return ErrorDetails()
     if isinstance(value, str):
         inner = _parse(json_object("".join(value.partition("{")[1:])), depth + 1)
-        return replace(inner, message=inner.message or value[:_MAX_SEARCHED_CHARS])
+        message = inner.message or value[:_MAX_SEARCHED_CHARS]
+        return replace(inner, message=message, wait_s=_parse_wait(message))
     if isinstance(value, list):
         return _parse(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
@@ -133,10 +145,13 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
             return _parse(value[key], depth + 1)
     raw_codes = [value.get(key) for key in _CODE_KEYS] + [part(value, "innererror").get("code")]
     inner = _parse(next((value[key] for key in _MESSAGE_KEYS if value.get(key)), ""), depth + 1)
+    location = ".".join(name for name in texts(value.get("loc")) if name != "body")  # FastAPI, Mistral
+    message = f"{location}: {inner.message}" if location else inner.message
     lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _parse_lengths(inner.message)
     codes = tuple(filter(None, (word(code).lower() for code in raw_codes)))
-    return ErrorDetails(inner.message, codes + inner.codes, word(value.get("param")) or inner.param, lengths)
+    param = word(value.get("param")) or location or inner.param
+    return ErrorDetails(message, codes + inner.codes, param, lengths, inner.wait_s)
 
 
 def message_of(value: Any) -> str:
@@ -148,6 +163,13 @@ def _parse_lengths(message: str) -> tuple[int | None, int | None]:
     """Return the length of the prompt and the context length, in tokens; None if the message does not contain them."""
     prompt, size = _PROMPT_TOKENS.search(message), _CONTEXT_TOKENS.search(message)
     return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
+
+
+def _parse_wait(text: str) -> float | None:
+    """Return the delay before a retry that a text requires, in seconds; None without one."""
+    wait = None if _DAILY_QUOTA in text else _WAIT.search(text)
+    parts = _WAIT_PART.findall(wait[1]) if wait else ()
+    return sum(float(number) * _UNIT_SECONDS[unit.lower()] for number, unit in parts) if wait else None
 
 
 def map_response(
@@ -168,7 +190,7 @@ def map_response(
             "the address redirects", status=status, hint="Set the base URL to the address of the server"
         )
     is_web_page = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
-    if is_web_page and status < 500:  # with a 5xx status it is the error page of a gateway
+    if is_web_page and status < 500 and status not in (413, 429):  # otherwise it is the error page of a gateway
         return not_a_server(status)
     if status == 403 and not body.strip():
         return errors.Misconfigured(
@@ -183,8 +205,9 @@ def map_response(
         kind = classify(status, body, headers)
         if kind not in (errors.ContextOverflow, errors.ContentFiltered):
             kind = None
-    error = _build(kind or _STATUSES.get(status, errors.ServerFailed), details, status)
-    error.retry_after = retry_after(headers) if isinstance(error, errors.Unavailable) else None
+    error = _build(kind or _kind_of_status(status, details), details, status)
+    if isinstance(error, errors.Unavailable) and (wait_s := retry_after(headers)) is not None:
+        error.retry_after = wait_s
     return error
 
 
@@ -197,8 +220,8 @@ def map_error_object(value: Any, *, began: bool) -> LLMError:
     """
     details = _parse(value)
     status = next((int(code) for code in details.codes if re.fullmatch("[0-9]{3}", code)), 0)
-    kind = _classify(status, details) or _STATUSES.get(status, errors.ServerFailed)
-    if issubclass(kind, errors.ServerFailed | errors.InvalidRequest | errors.Overloaded):
+    kind = _classify(status, details) or _kind_of_status(status, details)
+    if issubclass(kind, errors.ServerFailed | errors.Overloaded) or (began and kind is errors.RequestRefused):
         kind = errors.ErrorInAnswer if began else errors.ErrorBody
     if not began and _NO_ROUTE in details.message.lower():
         return not_a_server(200)
@@ -208,7 +231,7 @@ def map_error_object(value: Any, *, began: bool) -> LLMError:
 def not_a_server(status: int | None = None) -> LLMError:
     """Return the error for a response that is not from a model API, with its HTTP status if it has one."""
     what = "this address does not serve a model API, but a web page or another route"
-    return errors.Misconfigured(what, status=status, hint=_HINTS[errors.Misconfigured])
+    return errors.Misconfigured(what, status=status)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -230,39 +253,42 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-_HINTS: Final[Mapping[type[LLMError], str]] = {
-    errors.InvalidRequest: "Change the request as the server's message requires",
-    errors.Unsupported: "Leave it out, or use a model or provider that supports it",
-    errors.Misconfigured: "Check the base URL, its path (most servers require /v1 at the end) and proxies in between",
-}
-
-
 def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
     """Choose the error class by codes, unambiguous statuses, then the message. Return None if they do not decide."""
-    for code in details.codes:
-        if code in _KINDS_BY_CODE:
-            return _KINDS_BY_CODE[code]
+    if kind := _find_kind(" ".join(details.codes)):
+        return kind
     if status in (401, 402, 407):
         return _STATUSES[status]
-    if status == 429:  # only the message distinguishes a used-up quota from too many requests
-        quota = _PATTERNS[errors.QuotaExceeded].search(details.message)
+    if status == 429:  # only the message and the wait distinguish a used-up quota from too many requests
+        quota = details.wait_s is None and _PATTERNS[errors.QuotaExceeded].search(details.message)
         return errors.QuotaExceeded if quota else errors.RateLimited
-    for kind, pattern in _PATTERNS.items():
-        if pattern.search(details.message):
-            return kind
-    if status == 404 and details.param == "model":
-        return errors.ModelNotFound
+    if kind := _find_kind(details.message):
+        return kind
     if status < 500 and _UNSUPPORTED.search(details.message):
         return errors.Unsupported
     return None
 
 
+def _find_kind(text: str) -> type[LLMError] | None:
+    """Return the first error class whose words are in a text; None without one."""
+    return next((kind for kind, pattern in _PATTERNS.items() if pattern.search(text)), None)
+
+
+def _kind_of_status(status: int, details: ErrorDetails) -> type[LLMError]:
+    """Return the error class for a response that nothing else explains."""
+    if status in (404, 405) and _WRONG_ROUTE.search(details.message):
+        return errors.Misconfigured
+    return _STATUSES.get(status, errors.RequestRefused if 400 <= status < 500 else errors.ServerFailed)
+
+
 def _build(kind: type[LLMError], details: ErrorDetails, status: int | None = None) -> LLMError:
-    error = kind(kind.fault, status=status, hint=_HINTS.get(kind, ""))
+    error = kind(kind.fault, status=status)
     message = printable(details.message, _MAX_SHOWN_CHARS)
     error.server_message = "" if message.startswith("<") else message  # a web page
     error.code = details.codes[0] if details.codes else None
     error.params = (details.param,) if details.param else ()
+    if isinstance(error, errors.Unavailable):
+        error.retry_after = details.wait_s
     if isinstance(error, errors.ContextOverflow):
         error.needed, error.window = details.lengths
     return error

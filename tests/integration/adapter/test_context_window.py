@@ -415,7 +415,7 @@ async def test_refused_ceiling_is_omitted() -> None:
             assert not {"max_tokens", "max_completion_tokens"} & set(server.seen[-1].body)
         provider = CustomProvider(base_url=server.base_url, model="fault-model")
         server.script = [Fault("refuse", status=400, body=refusal)]
-        with pytest.raises(errors.InvalidRequest):
+        with pytest.raises(errors.RequestRefused):
             await provider.generate("hi", max_tokens=25_000)
 
 

@@ -192,7 +192,7 @@ async def test_refused_correction_raises_schema_mismatch(refusal: str) -> None:
 async def test_failure_of_correction_is_raised_with_mismatch_before_it() -> None:
     async with FaultServer("vllm", [JSON]) as server:
         server.script = [reply(server, WRONG), Fault("refuse", refusal="busy")]
-        with pytest.raises(errors.Overloaded, match="Tried before: vllm SchemaMismatch"):
+        with pytest.raises(errors.Overloaded, match="Tried: vllm SchemaMismatch"):
             await provider_for(server).generate("hi", response_format=Quiz)
 
 

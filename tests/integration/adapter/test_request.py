@@ -145,9 +145,9 @@ async def test_default_that_server_refuses_is_omitted_from_later_requests() -> N
 async def test_refusal_that_quotes_prompt_changes_no_parameter() -> None:
     body = json.dumps({"error": {"message": "invalid: what is the temperature today, and max_tokens"}}).encode()
     async with FaultServer() as server:
-        server.script = [Fault("refuse", status=400, body=body)] * 2
+        server.script = [Fault("refuse", status=400, body=body)] * 3
         provider = provider_for(server)
-        with pytest.raises(errors.InvalidRequest):
+        with pytest.raises(errors.RequestRefused):
             await provider.generate("what is the temperature today, and max_tokens")
         await provider.generate("hi")
         assert server.seen[-1].body["temperature"] == 0.7

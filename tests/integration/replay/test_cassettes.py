@@ -526,3 +526,14 @@ async def test_command_line_reports_replay(
         assert "fault-model" in shown.out
     assert await asyncio.to_thread(cli.main, ["explain", "hi", "--probe", "--provider", "openai"]) == 1
     assert "not in a cassette" in capsys.readouterr().err
+
+
+async def test_query_of_the_base_url_is_not_recorded(tmp_path: Path) -> None:
+    """It may contain a key, and the cassette is replayed without it."""
+    async with FaultServer() as server:
+        with recording(tmp_path):
+            await CustomProvider(f"{server.base_url}?code=s3cret&api-version=1", "m").complete("hi")
+        assert server.seen[-1].path == "/v1/chat/completions?code=s3cret&api-version=1"
+    text = "".join(file.read_text() for file in tmp_path.rglob("*.yaml"))
+    assert "/v1/chat/completions" in text
+    assert "s3cret" not in text

@@ -29,9 +29,12 @@ def test_every_error_has_breaker_rule_that_fits_its_base() -> None:
 
 
 def test_retryable_statuses_match_litellm() -> None:
-    """LiteLLM's ``_should_retry`` judges by status. A used-up quota is distinguished by its message."""
+    """LiteLLM's ``_should_retry`` judges by status. A used-up quota is distinguished by its message.
+
+    It retries 409, too, which is a refusal here: another provider gets the request at once.
+    """
     litellm = _litellm._load()
-    for status in (400, 401, 403, 404, 408, 409, 422, 429, 500, 502, 503, 504):
+    for status in (400, 401, 403, 404, 408, 422, 429, 500, 502, 503, 504):
         assert error_mapping.map_response(status, b'{"error":"x"}').retryable == litellm._should_retry(status), status
 
 
@@ -48,6 +51,8 @@ def test_back_off_doubles_with_jitter_up_to_maximum(retries: int, jitter: float)
     [
         (errors.ConnectionFailed("x"), {}, ("next", "drop")),
         (errors.InvalidRequest("x"), {}, ("raise", "keep")),
+        (errors.RequestRefused("x"), {}, ("next", "drop")),
+        (errors.RequestRefused("x"), {"prefilled": True, "has_partial": True}, ("alternative", "keep")),
         (errors.ContentFiltered("x"), {"prefilled": True}, ("raise", "keep")),
         (
             errors.Unsupported("x"),

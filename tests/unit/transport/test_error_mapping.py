@@ -54,7 +54,7 @@ from learnflow.llm.transport.untrusted import mask_keys
             b'{"error":{"code":"content_filter","innererror":{"code":"ResponsibleAIPolicyViolation"}}}',
             errors.ContentFiltered,
         ),
-        (422, b'{"detail":[{"loc":["body","messages"],"msg":"Field required"}]}', errors.InvalidRequest),
+        (422, b'{"detail":[{"loc":["body","messages"],"msg":"Field required"}]}', errors.RequestRefused),
         (
             400,
             b'{"error":{"message":"tool_choice=required requires --tool-call-parser to be set"}}',
@@ -69,22 +69,46 @@ from learnflow.llm.transport.untrusted import mask_keys
         (501, b"{}", errors.Unsupported),
         (200 + 102, b"", errors.Misconfigured),
         (407, b"", errors.Misconfigured),
-        (418, b"{}", errors.ServerFailed),
-        *(
-            (status, b"{}", errors.ServerFailed)
-            for status in (408, 409, 410, 421, 423, 424, 425, 426, 451, 494, 499, 599)
-        ),
+        *((status, b"{}", errors.RequestRefused) for status in (409, 410, 418, 421, 423, 424, 425, 426, 451, 494, 499)),
+        *((status, b"{}", errors.ServerFailed) for status in (408, 599)),
         (405, b"{}", errors.Misconfigured),
-        (413, b"{}", errors.ContextOverflow),
+        (413, b"{}", errors.RequestRefused),  # a limit in bytes, of a proxy for instance
         (451, b'{"error":{"message":"The maximum context length is 8 tokens."}}', errors.ContextOverflow),
-        (413, b"", errors.ContextOverflow),
+        (413, b"", errors.RequestRefused),
+        (413, b"<html>413 Request Entity Too Large</html>", errors.RequestRefused),
+        (404, b"", errors.Misconfigured),
+        (404, b'{"error":{"message":"Invalid URL (POST /v1/x)"}}', errors.Misconfigured),  # OpenAI
+        (404, b'{"error":{"code":404,"message":"File Not Found"}}', errors.Misconfigured),  # llama.cpp
+        (404, b'{"message":"no Route matched with those values"}', errors.Misconfigured),  # Kong
+        (
+            404,
+            b'{"error":{"message":"No endpoints found matching your policy: https://openrouter.ai/settings/privacy","code":404}}',
+            errors.RequestRefused,
+        ),
+        (404, b"Cannot POST /x", errors.Misconfigured),  # Express
+        (405, b'{"detail":"Method Not Allowed"}', errors.Misconfigured),  # FastAPI
+        (
+            404,
+            b'{"error":{"message":"No allowed providers are available for the selected model."}}',
+            errors.RequestRefused,
+        ),
+        (
+            400,
+            b'{"error":"prompt too long; exceeded max context length by 4 tokens"}',
+            errors.ContextOverflow,
+        ),  # Ollama
+        (400, b'{"error":"input too long"}', errors.ContextOverflow),
+        (500, b'{"error":"the input length exceeds the context length"}', errors.ContextOverflow),
+        (400, b'{"error":"input image exceeds 5 MB maximum"}', errors.RequestRefused),
+        (400, b'{"error":{"message":"string too long","param":"prompt_cache_key"}}', errors.RequestRefused),
+        (400, b'{"error":{"message":"Throttled: 100 requests per minute"}}', errors.RateLimited),
         (400, b'{"error":{"message":"max_tokens=9 cannot be greater than max_model_len=8"}}', errors.ContextOverflow),
         (500, b'{"error":{"message":"image input is not supported - hint: mmproj"}}', errors.Unsupported),  # llama.cpp
         (429, b"You exceeded your current quota, please check your plan and billing", errors.QuotaExceeded),
         (400, b'{"error":{"message":"Your credit balance is too low"}}', errors.QuotaExceeded),
         (400, b'{"error":{"message":"API key not valid. Please pass a valid API key."}}', errors.AuthenticationFailed),
         (404, b'{"error":{"message":"No endpoints found that support image input"}}', errors.Unsupported),
-        (400, b'{"error":{"message":"Tool \'foo\' of the model: function not found"}}', errors.InvalidRequest),
+        (400, b'{"error":{"message":"Tool \'foo\' of the model: function not found"}}', errors.RequestRefused),
     ],
 )
 def test_refusal_is_classified_by_status_code_and_message(status: int, body: bytes, leaf: type[LLMError]) -> None:
@@ -145,3 +169,17 @@ def test_table_of_litellm_exceptions_names_only_what_exists() -> None:
     import litellm.exceptions  # noqa: PLC0415
 
     assert [name for name in _litellm._CLASSES if not hasattr(litellm.exceptions, name)] == []
+
+
+def test_wait_in_error_object_of_a_200_makes_a_quota_a_rate_limit() -> None:
+    message = "You exceeded your current quota. Please retry in 1h2m3.5s."
+    error = error_mapping.map_error_object({"error": {"code": 429, "message": message}}, began=False)
+    assert type(error) is errors.RateLimited
+    assert error.retry_after == 3723.5
+
+
+def test_wait_is_bounded_and_never_guessed() -> None:
+    for words in ("retry in " + "9" * 4000 + "s", "Try again later.", "retry in 5 apples", "retry in ms", "retry in ."):
+        assert error_mapping.map_response(429, words.encode()).retry_after is None
+    assert error_mapping.map_response(429, b"retry in 250 milliseconds").retry_after == 0.25
+    assert error_mapping.map_response(429, b"retry in 9s", {"retry-after": "0"}).retry_after == 0
