@@ -57,6 +57,10 @@ class Model:
         """Return whether this is its name or an alias."""
         return name == self.name or name in self.aliases
 
+    def resembles(self, name: str) -> bool:
+        """Return whether this is its name, without regard to case and a prefix like "models/" or a publisher."""
+        return f"/{self.name}".casefold().endswith(f"/{name}".casefold())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
@@ -84,16 +88,10 @@ class Server:
         return [model for model in self.models if model.chat]
 
     def find(self, name: str) -> Model | None:
-        """Return the model with this name. Return the only model if the server accepts any name.
-
-        Without an exact match, case and a prefix of the server ("models/", a publisher) are ignored.
-        """
+        """Return the model with this name, else one that resembles it, else the only one if any name is accepted."""
         if exact := next((model for model in self.models if model.has_name(name)), None):
             return exact
-        end = f"/{name}".casefold()
-        matches = (
-            self.models if self.any_name else [row for row in self.models if f"/{row.name}".casefold().endswith(end)]
-        )
+        matches = self.models if self.any_name else [model for model in self.models if model.resembles(name)]
         return matches[0] if len(matches) == 1 else None
 
 

@@ -10,6 +10,7 @@ import asyncio
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, Final
@@ -146,6 +147,8 @@ class ModelCatalog:
         if error:
             add_provider(error, self._spec, self.client.endpoint, None)
         name = result.model.name if result.model else self._model
+        if self._model and result.model and result.model.resembles(self._model):
+            name = self._model
         return Health(
             state=state_of(error) if error else "ready",
             provider=self._spec.name,
@@ -254,9 +257,10 @@ class ModelCatalog:
             ConnectionFailed, ConnectTimeout: the server cannot be reached.
         """
         if not self._is_fresh(name, max_age_s):
-            result = await self._probe(name, timeout_s)
-            if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
-                raise result.error
+            with suppress(errors.NotRecorded):  # cassettes may lack the pages: the model is unknown
+                result = await self._probe(name, timeout_s)
+                if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
+                    raise result.error
             known = self._models.get(name) or Model(name=name)
             self._models[name] = replace(known, probed_at=asyncio.get_running_loop().time())
         return self._models[name]

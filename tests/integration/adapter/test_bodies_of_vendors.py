@@ -9,9 +9,9 @@ import pytest
 
 from learnflow.llm import errors
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.adapter.options import check_keywords
+from learnflow.llm.adapter.options import supported_keywords
 from learnflow.llm.adapter.request import Variant, build_request
-from learnflow.llm.base import DEFAULT_TEMPERATURE
+from learnflow.llm.base import DEFAULT_TEMPERATURE, Call
 from learnflow.llm.providers import build, registry
 
 NAMES = sorted({*registry.SPECS, *registry.vendor_specs()} - {"embedded"})
@@ -30,7 +30,9 @@ def asked(*parts: Any, role: str = "user") -> list[dict[str, Any]]:
 
 def body_for(name: str, prompt: Any, **keywords: Any) -> dict[str, Any]:
     provider = build(name, "http://127.0.0.1:1/v1", "some-model", "k")
-    request = build_request(provider.spec, prompt, "some-model", check_keywords(provider.spec, keywords))
+    supported = supported_keywords(provider.spec, Call(prompt, options=keywords))
+    given = {keyword: value for keyword, value in supported.items() if keyword in keywords}
+    request = build_request(provider.spec, prompt, "some-model", given)
     messages, parameters = request.to_litellm(
         "some-model", Variant(), context_length=None, max_tokens=None, prefill=None
     )
