@@ -17,6 +17,7 @@ from typing import (
     Generic,
     Literal,
     Protocol,
+    Self,
     TypeAlias,
     TypedDict,
     Unpack,
@@ -95,6 +96,8 @@ class Options(TypedDict, Generic[Parsed], total=False):
         timeout: the time limit of the call in seconds.
         session: the name of a group of requests with a common beginning. It is sent to clouds that route the requests
             of a group to one prompt cache.
+        headers: additional headers of the request, for a single provider. A router refuses them. ``{session}`` in a
+            value is ``session``; without one the header is not sent.
         extra_body: fields that are added to the body of the request unchanged.
         after: the text of an answer that was interrupted, for example ``LLMError.partial``. The answer continues it,
             and ``max_tokens`` includes it. "" begins a new answer. It cannot be combined with schemas and tools.
@@ -119,6 +122,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
     reasoning: Reasoning
     timeout: parameters.Seconds
     session: parameters.Session
+    headers: Mapping[str, str]
     extra_body: parameters.JsonObject
     after: str
     include_prior: bool
@@ -138,6 +142,19 @@ class TimeOptions(TypedDict, total=False):
     deadline: parameters.Seconds
     local_only: bool
     max_concurrency: parameters.Count
+
+
+class ProviderOptions(TimeOptions, total=False):
+    """The keywords of the provider classes; see ``BaseProvider``. The last three are those of ``EmbeddedProvider``."""
+
+    base_url: str | None
+    model: parameters.Name | None
+    api_key: str | None
+    vision_model: parameters.Name | None
+    headers: Mapping[str, str] | str | None
+    context: parameters.Count | None
+    slots: parameters.Count | None
+    threads: parameters.Count | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +428,15 @@ class AbstractProvider(LLMProvider):
             InvalidRequest: a keyword or a value is invalid.
             Unsupported: the provider does not support a keyword.
         """
+
+    async def aclose(self) -> None:
+        """Close the idle connections of this event loop. The provider can be used again afterwards."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def _run_call(self, call: Call) -> Completion:
         """Run a call in the caller's task, and drop its events."""

@@ -193,12 +193,12 @@ def _kind_at(provider: BaseProvider) -> ProviderSpec | None:
 
 
 def _create_unconfigured(spec: ProviderSpec, url: str) -> BaseProvider:
-    """Return the provider for an address that is not configured. The key is sent only to the default address."""
-    configuration, key = settings.load_provider(spec), ""
-    is_default = _normalize(url) == _normalize(spec.api.default_url or "")
-    if configuration.api_key and not configuration.base_url and is_default:
-        key = configuration.api_key.get_secret_value()
-    return build(spec.name, base_url=url, api_key=key)
+    """Return the provider for an address that is not configured. Secrets are sent only to the default address."""
+    own = settings.load_provider(spec)
+    is_default = not own.base_url and _normalize(url) == _normalize(spec.api.default_url or "")
+    secrets = (own.api_key, own.headers) if is_default else (None, None)
+    key, headers = (secret.get_secret_value() if secret else "" for secret in secrets)
+    return build(spec.name, base_url=url, api_key=key, headers=headers)
 
 
 def _normalize(url: str) -> str:

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Unpack
 
 from . import settings
-from .base import LLMProvider
+from .base import LLMProvider, ProviderOptions
 from .capabilities import Health
 from .discovery import SCAN_TIMEOUT_S, make_finder, scan
 from .errors import NotConfigured
 from .parameters import check_keywords
 from .process import register, switches
+from .providers import build
 from .routing.router import RouterProvider
 
 
-def get_provider(name: str | None = None) -> RouterProvider:
+def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -> RouterProvider:
     """Return a router over the named providers, by default those of ``LLM_PROVIDERS`` or ``LLM_PROVIDER``.
 
     If no provider is named, the first request finds the local servers that are ready. A cloud is used only if named.
 
     Args:
         name: the name of a provider, or several names in order of preference, separated by commas.
+        keywords: those of the provider's class, for one provider: ``model``, ``base_url``, ``headers`` and so on; see
+            ``BaseProvider``.
 
     Returns:
         A router over one or more providers. No request was sent.
 
     Raises:
-        NotConfigured: a name is unknown, or every provider lacks its address or its key.
+        NotConfigured: a name is unknown, every provider lacks its address or its key, or a keyword is invalid.
     """
     check_keywords(get_provider, locals(), NotConfigured)
     common = settings.load()
@@ -39,6 +42,11 @@ def get_provider(name: str | None = None) -> RouterProvider:
     if _overrides:
         return RouterProvider(_overrides[-1])
     chain = (settings.parse_chain(name) or [(name,)]) if name else common.chain
+    if keywords:
+        if [len(rank) for rank in chain] != [1]:
+            hint = 'Name it, as in get_provider("openai", model="…"). For several, use RouterProvider'
+            raise NotConfigured(f"get_provider() with {', '.join(keywords)} requires one provider", hint=hint)
+        return RouterProvider(build(chain[0][0], **keywords), deadline=keywords.get("deadline"))
     return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=make_finder())
 
 

@@ -47,7 +47,7 @@ _NAME: Final = re.compile(r"\.?[0-9a-f]{32}-[0-9a-f]{16}\.journal")  # with a do
 _MAX_FILE_BYTES: Final = 16 * 2**20
 _MAX_UNWRITTEN_CHARS: Final = 512  # at most 2 KiB
 _MAX_UNWRITTEN_S: Final = 1.0
-_UNRELATED: Final = ("timeout", "session", "resume", "n")  # keywords that do not change the answer
+_UNRELATED: Final = ("timeout", "session", "resume", "headers")  # keywords that do not change the answer
 # After these errors, no provider can continue a text.
 _NOT_CONTINUABLE: Final = (errors.NotContinued, errors.EmptyAnswer, errors.RequestError, errors.CapabilityError)
 

@@ -32,7 +32,7 @@ from .errors import LLMError
 Reasoning = Mapping[bool | str, Mapping[str, Any]]
 
 ALWAYS: Final = frozenset(
-    {"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning", "session"}
+    {"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning", "session", "headers"}
 )
 SAMPLING: Final = frozenset(
     {"temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Final, TypeVar
 
 _C = TypeVar("_C", bound=Collection[Any])
@@ -76,12 +77,14 @@ class Switches:
     Attributes:
         allowed: the origins to which connections are allowed; None for all.
         retries: the maximum number of retries, which are then sent without a pause; None for the configured one.
+        today: the date; None for the current one.
         is_command: a command of ``learnflow-llm`` runs. It starts no metrics, because the application uses their port,
             and does not wait for a server that restarts, unless LLM_PATIENCE is set.
     """
 
     allowed: set[tuple[str, str, int]] | None = None
     retries: int | None = None
+    today: date | None = None
     is_command: bool = False
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from .capabilities import Capabilities, State, default_capabilities
 from .errors import LLMError
@@ -21,15 +22,9 @@ SchemaMode = Literal["json_schema", "json_object", "words"]
 # The types of content parts that LiteLLM forwards. It drops other types.
 PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
 CHAT_PATH: Final = "/chat/completions"
-SETTINGS: Final = ("base_url", "api_key", "model", "vision_model", "context", "max_concurrency", "capabilities")
-
-
-class Session(NamedTuple):
-    """The field of the body that contains ``session=``, or the header if ``header`` is set."""
-
-    name: str
-    max_chars: int
-    header: bool = False
+SETTINGS: Final = (
+    *("base_url", "api_key", "headers", "model", "vision_model", "context", "max_concurrency", "capabilities"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +38,7 @@ class Model:
         chat: whether it is a chat model, and not for example an embedding model.
         remote: whether the server forwards requests for it to another machine, as for Ollama's cloud models.
         fault: the state of the model and an explanation if it cannot respond now; None if it can.
+        ends: the day on which the model ends; None if the server does not announce it.
         known: the capabilities that the server reports, by name.
         probed_at: the time of the last probe for it, on the clock of the event loop; None before that probe.
     """
@@ -53,6 +49,7 @@ class Model:
     chat: bool = True
     remote: bool = False
     fault: tuple[State, str] | None = None
+    ends: date | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
     probed_at: float | None = None
 
@@ -147,6 +144,7 @@ class Api:
         cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
         default_version: the default version of the API; None if the vendor requires no version.
         key_header, key_scheme: the name of the header with the key, and the word before the key.
+        headers: further headers. ``{session}`` is the ``session=`` of the call; without one the header is not sent.
         variant: a function that returns the spec to use for a base URL and an API version; None if there is only one.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
         models_path: the path of the list of models.
@@ -162,6 +160,7 @@ class Api:
     default_version: str | None = None
     key_header: str = "authorization"
     key_scheme: str = "Bearer"
+    headers: Mapping[str, str] = field(default_factory=dict)
     variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
     chat_path: str | None = None
     models_path: str = "/models"
@@ -183,7 +182,7 @@ class Dialect:
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
         reasoning_models: a pattern for the names of models that can think; None if any model may. For other models,
             ``reasoning=False`` adds no field, and any other value is an error.
-        session: the field or header for ``session=``; None if it is not sent.
+        session: the name of the field for ``session=``; None if it is not sent in the body.
         body: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
             the context length. None if the parameters are fields of the body, as in OpenAI's API.
@@ -202,7 +201,7 @@ class Dialect:
     schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "words")
     reasoning: Reasoning = field(default_factory=dict)
     reasoning_models: re.Pattern[str] | None = None
-    session: Session | None = None
+    session: str | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
     stream_usage: bool = True

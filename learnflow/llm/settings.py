@@ -166,6 +166,9 @@ class ProviderSettings(EnvSettings):
     """The model of requests with images. Unset: `<NAME>_MODEL`."""
     api_key: SecretStr | None = None
     """The API key. It is sent only to `<NAME>_BASE_URL`, or to the provider's default address."""
+    headers: SecretStr | None = None
+    """Additional headers of every request to the server: `Name: value; Name: value`, or a JSON object. `{session}` is
+    the `session=` of the call. The values are secrets, and are sent like the key."""
     api_version: str | None = None
     """The version of the API, for a provider that has versions."""
     context: Count | None = None

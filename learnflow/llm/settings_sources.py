@@ -1,7 +1,7 @@
 """Read the sources of settings: the environment of the process, ``.env`` and ``.env.local``, and Docker's secrets.
 
-It also decides from which source an API key is used for an address. Only this module and ``settings`` read the
-environment.
+It also decides from which source an API key or headers are used for an address. Only this module and ``settings`` read
+the environment.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FILES: Final = (".env", ".env.local")
 _MAX_FILE_BYTES: Final = 1024 * 1024
 _MAX_LINES_LOGGED: Final = 20
 _MIN_SECRET_CHARS: Final = 8  # a shorter value is a placeholder
-_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
+_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|HEADERS", re.IGNORECASE)
 
 
 class SetVariable(NamedTuple):
@@ -74,33 +74,37 @@ def find_variables(names: Sequence[str], sources: Sources) -> Iterator[SetVariab
                 yield SetVariable(name, source, text)
 
 
-def provider_key(spec: ProviderSpec) -> tuple[str | None, str]:
-    """Return the configured API key of a provider, and a hint if it must not be sent to the configured address.
+def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
+    """Return a secret of a provider, and a hint if it must not be sent to the configured address.
 
-    A ``.env`` file in the working directory may come from an untrusted repository. It must not redirect a key of the
-    environment to another server. For an address in a file, only a key from a file is used, unless the file copies the
-    key from the environment (``${...}``).
+    A ``.env`` file in the working directory may come from an untrusted repository. It must not redirect a secret of the
+    environment to another server. For an address in a file, only a secret from a file is used, unless the file copies
+    it from the environment (``${...}``).
+
+    Args:
+        spec: the provider's spec.
+        setting: "api_key" or "headers".
 
     Raises:
         NotConfigured: an address in a file contains a secret of the environment.
     """
     sources = read_sources()
-    keys = list(find_variables(spec.spellings("api_key"), sources))
-    key = keys[0].value if keys else None
+    secrets = list(find_variables(spec.spellings(setting), sources))
+    secret = secrets[0].value.strip() if secrets else ""
     url = next(find_variables(spec.spellings("base_url"), sources), None)
     if url is None or url.source == ENVIRONMENT:
-        return key, ""
+        return secret, ""
     if _has_secret(url):
         raise NotConfigured(f"{url.name} in {url.source} contains a secret", hint="Remove ${...} from the address")
-    if not keys or keys[0].source == url.source == str(SECRETS_FOLDER):
-        return key, ""
-    for file_key in keys:
-        if file_key.source in _FILES and "$" not in _raw_value(file_key):
-            return file_key.value, ""
-    return key, (
-        f"{keys[0].name} is set in {keys[0].source}, and {url.name} in {url.source}. "
-        f"A key is sent only to an address from the same source. "
-        f"Set the value of {keys[0].name} in {url.source}, or export {url.name}"
+    if not secrets or secrets[0].source == url.source == str(SECRETS_FOLDER):
+        return secret, ""
+    for of_file in secrets:
+        if of_file.source in _FILES and "$" not in _raw_value(of_file):
+            return of_file.value.strip(), ""
+    return secret, (
+        f"{secrets[0].name} is set in {secrets[0].source}, and {url.name} in {url.source}. "
+        f"A {'key' if setting == 'api_key' else 'header'} is sent only to an address from the same source. "
+        f"Set the value of {secrets[0].name} in {url.source}, or export {url.name}"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Self, Unpack
 from . import factory
 from .adapter.routable import text_stream, to_completion
 from .background import BACKGROUND, BlockingIterator
-from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt
+from .base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, LLMProvider, Options, Prompt, ProviderOptions
 from .capabilities import Capabilities
 from .completion import Completion, Event, Parsed
 from .stream import TextStream as AsyncTextStream
@@ -170,24 +170,31 @@ class Provider:
         if aclose := getattr(self.provider, "aclose", None):  # an application's own provider may have no aclose()
             BACKGROUND.wait(aclose())
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def get_capabilities(self) -> Capabilities:
         """Return what is known about the provider, without a request. None means unknown."""
         return self.provider.get_capabilities()
 
 
-def get_provider(name: str | None = None) -> Provider:
+def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -> Provider:
     """Return ``learnflow.llm.get_provider(name)`` with blocking calls.
 
     Args:
         name: a provider, or several with commas between them; None for those of the environment.
+        keywords: those of the provider's class, for one provider.
 
     Returns:
         The provider. No request was sent.
 
     Raises:
-        NotConfigured: a name is unknown, or no provider has its address and key.
+        NotConfigured: a name is unknown, no provider has its address and key, or a keyword is invalid.
     """
-    return Provider(factory.get_provider(name))
+    return Provider(factory.get_provider(name, **keywords))
 
 
 __all__ = ["Provider", "TextStream", "get_provider"]

@@ -94,11 +94,11 @@ def test_key_from_docker_secret_is_not_sent_to_address_from_file(
     monkeypatch.setattr(settings_sources, "SECRETS_FOLDER", tmp_path / "secrets")
     monkeypatch.setenv("OPENROUTER_API_KEY", "")  # LearnFlow's compose file passes unset variables as empty
     spec = SPECS["openrouter"]
-    assert settings_sources.provider_key(spec) == ("key-of-a-secret", "")
+    assert settings_sources.provider_secret(spec, "api_key") == ("key-of-a-secret", "")
     (source,) = [variable.source for variable in variables([spec]) if variable.name == "OPENROUTER_API_KEY"]
     assert source == str(tmp_path / "secrets")
     Path(".env").write_text("OPENROUTER_BASE_URL=https://elsewhere.example/v1\n", encoding="utf-8")
-    _, hint = settings_sources.provider_key(spec)
+    _, hint = settings_sources.provider_secret(spec, "api_key")
     assert "A key is sent only to an address from the same source" in hint
 
 
@@ -107,7 +107,7 @@ def test_key_and_address_from_docker_secrets_go_together(monkeypatch: pytest.Mon
     (tmp_path / "OPENROUTER_BASE_URL").write_text("https://proxy.example/v1\n", encoding="utf-8")
     monkeypatch.setattr(settings_sources, "SECRETS_FOLDER", tmp_path)
     spec = SPECS["openrouter"]
-    assert settings_sources.provider_key(spec) == ("key-of-a-secret", "")
+    assert settings_sources.provider_secret(spec, "api_key") == ("key-of-a-secret", "")
 
 
 def test_address_with_secret_copied_by_another_variable_is_refused(
@@ -116,7 +116,7 @@ def test_address_with_secret_copied_by_another_variable_is_refused(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-0000")
     Path(".env").write_text("X=${OPENAI_API_KEY}\nOLLAMA_BASE_URL=http://elsewhere.example/${X}\n", encoding="utf-8")
     with pytest.raises(errors.NotConfigured, match="contains a secret"):
-        settings_sources.provider_key(SPECS["ollama"])
+        settings_sources.provider_secret(SPECS["ollama"], "api_key")
 
 
 @pytest.mark.parametrize("value", ["5", "true", "{}", "[]", "null", '"vision"'])

@@ -90,6 +90,12 @@ class Runner:
                 return spec
         return None
 
+    def client_for(self, request: Request | None) -> Client:
+        """Return the client with the headers and the session of a request. A probe has no request."""
+        if request is None:
+            return self.client
+        return replace(self.client, endpoint=self.client.endpoint.for_call(request.headers, request.session))
+
     def start(self, request: Request, attempt: Attempt) -> Work:
         """Return the work of an attempt, including its requests for a correction. Nothing is sent before it runs.
 
@@ -129,7 +135,7 @@ class Runner:
             self.catalog.forget()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
             self.leaking_models.add(error.model)
-        redact(error, self.client.endpoint.key, request, answer.text if answer else "")
+        redact(error, self.client_for(request).endpoint, request, answer.text if answer else "")
         if answer:
             answer.explain(error)
         return error
@@ -149,7 +155,8 @@ class _AttemptRun:
         self._runner, self._request, self._attempt, self._hold = runner, request, attempt, hold
         self._spec, self._catalog, self._times = runner.spec, runner.catalog, runner.times
         self._model = request.model or ""
-        self._budget = ContextBudget(runner.spec, runner.catalog, request, attempt.raw)
+        self._client = runner.client_for(request)
+        self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.raw)
         self._answer: Answer | None = None
 
     def model_and_limit(self) -> tuple[str | None, int | None]:
@@ -311,10 +318,9 @@ class _AttemptRun:
 
     async def _send(self, variant: Variant, reader: AnswerReader) -> HttpResponse:
         runner = self._runner
-        request = await self._write(variant)
-        request = replace(request, headers=self._request.session_field(header=True), on_timeout=reader.on_timeout)
+        request = replace(await self._write(variant), on_timeout=reader.on_timeout)
         try:
-            return await runner.client.send(request, partial(_litellm.classify_error, self._spec, self._model))
+            return await self._client.send(request, partial(_litellm.classify_error, self._spec, self._model))
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             runner.unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
@@ -332,9 +338,9 @@ class _AttemptRun:
         )
         if continuing and continuing.dialect.continuation:
             write, body = continuing.dialect.continuation, parameters.get("extra_body", {})
-            request: HttpRequest = await write(self._catalog.client, model, messages, body, attempt)
+            request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
-        return _litellm.write(spec, self._runner.client.endpoint, model, messages, parameters)
+        return _litellm.write(spec, self._client.endpoint, model, messages, parameters)
 
     async def _complete(self, answer: Answer) -> Completion:
         """Check the answer, and return the completion.

@@ -22,6 +22,7 @@ from ..process import register
 from ..provider_spec import Model, ProviderSpec
 from ..servers import model_prices
 from ..servers.model_catalog import MAX_AGE_S, QUICK_PROBE_S, ModelCatalog
+from ..transport.client import Client
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
@@ -121,6 +122,7 @@ class ContextBudget:
     Args:
         spec: the provider's spec.
         catalog: the models of the provider's server.
+        client: the client for the request.
         request: the request, before a model is chosen for it.
         prefill: the beginning of the answer if the request continues one, else "".
 
@@ -135,9 +137,11 @@ class ContextBudget:
     _server_model: Model  # set by ``prepare``
     _began: float  # set by ``prepare``
 
-    def __init__(self, spec: ProviderSpec, catalog: ModelCatalog, request: Request, prefill: str = "") -> None:
-        self._spec, self._catalog, self._request = spec, catalog, request
-        self._base = catalog.client.endpoint.base
+    def __init__(
+        self, spec: ProviderSpec, catalog: ModelCatalog, client: Client, request: Request, prefill: str = ""
+    ) -> None:
+        self._spec, self._catalog, self._client, self._request = spec, catalog, client, request
+        self._base = client.endpoint.base
         self._texts = [*request.texts, prefill] if prefill else request.texts
         self._prefill = [{"role": "assistant", "content": prefill}] if prefill else []
         self._chooses_length = spec.server.context_length is not None and not request.sets_context_length
@@ -255,7 +259,7 @@ class ContextBudget:
         Raises:
             ContextOverflow: the server's count is not below the context length.
         """
-        count_tokens, client = self._spec.server.count_tokens, self._catalog.client
+        count_tokens, client = self._spec.server.count_tokens, self._client
         fits = self._max_prompt_tokens + (self._request.ceiling or 0) <= length
         count = 0
         if not (fits or count_tokens is None or self._request.images or client.stopped or client.replays):

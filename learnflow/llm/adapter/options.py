@@ -8,6 +8,7 @@ from typing import Any
 from ..base import Call, Message, Prompt
 from ..errors import InvalidRequest, Unsupported
 from ..provider_spec import ProviderSpec
+from ..transport.endpoint import parse_headers
 
 
 def supported_keywords(spec: ProviderSpec, call: Call) -> dict[str, Any]:
@@ -27,6 +28,8 @@ def supported_keywords(spec: ProviderSpec, call: Call) -> dict[str, Any]:
         raise Unsupported(f"{spec.title} does not support this reasoning=", hint=f"Use one of {levels}")
     _check_format(spec, values.get("response_format"))
     _check_tool_choice(spec, values.get("tool_choice"), values.get("tools"))
+    if "headers" in values:
+        values["headers"] = parse_headers(spec, values["headers"], InvalidRequest)
     return values
 
 

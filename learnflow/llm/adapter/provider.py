@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -45,11 +45,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         model: the default model.
         api_key: the API key. A key from the environment is sent only to the host that it was issued for.
         vision_model: the default model for prompts with images; None for ``model``.
+        headers: additional headers of every request to the server, as a dict or in the format of ``<NAME>_HEADERS``.
+            ``{session}`` in a value is the ``session=`` of the call; without one the header is not sent.
         times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout`` and ``deadline`` in seconds;
             ``local_only``; ``max_concurrency``.
 
     Raises:
-        NotConfigured: the address is invalid or missing.
+        NotConfigured: the address is invalid or missing, or a header is invalid.
         KeyMissing: the key is missing, and the vendor requires one.
     """
 
@@ -62,6 +64,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         model: str | None = None,
         api_key: str | None = None,
         vision_model: str | None = None,
+        *,
+        headers: Mapping[str, str] | str | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
         check_keywords(BaseProvider.__init__, locals(), errors.NotConfigured, self.spec.name)
@@ -74,7 +78,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if spec.api.variant:
             self.spec = spec.api.variant(spec, base_url or own.base_url or "", own.api_version)
         self.endpoint = configure_endpoint(
-            self.spec, own, base_url, api_key, keyless=replays, networks=common.llm_local_networks
+            self.spec, own, base_url, api_key, headers, keyless=replays, networks=common.llm_local_networks
         )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model

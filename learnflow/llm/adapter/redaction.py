@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from ..errors import LLMError
-from ..transport.untrusted import mask_keys
+from ..transport.endpoint import Endpoint
 from .request import Request
 
 _MIN_TEXT_LETTERS: Final = 4  # letters and digits; a shorter text may occur in any message
@@ -15,18 +15,18 @@ _MAX_COMPARED_CHARS: Final = 200_000  # of each text, because an image has milli
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 
 
-def redact(error: LLMError, key: str | None, request: Request | None, answer: str = "") -> None:
-    """Mask the key in the server's message. Exclude the message from the error if it quotes the request or the answer.
+def redact(error: LLMError, endpoint: Endpoint, request: Request | None, answer: str = "") -> None:
+    """Mask secrets in the server's message. Exclude the message from the error if it quotes the request or the answer.
 
     Args:
         error: the error to change in place.
-        key: the endpoint's API key; None without one.
+        endpoint: the endpoint with the secrets of the request.
         request: the request that failed; None for a probe.
         answer: the text received before the error.
     """
     if not error.server_message:
         return
-    error.server_message = mask_keys(error.server_message, key)
+    error.server_message = endpoint.mask(error.server_message)
     message = _normalize(error.server_message)
     conversation = [*request.texts, answer] if request else [answer]
     quotes = any(_quotes(message, text, match_short=True) for text in conversation)

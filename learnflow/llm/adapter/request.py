@@ -23,8 +23,8 @@ _CONTINUES_FIELD: Final = "continue_final_message"
 _PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False}
 # Follows an assistant message at the end of a prompt, which the server would continue otherwise.
 _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next message."}
-_HEADER_VALUE: Final = re.compile(r"[!-~]+")  # without spaces and commas, at which proxies trim or split
 _MAX_TYPE_CHARS: Final = 40
+_MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
 _SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messages of servers that reject a schema
 _NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # in the message, the code or the parameter of a refusal
 
@@ -71,6 +71,7 @@ class Request:
     timeout: float | None = None
     extra_body: dict[str, Any] = field(default_factory=dict, repr=False)
     session: str | None = field(default=None, repr=False)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
     corrections: int = 0
     buffered: bool = False
     is_recorded: bool = False
@@ -126,7 +127,7 @@ class Request:
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
         streams = self.streams(variant)
-        body = {**dialect.body, **self._reasoning_fields(model), **self.session_field(header=False)}
+        body = {**dialect.body, **self._reasoning_fields(model), **self._session_field()}
         body |= {**self.extra_body} if streams else {"stream": False, **self.extra_body}
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
@@ -204,19 +205,12 @@ class Request:
         omitted = variant.omitted - {"max_tokens"} | before.omitted if self.ceiling else variant.omitted
         return replace(variant, omitted=omitted)
 
-    def session_field(self, *, header: bool) -> Mapping[str, str]:
-        """Return the header or the body field for ``session=``; an empty mapping if the provider does not support it.
-
-        The value is a digest of the session if that is too long, or invalid in a header.
-
-        Args:
-            header: return the header, not the body field.
-        """
-        session_field = self.spec.dialect.session
-        if session_field is None or self.session is None or session_field.header != header:
+    def _session_field(self) -> Mapping[str, str]:
+        """Return the body field for ``session=``; empty if it is not supported. A long session becomes a digest."""
+        name, session = self.spec.dialect.session, self.session
+        if name is None or session is None:
             return {}
-        fits = len(self.session) <= session_field.max_chars and (not header or _HEADER_VALUE.fullmatch(self.session))
-        return {session_field.name: self.session if fits else hashlib.sha256(self.session.encode()).hexdigest()}
+        return {name: session if len(session) <= _MAX_SESSION_CHARS else hashlib.sha256(session.encode()).hexdigest()}
 
     def _reasoning_fields(self, model: str) -> Mapping[str, Any]:
         """Return the body fields for ``reasoning=``. Raise Unsupported if the model does not support it."""

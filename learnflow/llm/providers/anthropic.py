@@ -1,8 +1,7 @@
 """Anthropic, at its OpenAI-compatible address (platform.claude.com/docs/en/api/openai-sdk, read 2026-11).
 
-The server silently ignores ``seed``, penalties, ``reasoning_effort``, ``response_format`` and a tool's ``strict``. So
-this spec does not support ``seed``, penalties and ``reasoning=``. The prompt requests a schema, and the answer is
-validated.
+The server silently ignores ``seed``, penalties and ``reasoning_effort``, so that this spec does not support them. It
+enforces a schema with ``strict``, but not ``json_object``. Newer models refuse a last message of the assistant.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
         parameters=(ALWAYS | {"temperature", "max_tokens", "top_p", "stop"}) - {"reasoning"},
-        schema_modes=("words",),
+        schema_modes=("json_schema", "words"),
     ),
     other_spellings={"base_url": ("ANTHROPIC_API_BASE",)},
-    known={"json_schema": False},
 )

@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import Final
 
 from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
-from ..provider_spec import Api, Dialect, ProviderSpec, Session
+from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="fireworks",
     title="Fireworks AI",
-    example_model="accounts/fireworks/models/llama-v3p3-70b-instruct",
+    example_model="accounts/fireworks/models/kimi-k3",
     litellm="fireworks_ai",
-    api=Api(default_url="https://api.fireworks.ai/inference/v1", lists_all=False),
+    api=Api(
+        default_url="https://api.fireworks.ai/inference/v1",
+        # It routes requests to the same server: https://docs.fireworks.ai/guides/prompt-caching
+        headers={"x-session-affinity": "{session}"},
+        lists_all=False,
+    ),
     dialect=Dialect(
         parameters=ALWAYS | LOCAL_SAMPLING,
         reasoning=REASONING_EFFORT,
-        # The header routes requests to the same server. https://docs.fireworks.ai/guides/prompt-caching states no limit
-        # of its length.
-        session=Session("x-session-affinity", 200, header=True),
     ),
     other_spellings={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},
     known={"json_schema": True},

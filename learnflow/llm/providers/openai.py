@@ -6,21 +6,20 @@ import re
 from typing import Final
 
 from ..parameters import REASONING_EFFORT
-from ..provider_spec import Api, Dialect, ProviderSpec, Session
+from ..provider_spec import Api, Dialect, ProviderSpec
 
 _REASONING_MODELS: Final = re.compile(r"^(?!(?:ft:)?(?:chatgpt|gpt-[34]))", re.IGNORECASE)  # all but the older ones
 
 SPEC: Final = ProviderSpec(
     name="openai",
     title="OpenAI",
-    example_model="gpt-4o-mini",
+    example_model="gpt-6-luna",
     litellm="openai",
     api=Api(default_url="https://api.openai.com/v1"),
     dialect=Dialect(
         reasoning=REASONING_EFFORT,
         reasoning_models=_REASONING_MODELS,
-        # https://developers.openai.com/docs/guides/prompt-caching; a longer key is an error ("string too long")
-        session=Session("prompt_cache_key", 64),
+        session="prompt_cache_key",  # https://developers.openai.com/docs/guides/prompt-caching
         finishes_turns=True,
     ),
     other_spellings={"base_url": ("OPENAI_API_BASE",)},

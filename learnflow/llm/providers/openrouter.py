@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
-from ..provider_spec import Api, Dialect, ProviderSpec, Session
+from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="openrouter",
@@ -24,7 +24,7 @@ SPEC: Final = ProviderSpec(
             **{level: {"reasoning": {"effort": level}} for level in LEVELS},
         },
         # The key of sticky routing: https://openrouter.ai/docs/guides/best-practices/prompt-caching
-        session=Session("session_id", 256),
+        session="session_id",
     ),
     other_spellings={"base_url": ("OPENROUTER_API_BASE",)},
 )

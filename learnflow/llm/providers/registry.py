@@ -53,6 +53,10 @@ KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, 
 
 CLASSES: Final[dict[str, type[BaseProvider]]] = {}  # by the name of their spec, filled by ``providers``
 _KIND_NAMES: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
+_OWN_APIS: Final = (
+    "A vendor without OpenAI's API, such as Bedrock, Vertex AI or Cohere, needs a proxy that has it: "
+    "LLM_PROVIDER=litellm_proxy for LiteLLM's. Embeddings are not supported"
+)
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,59}")
 _MAX_SHOWN_CHARS: Final = 60  # of an invalid name
 _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make vendors`
@@ -122,7 +126,7 @@ def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) ->
         )
         if similar := find_similar(name, [*SPECS, *vendor_specs()], 1):
             hint = f"Did you mean {similar[0]}? learnflow-llm status --all lists all names"
-        raise NotConfigured(f"unknown provider {name!r}", hint=hint)
+        raise NotConfigured(f"unknown provider {name!r}", hint=f"{hint}. {_OWN_APIS}")
     kind = kind_of(own.kind or default_kind)
     if kind is None:
         what = f"{spec.variable('kind')} is {'not a kind of server' if own.kind else 'not set'}"
@@ -165,6 +169,7 @@ def build(
     model: str | None = None,
     api_key: str | None = None,
     default_kind: str | None = None,
+    **others: Any,
 ) -> BaseProvider:
     """Create a provider. The defaults of the arguments come from the environment.
 
@@ -172,6 +177,7 @@ def build(
         name: the name of a vendor, or of an endpoint with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``.
         base_url, model, api_key: see ``BaseProvider``.
         default_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
+        others: the other keywords of the provider's class.
 
     Returns:
         The provider. No request was sent.
@@ -180,12 +186,12 @@ def build(
         NotConfigured: the name is unknown, or the endpoint has no kind, address or key.
     """
     spec = spec_of(name, has_address=base_url is not None, default_kind=default_kind)
-    return provider_of(spec, base_url, model, api_key)
+    return provider_of(spec, base_url, model, api_key, **others)
 
 
-def provider_of(spec: ProviderSpec, *arguments: str | None) -> BaseProvider:
+def provider_of(spec: ProviderSpec, *arguments: str | None, **keywords: Any) -> BaseProvider:
     """Create a provider with this spec. A spec without a class (an endpoint, LiteLLM's table) gets a new class."""
     kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
     if getattr(kind, "spec", None) is not spec:
         kind = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
-    return kind(*arguments)
+    return kind(*arguments, **keywords)

@@ -120,6 +120,9 @@ class RouterProvider(AbstractProvider):
         template = Attempt(request=events.next_request(), metadata=call.metadata)
         options = dict(call.options)
         resume = options.pop("resume", self._resume)
+        if options.get("headers") is not None:
+            hint = "They are secrets of one server. Set <NAME>_HEADERS, or give headers= to its class"
+            raise errors.InvalidRequest("a router does not support headers=", hint=hint)
         run = partial(self._run, resume, template)
         work = journal.record(self._journal if resume == "continue" else None, run, replace(call, options=options))
         return partial(events.run_request, self.name, call.model, template, work)

@@ -12,11 +12,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any, Final
 
 from .. import errors
 from ..capabilities import Capabilities, Health, State, find_similar, is_same_model, merge_capabilities
 from ..errors import LLMError
+from ..process import switches
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
 from ..transport.endpoint import add_provider
@@ -32,6 +34,7 @@ MAX_AGE_S: Final = 5.0  # of a result that decides whether a prompt is sent, and
 _LOADED_MODEL: Final = "local-model"  # a placeholder for the loaded model
 _MAX_LISTED_MODELS: Final = 12  # in a message
 _MAX_NAME_CHARS: Final = 200
+_END_NOTICE_DAYS: Final = 90
 _MAX_PROBED_MODELS: Final = 64  # each needs a request
 _STATES: Final[tuple[tuple[type[LLMError], State], ...]] = (
     (errors.AuthenticationFailed, "unauthorised"),
@@ -382,6 +385,15 @@ class ModelCatalog:
             return
         raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {forwarder.title} {fault}", hint=hint)
 
+    def _describe_end(self, model: Model) -> str | None:
+        """Return a sentence if the model ends within 90 days; None if it does not, or if its end is unknown."""
+        spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the day of the user
+        end = model.ends or (None if spec.local else model_prices.end_of(spec.price_prefix, model.name))
+        if end is None or (end - today).days > _END_NOTICE_DAYS:
+            return None
+        verb = "ended" if end < today else "ends"
+        return f"the model {model.name} {verb} on {end}. Set {spec.variable('model')} to a newer one"
+
     def _remarks(self, result: ProbeResult) -> str:
         """Return "ready" and remarks, for example a cold model, another model, or another kind of server."""
         remarks = ["ready"]
@@ -391,6 +403,8 @@ class ModelCatalog:
             remarks.append(f"the server answers with {result.model.name}, not with {self._model}")
         if result.error:
             remarks.append(f"{result.error.what}. {result.error.hint}")
+        if result.model and (ending := self._describe_end(result.model)):
+            remarks.append(ending)
         kind = result.server.kind if result.server else None
         if kind and kind.name != self._spec.name:
             setting = suggest_setting(self._spec, kind, self.client.endpoint.root)

@@ -1,4 +1,4 @@
-"""Capabilities and prices of cloud models, from the price map in LiteLLM's package.
+"""Capabilities, prices and last days of cloud models, from the price map in LiteLLM's package.
 
 The map is read as a JSON file: LiteLLM is not imported, and nothing is downloaded. The model catalog uses it for
 clouds, because their lists of models do not report capabilities.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+
+from ..transport.untrusted import day
 
 _FILE: Final = "model_prices_and_context_window_backup.json"
 _MILLION: Final = 1_000_000
@@ -45,7 +49,7 @@ def capabilities_of(prefix: str, model: str) -> dict[str, Any]:
         prefix: LiteLLM's prefix for the provider, like "fireworks_ai".
         model: the model's name at the provider.
     """
-    row = price_map().get(f"{prefix}/{model}") or price_map().get(model) or {}
+    row = price_map().get(_key(prefix, model), {})
     context, output = row.get("max_input_tokens"), row.get("max_output_tokens")
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
@@ -56,3 +60,23 @@ def capabilities_of(prefix: str, model: str) -> dict[str, Any]:
         "max_output": output if isinstance(output, int) else None,
         "cost": dollars if len(dollars) == len(prices) else None,
     }
+
+
+def end_of(prefix: str, model: str) -> date | None:
+    """Return the day on which a model ends, for an alias the last day of its dated snapshots; None if unknown.
+
+    Args:
+        prefix: LiteLLM's prefix for the provider.
+        model: the model's name at the provider.
+    """
+    key = _key(prefix, model)
+    snapshot = re.compile(re.escape(key) + r"-\d{4}-?\d{2}-?\d{2}")
+    own = day(price_map().get(key, {}).get("deprecation_date"))
+    ends = [day(row.get("deprecation_date")) for name, row in price_map().items() if snapshot.fullmatch(name)]
+    known = [end for end in ends if end]
+    return own or (max(known) if ends and len(known) == len(ends) else None)
+
+
+def _key(prefix: str, model: str) -> str:
+    """Return the key of a model in the price map."""
+    return f"{prefix}/{model}" if f"{prefix}/{model}" in price_map() else model

@@ -16,7 +16,7 @@ from ..errors import LLMError
 from ..provider_spec import Model, Page, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
-from ..transport.untrusted import json_object, non_negative_int, text
+from ..transport.untrusted import day, json_object, non_negative_int, text
 
 _METHOD_NOT_ALLOWED: Final = 405
 _LIST_KEYS: Final = ("data", "models")  # of a list of models; a bare array counts as "data"
@@ -118,7 +118,9 @@ def read_model_list(page: Page) -> Server | None:
 
 def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
     context = non_negative_int(row.get("context_length")) or non_negative_int(row.get("max_model_len")) or None
-    return Model(name=name, chat="embed" not in name.lower(), known={"context": context, "context_served": context})
+    ends = day(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
+    known = {"context": context, "context_served": context}
+    return Model(name=name, chat="embed" not in name.lower(), ends=ends, known=known)
 
 
 def error_of(subject: Server | Model | None) -> LLMError | None:

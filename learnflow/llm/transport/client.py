@@ -23,9 +23,8 @@ from ..process import ending, switches
 from . import error_mapping, network, pool
 from .endpoint import Endpoint, origin
 from .error_mapping import Classifier
-from .untrusted import MAX_JSON_BYTES, mask_keys
+from .untrusted import MAX_JSON_BYTES
 
-_HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "learnflow-llm"}
 _MAX_ERROR_BYTES: Final = 256 * 1024  # the rest of the body of an error response is not read
 _ERROR_TIMEOUT_S: Final = 2.0  # time limit for reading the body of an error response
 COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
@@ -39,19 +38,17 @@ _SETUP_ERRORS: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """A request. Its repr excludes body and headers.
+    """A request. Its repr excludes the body.
 
     Attributes:
         url: the absolute URL.
         body: the JSON to POST; None for a GET.
-        headers: sent in addition to the client's headers.
         connect_timeout: time limit in seconds for DNS, TCP and TLS each, at most the client's; None for the client's.
         on_timeout: functions that are called with the error if a time limit ends the request. The recorder adds one.
     """
 
     url: str
     body: Mapping[str, Any] | None = field(default=None, repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     connect_timeout: float | None = None
     on_timeout: list[Callable[[LLMError], None]] = field(default_factory=list, repr=False)
 
@@ -112,7 +109,7 @@ class HttpResponse:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client of one endpoint. It adds the API key, and rejects requests to other origins.
+    """A client of one endpoint. It adds the API key and the headers, and rejects requests to other origins.
 
     Attributes:
         endpoint: the address and API key of the server.
@@ -192,7 +189,7 @@ class Client:
         finally:
             await response.aclose()
         error = error_mapping.map_response(response.status, bytes(body[:_MAX_ERROR_BYTES]), response.headers, classify)
-        error.server_message = mask_keys(error.server_message, self.endpoint.key)
+        error.server_message = self.endpoint.mask(error.server_message)
         error.quotable = request.body is None  # a GET sends no prompt that the message could repeat
         return error
 
@@ -200,7 +197,7 @@ class Client:
         if origin(request.url) != self.endpoint.origin:
             host = httpx.URL(request.url).host
             raise errors.Misconfigured(f"a request to {host} was not sent, because the host is not the provider's")
-        headers = {**request.headers, **_HEADERS, **self.endpoint.credentials}
+        headers = self.endpoint.all_headers
         content = None if request.body is None else _encode_json(request.body)
         if content is not None:
             headers["content-type"] = "application/json"
@@ -208,7 +205,7 @@ class Client:
         return httpx.Request(
             "GET" if content is None else "POST",
             httpx.URL(request.url).copy_merge_params(self.endpoint.query) if self.endpoint.query else request.url,
-            headers=headers,
+            headers=httpx.Headers(headers, encoding="latin-1"),
             content=content,
             extensions={
                 "timeout": {"connect": connect, "read": None, "write": None, "pool": None},

@@ -1,13 +1,14 @@
-"""The endpoint of a provider: its normalized URL and its API key. This module looks up no host names."""
+"""The endpoint of a provider: its normalized URL, its API key and its headers. This module looks up no host names."""
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 import httpx
@@ -16,7 +17,8 @@ from .. import errors
 from ..errors import KeyMissing, LLMError, NotConfigured
 from ..provider_spec import CHAT_PATH, ProviderSpec
 from ..settings import ProviderSettings
-from ..settings_sources import provider_key
+from ..settings_sources import provider_secret
+from .untrusted import json_object, mask_keys
 
 _ONE_SLASH = re.compile(r"https?:/?(?!/|[0-9])", re.IGNORECASE)  # "http:/localhost"
 _VERSION = re.compile(r"/v\d+\w*(/|$)")
@@ -28,6 +30,16 @@ _PRIVATE: Final = [
 _METADATA: Final = tuple(
     map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200"))
 )
+
+CLIENT_HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "learnflow-llm"}
+# The headers that httpx sets for the body, and those of the connection (RFC 9110, section 7.6).
+_TRANSPORT_HEADER: Final = re.compile(
+    "host|content-(type|length)|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect|proxy-.*"
+)
+_SESSION: Final = "{session}"
+_SESSION_VALUE: Final = re.compile(r"[!-~]+")  # without spaces and commas, at which proxies trim or split
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile(r"[\t -~\xa0-\xff]+")
 
 
 def is_private(address: str, networks: Sequence[str] = ()) -> bool:
@@ -62,7 +74,7 @@ def has_version(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The address of a provider, and its API key. The repr does not show the key.
+    """The address of a provider, its API key and its headers. The repr does not show secrets.
 
     Attributes:
         root: the URL of the server.
@@ -70,6 +82,7 @@ class Endpoint:
         key: the API key; None if no key belongs to this address.
         key_hint: what to do if the server requires a key.
         credentials: the header with the key; empty without a key.
+        headers: further headers, which are secrets. A value with ``{session}`` is sent only in a call with a session.
         version: the API version; None if the provider has no versions.
         networks: further private networks (``LLM_LOCAL_NETWORKS``).
         query: the query of the configured URL, which every request has. It may contain a key.
@@ -80,6 +93,7 @@ class Endpoint:
     key: str | None = field(default=None, repr=False)
     key_hint: str = field(default="", repr=False)
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     version: str | None = None
     networks: tuple[str, ...] = ()
     query: str = field(default="", repr=False)
@@ -96,6 +110,26 @@ class Endpoint:
         ``network.is_local`` checks the addresses of the name instead.
         """
         return looks_local(self.origin[1], self.networks)
+
+    @property
+    def all_headers(self) -> dict[str, str]:
+        """Return the headers of a request except those of its body."""
+        headers = {name: value for name, value in self.headers.items() if _SESSION not in value}
+        return {**headers, **CLIENT_HEADERS, **self.credentials}
+
+    def for_call(self, headers: Mapping[str, str], session: str | None) -> Endpoint:
+        """Return the endpoint with the headers and the session of a call.
+
+        A session that is not valid in a header is sent as its digest.
+        """
+        if session and not _SESSION_VALUE.fullmatch(session):
+            session = hashlib.sha256(session.encode()).hexdigest()
+        merged = {**self.headers, **headers}.items()
+        return replace(self, headers={name: value.replace(_SESSION, session or _SESSION) for name, value in merged})
+
+    def mask(self, text: str) -> str:
+        """Mask the key and the values of headers in a text of the server."""
+        return mask_keys(text, self.key, self.headers.values())
 
 
 @lru_cache(maxsize=256)  # the router calls it for every provider and request
@@ -116,52 +150,85 @@ def configure_endpoint(
     settings: ProviderSettings,
     url: str | None = None,
     key: str | None = None,
+    headers: Mapping[str, str] | str | None = None,
     *,
     keyless: bool = False,
     networks: tuple[str, ...] = (),
 ) -> Endpoint:
     """Return the endpoint of a provider. Arguments win over the environment.
 
-    A key of the environment is sent only to one origin. It is that of the configured address, else of the provider's
-    default address, else of ``url``. A key that is an argument is sent to any address.
+    The key and the headers of the environment are sent only to one origin. It is that of the configured address, else
+    of the provider's default address, else of ``url``. Those that are arguments are sent to any address.
 
     Args:
         spec: the provider's spec.
         settings: the provider's settings in the environment.
         url: the URL that the application gives; None for that of the environment, else the default.
         key: the key that the application gives; "" for no key, None for that of the environment.
+        headers: the headers that the application gives; empty for no headers, None for those of the environment.
         keyless: do not require a key.
         networks: further private networks (``LLM_LOCAL_NETWORKS``).
 
     Raises:
-        NotConfigured: the address is missing or invalid, or the key has invalid characters.
+        NotConfigured: the address is missing or invalid, the key has invalid characters, or a header is invalid.
         KeyMissing: the address requires a key, and none is configured.
     """
-    env_key, mismatch_hint = provider_key(spec)
     address = url or settings.base_url or spec.api.default_url
     if not address:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
     parsed = parse_endpoint(spec, address, version=settings.api_version)
-    hint = f"Set {spec.variable('api_key')}, or give api_key="
-    env_key = None if key is not None else str(env_key or "").strip()
-    key = str(key or "").strip()
-    if env_key:
-        key_origin = parse_endpoint(spec, settings.base_url or spec.api.default_url or address).origin
-        if mismatch_hint and parsed.origin != (
-            spec.api.default_url and parse_endpoint(spec, spec.api.default_url).origin
-        ):
-            hint = mismatch_hint
-        elif parsed.origin == key_origin:
-            key = env_key
-        else:
-            host, variable = key_origin[1], spec.variable("base_url")
-            hint = f"The environment's key belongs to {host}. Give api_key=, or set {variable}"
+    own_origin = parse_endpoint(spec, settings.base_url or spec.api.default_url or address).origin
+    key, key_hint = _choose_secret(spec, "api_key", key, parsed, own_origin)
+    headers, headers_hint = _choose_secret(spec, "headers", headers, parsed, own_origin)
+    key = str(key).strip()
+    hint = key_hint or headers_hint or f"Set {spec.variable('api_key')}, or give api_key="
     if not key.isascii() or not key.isprintable():
         raise NotConfigured("the key contains invalid characters", provider=spec.name, hint=hint)
     if not key and not spec.local and not keyless:
         raise KeyMissing("there is no key for this address", provider=spec.name, hint=hint)
     credentials = {spec.api.key_header: f"{spec.api.key_scheme} {key}".strip()} if key else {}
-    return replace(parsed, key=key or None, key_hint=hint, credentials=credentials, networks=networks)
+    headers = {**spec.api.headers, **parse_headers(spec, headers, NotConfigured)}
+    return replace(parsed, key=key or None, key_hint=hint, credentials=credentials, headers=headers, networks=networks)
+
+
+def _choose_secret(
+    spec: ProviderSpec, setting: str, given: Any, endpoint: Endpoint, own_origin: tuple[str, str, int]
+) -> tuple[Any, str]:
+    """Return the given secret, else that of the environment. Return "" and a hint if the endpoint must not get it."""
+    secret, mismatch_hint = provider_secret(spec, setting) if given is None else (given, "")
+    default_url = spec.api.default_url
+    if mismatch_hint and endpoint.origin != (default_url and parse_endpoint(spec, default_url).origin):
+        return "", mismatch_hint
+    if given is not None or not secret or endpoint.origin == own_origin:
+        return secret, ""
+    variables = [spec.variable(name) for name in (setting, "base_url")]
+    return "", f"{variables[0]} belongs to {own_origin[1]}. Give {setting}=, or set {variables[1]}"
+
+
+def parse_headers(spec: ProviderSpec, given: Any, error: type[LLMError]) -> dict[str, str]:
+    """Return headers with lower-case names. The format is a mapping, a JSON object, or "Name: value; Name: value".
+
+    Raises:
+        LLMError: the class is ``error``. The format, a name or a value is invalid, or this package sets the header.
+    """
+    if isinstance(given, str):
+        parts = [part.partition(":") for part in given.split(";") if part.strip()]
+        is_json = given.lstrip().startswith("{")
+        given = json_object(given) if is_json else {colon and name.strip(): value for name, colon, value in parts}
+    headers, fault = dict[str, str](), "" if isinstance(given, Mapping) else "the headers are not a dict of texts"
+    reserved = {*CLIENT_HEADERS, *spec.api.headers, spec.api.key_header}
+    for number, (name, value) in enumerate(given.items() if not fault else (), 1):
+        key = str(name).lower()
+        headers[key] = value.strip(" \t") if isinstance(value, str) else ""
+        if not _HEADER_NAME.fullmatch(str(name)):
+            fault = f"header {number} has no valid name before a colon"
+        elif key in reserved or _TRANSPORT_HEADER.fullmatch(key):
+            fault = f"the header {name} is set by this package, and cannot be overwritten"
+        elif not _HEADER_VALUE.fullmatch(headers[key]):
+            fault = f"the value of the header {name} is empty, or has characters that are not allowed"
+    if fault:
+        raise error(fault, provider=spec.name, hint=f"Correct headers=, or {spec.variable('headers')}")
+    return headers
 
 
 def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import date
 from typing import Any, Final
 
 MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # size of a response that is not a stream
@@ -17,6 +19,7 @@ _MAX_VALUES: Final = 100_000  # values in a JSON document: 8 MB of brackets beco
 _BOM: Final = "\ufeff"
 _MAX_COUNT: Final = 2**53  # integers below it are exact in every JSON parser (RFC 8259, section 6)
 _MAX_NAME_CHARS: Final = 300
+_MIN_SECRET_CHARS: Final = 3  # a shorter value of a header is a switch
 _KEY_OVERLAP_CHARS: Final = 8  # a text that contains this many successive characters of the key is masked
 # A key with a vendor's prefix, a JSON web token, a bearer token, or long base64.
 _LIKE_A_KEY: Final = re.compile(
@@ -52,6 +55,13 @@ def json_object(data: bytes | str) -> dict[str, Any] | None:
 def non_negative_int(value: Any) -> int | None:
     """Return a value that is an integer of at least 0; None for anything else."""
     return value if type(value) is int and 0 <= value < _MAX_COUNT else None
+
+
+def day(value: Any) -> date | None:
+    """Return the day of a date or time in ISO 8601; None for anything else."""
+    with suppress(ValueError, TypeError):
+        return date.fromisoformat(value[:10])
+    return None
 
 
 def flag(value: Any) -> bool | None:
@@ -97,9 +107,15 @@ def printable(text: str, max_chars: int) -> str:
     return shown if len(text) <= max_chars else shown[:max_chars] + "…"
 
 
-def mask_keys(text: str, key: str | None) -> str:
-    """Mask the parts of a text that look like API keys. Mask the whole text if it contains a part of ``key``."""
+def mask_keys(text: str, key: str | None, values: Iterable[str] = ()) -> str:
+    """Mask the parts of a text that look like API keys, and the words of ``values``, which are secrets of headers.
+
+    Mask the whole text if it contains a part of ``key``.
+    """
     size = min(_KEY_OVERLAP_CHARS, len(key or ""))
     if key and any(key[start : start + size] in text for start in range(len(key) - size + 1)):
         return "[masked]"
+    words = [word for value in values for word in (value.strip(), *value.split()) if len(word) >= _MIN_SECRET_CHARS]
+    for word in words:
+        text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "[masked]", text)
     return _LIKE_A_KEY.sub("[masked]", text)

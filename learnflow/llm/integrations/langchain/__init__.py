@@ -168,6 +168,8 @@ class ChatLearnFlow(BaseChatModel):
         """Return the keywords for the provider. Keywords of the call override those of the model."""
         options = {name: getattr(self, name) for name in _PARAMETERS} | self.model_kwargs
         options |= {name: value for name, value in call.items() if value is not None and name not in _INTERNAL_KEYWORDS}
+        if options.get("headers"):  # LangChain's cache keys and callbacks contain the keywords of a call
+            raise InvalidRequest("ChatLearnFlow does not support headers=", hint="Give them to the provider= class")
         options["stop"] = stop or options["stop"] or None
         return {name: value for name, value in options.items() if value is not None}
 
