@@ -11,7 +11,9 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, Final, cast
+from typing import Annotated, Any, Final, cast
+
+from annotated_types import Predicate
 
 from .. import errors, events, journal, settings
 from ..adapter.capacity import CAPACITY
@@ -19,7 +21,7 @@ from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume, Routing
 from ..capabilities import Capabilities, Health, default_capabilities
 from ..completion import Completion
 from ..errors import LLMError
-from ..parameters import CountOrZero, Seconds, check_keywords
+from ..parameters import CountOrZero, Seconds, check_keywords, validated_as
 from ..process import SharedTasks, switches
 from ..providers import build
 from ..providers.registry import check
@@ -31,7 +33,17 @@ from .option import PROBE_S, Option, chain_name
 from .progress import Progress
 from .selection import Chain
 
-Member = str | LLMProvider  # a provider by its name, or as an object
+
+def _is_provider(value: object) -> bool:
+    """Return whether a value has the methods of ``LLMProvider``. An attribute that raises is found when it is used."""
+    try:
+        return isinstance(value, LLMProvider)
+    except Exception:  # noqa: BLE001  # before Python 3.12, isinstance reads the attributes
+        return True
+
+
+_Provider = Annotated[LLMProvider, validated_as(Annotated[Any, Predicate(_is_provider)]), "a provider"]
+Member = str | _Provider  # a provider by its name, or as an object
 Equals = Member | list[Member] | tuple[Member, ...]  # one rank of the chain
 Find = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
@@ -74,7 +86,7 @@ class RouterProvider(AbstractProvider):
     ) -> None:
         check_keywords(RouterProvider.__init__, locals(), errors.NotConfigured)
         ranks: list[Equals] = [] if primary is None else [primary]
-        ranks += [fallback] if isinstance(fallback, (str, LLMProvider)) else fallback
+        ranks += [fallback] if isinstance(fallback, str) or not isinstance(fallback, Sequence) else fallback
         self._registry = breakers
         self._options: list[Option] = []
         for equals in ranks:
