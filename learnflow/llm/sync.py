@@ -46,8 +46,8 @@ class TextStream:
         """Close the connection, so that the server stops. A thread that reads the stream gets no more pieces."""
         if self._text.is_inherited:
             return  # the request is that of the parent process
-        (self._events or self._text).close()
         BACKGROUND.wait(self._stream.aclose())
+        (self._events or self._text).close()
 
     def __enter__(self) -> Self:
         return self
