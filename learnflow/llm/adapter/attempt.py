@@ -236,6 +236,7 @@ class _AttemptRun:
         closes = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         continues = self._attempt.prefix is not None
         while True:
+            await self._check_locality(deadline)
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
             reader = AnswerReader(parser, self._time_limits(variant), self._load_probe())
             answer = Answer(self._request, emit, parser, hold=self._hold, closes=closes, continues=continues)
@@ -258,6 +259,14 @@ class _AttemptRun:
             self._budget.mark_loaded()
             answer.end()
             return answer
+
+    async def _check_locality(self, deadline: float) -> None:
+        """Raise NotLocal if the model is forwarded now: the wait for a slot or a failed load may have taken minutes."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._catalog.choose_name(self._model)
+        except TimeoutError:
+            raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
     def _next_variant(self, variant: Variant, error: LLMError) -> Variant:
         """Return the variant to retry with after an error response. Raise the error if a retry cannot help."""
