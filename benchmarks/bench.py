@@ -99,7 +99,7 @@ async def bench(provider: BaseProvider, model: str | None, options: argparse.Nam
             done = await provider.stream(QUESTIONS[number], model, 0.0, options.max_tokens).final_completion()
         except LLMError as error:
             result.answers.append(Answer(number, error=type(error).__name__))
-            if isinstance(error, errors.Unavailable):
+            if isinstance(error, errors.ConnectionFailed | errors.TimedOut):
                 break  # each of the other questions would wait for the same timeout
             continue
         result.model = done.model or result.model

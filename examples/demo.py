@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from learnflow.llm import LLMError, LLMProvider, RouterProvider, events, model_store
+from learnflow.llm import LLMError, LLMProvider, RouterProvider, events
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.cli.pull import SMOLLM2
 from learnflow.llm.discovery import scan, select_usable
-from learnflow.llm.providers import CustomProvider, EmbeddedProvider, build
+from learnflow.llm.providers import CustomProvider, EmbeddedProvider, build, model_store
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.testing import Fault, FaultServer, replaying
 

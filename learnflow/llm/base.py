@@ -9,6 +9,7 @@ from abc import abstractmethod
 from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -26,7 +27,7 @@ from typing import (
 from typing_extensions import override  # typing has it from Python 3.12 on
 
 from .capabilities import Capabilities
-from .completion import Completion, Parsed, Usage
+from .completion import Completion, Parsed, Source, TextDelta, Usage
 from .errors import InvalidRequest, LLMError, Tried, bare
 from .stream import Emit, TextStream, Work
 
@@ -98,6 +99,9 @@ class Options(TypedDict, Generic[Parsed], total=False):
         headers: additional headers of the request, for a single provider. A router refuses them. ``{session}`` in a
             value is ``session``; without one the header is not sent.
         extra_body: fields that are added to the body of the request unchanged.
+        after: the text of an answer that was interrupted, for example ``LLMError.partial``. The answer continues it,
+            and ``max_tokens`` includes it. "" begins a new answer. It cannot be combined with schemas and tools.
+        include_prior: a stream also yields the text of ``after``. By default, it yields only the new text.
         resume: the action of a router if a stream breaks after text was emitted, see ``RouterProvider``.
         metadata: labels of the request, for example ``node`` or ``user``. Events, log lines and spans contain them;
             metrics contain only ``node``. They are not sent to a provider.
@@ -120,6 +124,8 @@ class Options(TypedDict, Generic[Parsed], total=False):
     session: parameters.Session
     headers: Mapping[str, str]
     extra_body: parameters.JsonObject
+    after: str
+    include_prior: bool
     resume: Resume
     metadata: parameters.Labels
 
@@ -152,14 +158,42 @@ class ProviderOptions(TimeOptions, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Prior:
+    """The beginning of an answer, from an earlier request. Its repr shows no text.
+
+    Attributes:
+        after: the text that the caller gave as ``after=``.
+        recorded: the text behind it that the journal recorded.
+        tokens: the tokens of ``recorded``.
+    """
+
+    after: str = field(default="", repr=False)
+    recorded: str = field(default="", repr=False)
+    tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        """Return the whole text."""
+        return self.after + self.recorded
+
+    @property
+    def source(self) -> Source:
+        """Return the source of the text, see ``Resumed``."""
+        return "journal" if self.recorded else "call"
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """The arguments of one call. Its repr shows no text.
 
     Attributes:
         prompt, model, temperature, max_tokens: see ``LLMProvider.generate``.
-        options: the optional keywords except ``metadata``, see ``Options``.
+        options: the optional keywords except ``metadata``, ``after`` and ``include_prior``, see ``Options``.
         method: the name of the called method.
         metadata: the labels of the request.
+        prior: the text that the answer continues; None to begin one.
+        include_prior: a stream yields the text of ``after``.
+        is_recorded: the journal records the text while it arrives, so that it is not held back.
     """
 
     prompt: Prompt = field(repr=False)
@@ -169,6 +203,9 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     method: Method = "complete"
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    prior: Prior | None = None
+    include_prior: bool = False
+    is_recorded: bool = False
 
     def checked(self) -> Call:
         """Return the call without keywords that are None. Raise InvalidRequest if a value is invalid."""
@@ -179,7 +216,15 @@ class Call:
         options = {name: value for name, value in self.options.items() if value is not None and name != "n"}
         if options.get("tools") and self.method == "generate":
             raise InvalidRequest("generate() does not support tools", hint="Use complete() or stream()")
-        return replace(self, metadata=dict(options.pop("metadata", {})), options=options)
+        prior, include_prior = Prior(options.pop("after", "")), options.pop("include_prior", False)
+        if prior.after and self.format_keyword:
+            hint = f"Leave after= or {self.format_keyword}= out"
+            raise InvalidRequest(
+                f"after= with {self.format_keyword}=: JSON and tool calls cannot be continued", hint=hint
+            )
+        labels = dict(options.pop("metadata", {}))
+        prior_text = prior if prior.after else None
+        return replace(self, metadata=labels, options=options, prior=prior_text, include_prior=include_prior)
 
     @property
     def buffered(self) -> bool:
@@ -189,9 +234,14 @@ class Call:
     @property
     def is_continuable(self) -> bool:
         """Return whether an interrupted answer can be continued. JSON and buffered tool calls cannot."""
-        schema = self.options.get("response_format")
-        is_text = schema is None or (isinstance(schema, Mapping) and schema.get("type") == "text")
-        return is_text and not (self.options.get("tools") and self.buffered)
+        return self.format_keyword is None or (self.format_keyword != "response_format" and not self.buffered)
+
+    @property
+    def format_keyword(self) -> str | None:
+        """Return the keyword because of which the answer may be JSON or a tool call; None for an answer of text."""
+        form, *others = (self.options.get(name) for name in _FORMAT_KEYWORDS)
+        is_text = form is None or (isinstance(form, Mapping) and form.get("type") == "text")
+        return next((name for name, value in zip(_FORMAT_KEYWORDS, (not is_text, *others), strict=True) if value), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +290,14 @@ class Attempt:
     def raw(self) -> str:
         """Return the prefill with its thinking, in the format of the model."""
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
+
+
+_FORMAT_KEYWORDS: Final = ("response_format", "tools", "tool_choice")
+
+
+async def _emit_prior(work: Work, text: str, emit: Emit) -> Completion:
+    emit(TextDelta(text))
+    return await work(emit)
 
 
 @runtime_checkable
@@ -407,7 +465,9 @@ class AbstractProvider(LLMProvider):
         max_tokens: parameters.Count = DEFAULT_MAX_TOKENS,
         **more: Unpack[Options],
     ) -> TextStream:
-        return TextStream(self.start(Call(prompt, model, temperature, max_tokens, more, "stream").checked()))
+        call = Call(prompt, model, temperature, max_tokens, more, "stream").checked()
+        work = self.start(call)
+        return TextStream(partial(_emit_prior, work, call.prior.after) if call.prior and call.include_prior else work)
 
     @override
     async def complete(

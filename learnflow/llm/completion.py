@@ -18,6 +18,7 @@ from .errors import LLMError
 Parsed = TypeVar("Parsed", default=Any)
 
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
+Source: TypeAlias = Literal["stream", "call", "journal"]
 
 # The fields of a message and of a tool call in OpenAI's API. Other fields are returned to the server that sent them.
 MESSAGE_FIELDS: Final = frozenset({"role", "content", "name", "tool_calls", "function_call", "refusal", "audio"})
@@ -103,7 +104,7 @@ class Completion(Generic[Parsed]):
         cost: the cost in US dollars, 0.0 for a local server; None if unknown.
         first_token_s, total_s: seconds from the request to the first token and to the end.
         attempts: the number of attempts, including failed ones.
-        resumed: the number of continuations after a broken stream.
+        resumed: the number of continuations: after a broken stream, of ``after=``, or of a text in the journal.
         extra: the fields of the message that OpenAI's API does not define, for example ``reasoning_content`` or
             ``reasoning_details``.
         origin: identifies the provider and the address that sent ``extra``; None if unknown.
@@ -211,17 +212,19 @@ class Failover:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The stream broke, and a provider continues the text.
+    """A provider continues an interrupted text.
 
     Attributes:
         provider: the name of the provider that continues it.
         characters: the length of the text before the continuation.
         in_words: whether a prompt requested the continuation, because the provider does not support prefill.
+        source: the source of the text: "stream" (the stream broke), "call" (``after=``), or "journal".
     """
 
     provider: str
     characters: int
     in_words: bool = False
+    source: Source = "stream"
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,12 +96,14 @@ class LLMError(Exception):
         partial_calls: the tool calls that arrived, with "id", "name" and "arguments" (JSON text). The last one may be
             incomplete.
         tokens: the approximate number of tokens that arrived.
+        discards_text: whether the text that arrived cannot become a valid answer, even if it is continued.
         finished: whether the server marked the answer as complete. The fault is then in its content.
         attempts: the failed attempts of the request.
     """
 
     retryable: bool = False
     failover: bool = True
+    discards_text: ClassVar[bool] = False
     fault: ClassVar[str] = "the server refused"  # the default of ``what`` for an error response
     advice: ClassVar[str] = ""  # the default of ``hint``
 
@@ -229,6 +231,7 @@ class ContextOverflow(CapabilityError):
         window: the served context length in tokens; None if unknown.
     """
 
+    discards_text = True
     fault = "the prompt is longer than the context that is served"
     needed: int | None = None
     window: int | None = None
@@ -399,6 +402,7 @@ class ErrorBody(BrokenAnswer):
 class AnswerTooLong(BrokenAnswer):
     """The answer is many times as long as ``max_tokens``, and has no end."""
 
+    discards_text = True
     retryable = False
     advice = "The server does not stop at max_tokens: check its log, or use another model"
 
@@ -414,6 +418,7 @@ class AnswerTruncated(BrokenAnswer):
     would end at the same limit. ``failover`` is False if JSON or a tool call ended at ``max_tokens``.
     """
 
+    discards_text = True
     retryable = False
     advice = "Raise max_tokens=, request a shorter answer, or serve the model with a larger context length"
 
@@ -429,6 +434,7 @@ class EmptyAnswer(BrokenAnswer):
 class ThinkingLeaked(BrokenAnswer):
     """Thinking was delivered as the text of the answer."""
 
+    discards_text = True
     advice = (
         "Discard the text and retry: the text of this model is now delivered only after its thinking. With "
         "reasoning=True, generate() or complete(), this is so from the first request"
@@ -444,6 +450,7 @@ class SchemaMismatch(BrokenAnswer):
         answer: the completion that does not match; None if the answer is incomplete.
     """
 
+    discards_text = True
     reason: str = ""
     answer: Any = None
     advice = "Retry, raise max_tokens= if the answer was cut, or use a model that follows schemas better"

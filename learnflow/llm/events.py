@@ -254,6 +254,14 @@ class RecordingFailed(BaseEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JournalFailed(BaseEvent):
+    """The journal, or one of its files, cannot be used. The request goes on. Emitted once for each file and fault."""
+
+    file: str
+    fault: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContentRecorded:
     """A prompt and its answer. Only sinks of ``add_content_sink`` receive it. Its repr shows no text."""
 
@@ -286,6 +294,7 @@ _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     NothingConfigured: ("llm.nothing_configured", "warning"),
     Replaying: ("llm.replaying", "warning"),
     RecordingFailed: ("llm.recording_failed", "error"),
+    JournalFailed: ("llm.journal_failed", "warning"),
 }
 _UNLOGGED_FIELDS: Final = ("request", "tight")
 

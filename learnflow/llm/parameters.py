@@ -87,7 +87,7 @@ def _has_field_of_type(value: Any) -> bool:
     return value["type"] in value or value["type"] not in ("function", "json_schema")
 
 
-def _validated_as(kind: Any) -> GetPydanticSchema:
+def validated_as(kind: Any) -> GetPydanticSchema:
     """Return an annotation for a keyword that is validated by a narrower type than the one that callers see."""
     return GetPydanticSchema(lambda _, handler: handler(kind))
 
@@ -117,26 +117,26 @@ _Tool: TypeAlias = Annotated[_Typed, Strict(False), Predicate(_has_field_of_type
 _Text: TypeAlias = Annotated[str, Field(max_length=200), Predicate(str.isprintable)]
 ValidPrompt: TypeAlias = Annotated[
     str | Sequence[Mapping[str, Any]],
-    _validated_as(str | Annotated[Sequence[Annotated[_Message, Strict(False)]], Field(min_length=1)]),
+    validated_as(str | Annotated[Sequence[Annotated[_Message, Strict(False)]], Field(min_length=1)]),
     'a text or a list of {"role": "user" (or system, assistant, tool), "content": a text, or a list of parts}',
 ]
 _Number: TypeAlias = Annotated[Number, Field(ge=-(2**63), lt=2**63)]  # OpenTelemetry's integers have 64 bits
 ResponseFormat: TypeAlias = Annotated[
     dict[str, Any] | type[_T],
-    _validated_as(type[BaseModel] | Annotated[_Format, Predicate(_has_field_of_type), Predicate(_is_json)]),
+    validated_as(type[BaseModel] | Annotated[_Format, Predicate(_has_field_of_type), Predicate(_is_json)]),
     "a pydantic class, or a dict of type text, json_object or json_schema (with its schema)",
 ]
 Tools: TypeAlias = Annotated[
     Sequence[Mapping[str, Any]],
-    _validated_as(Annotated[Sequence[_Tool], Predicate(_is_json)]),
+    validated_as(Annotated[Sequence[_Tool], Predicate(_is_json)]),
     'a list of tools that JSON can represent: {"type": "function", "function": {"name": "…", "parameters": {…}}}',
 ]
-ToolChoice: TypeAlias = Annotated[str | Mapping[str, Any], _validated_as(str | _Tool), "a text, or a dict with a type"]
+ToolChoice: TypeAlias = Annotated[str | Mapping[str, Any], validated_as(str | _Tool), "a text, or a dict with a type"]
 Session: TypeAlias = Annotated[_Text, Field(min_length=1), "a text of 1 to 200 printable characters"]
 JsonObject: TypeAlias = Annotated[Mapping[str, Any], Predicate(_is_json), "a dict that JSON can represent"]
 Labels: TypeAlias = Annotated[
     Mapping[str, str | int | float | bool | None],
-    _validated_as(Mapping[Annotated[_Text, Predicate(str.isidentifier)], _Text | bool | _Number | None]),
+    validated_as(Mapping[Annotated[_Text, Predicate(str.isidentifier)], _Text | bool | _Number | None]),
     Field(max_length=16),
     "a dict of at most 16 entries: a name, and a printable text of 200 characters, a number or a bool",
 ]

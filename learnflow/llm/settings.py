@@ -138,6 +138,13 @@ class Settings(EnvSettings):
     llm_models_dir: _Folder | None = None
     """The folder in which `learnflow-llm pull` stores models. `~` expands. Unset: `learnflow-llm/models` in the user's
     cache folder."""
+    llm_journal: _Folder | None = None
+    """Folder in which the text of unfinished answers is recorded, so that an equal request of a later process continues
+    them. `~` expands. It contains texts of your users. Unset: nothing is recorded."""
+    llm_journal_sync: bool = False
+    """If `true`, each record is written to the disk (fsync), so that it survives a power cut."""
+    llm_journal_ttl: Seconds = 86400.0
+    """Seconds after which an unfinished answer in `LLM_JOURNAL` is deleted instead of continued."""
 
     @property
     def chain(self) -> list[tuple[str, ...]]:

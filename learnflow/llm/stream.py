@@ -27,12 +27,17 @@ class Emit:
 
     Attributes:
         all_events: the caller reads all events, not only text.
+        stopped: the caller closed the stream or left its loop.
     """
 
     all_events: bool = False
+    stopped: bool = False
 
     def __call__(self, event: Event) -> None:
         """Emit an event."""
+
+    def forget_text(self) -> None:
+        """Drop the text so far. The caller has not received it, and the answer starts from the beginning."""
 
     async def drain(self) -> None:
         """Wait until the buffer has space."""
@@ -135,6 +140,10 @@ class _Channel(Emit):
         self._reason: Waiting | None = None
         self._silent_since = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._reader_cancelled = False
+        self._reading_task = asyncio.current_task()
+        if self._reading_task:
+            self._reading_task.add_done_callback(self._end_reading)
         self.task = asyncio.create_task(self._run(work))
 
     def __call__(self, event: Event) -> None:
@@ -168,6 +177,14 @@ class _Channel(Emit):
             _wake(self._writer)
         return event
 
+    def stop(self) -> None:
+        """Record that the caller wants no more text, unless the task that reads it is cancelled."""
+        tasks = self._reading_task, _current_task()
+        self.stopped = not (self._reader_cancelled or any(task and task.cancelling() for task in tasks))
+
+    def _end_reading(self, task: asyncio.Task[Any]) -> None:
+        self._reading_task, self._reader_cancelled = None, task.cancelled()
+
     async def _run(self, work: Work) -> None:
         """Run the request, and store its outcome."""
         try:
@@ -175,6 +192,8 @@ class _Channel(Emit):
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the reader raises it
             self.outcome = error
         finally:
+            if self._reading_task:
+                self._reading_task.remove_done_callback(self._end_reading)
             _wake(self.reader)
 
     @contextmanager
@@ -197,6 +216,13 @@ class _Channel(Emit):
         if self._reason and self._loop.time() >= self._silent_since + _WAITING_INTERVAL_S and not self.events:
             self(self._reason)
         self._schedule()
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    """Return the running task; None outside an event loop."""
+    with suppress(RuntimeError):
+        return asyncio.current_task()
+    return None
 
 
 def _wake(future: asyncio.Future[None] | None) -> None:
@@ -291,6 +317,11 @@ class TextStream(AsyncIterator[str]):
 
     async def aclose(self) -> None:
         """Close the connection, so that the server stops. A task that reads the stream gets no more pieces."""
+        if self._channel:
+            self._channel.stop()
+        await self._close()
+
+    async def _close(self) -> None:
         self._closed = True
         await self._stop()
 
@@ -306,6 +337,7 @@ class TextStream(AsyncIterator[str]):
     def __del__(self) -> None:
         channel = self._channel
         if channel and not channel.task.done():
+            channel.stop()
             channel.is_abandoned = True
             with suppress(RuntimeError):  # the event loop is closed
                 channel.task.get_loop().call_soon_threadsafe(_abandon, channel.task)
@@ -313,8 +345,8 @@ class TextStream(AsyncIterator[str]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        await (self.aclose() if kind in (None, GeneratorExit) else self._close())
 
 
 class _Events(AsyncGenerator[Event, None]):

@@ -44,8 +44,8 @@ class TextStream:
 
     def close(self) -> None:
         """Close the connection, so that the server stops. A thread that reads the stream gets no more pieces."""
-        (self._events or self._text).close()
         BACKGROUND.wait(self._stream.aclose())
+        (self._events or self._text).close()
 
     def __enter__(self) -> Self:
         return self

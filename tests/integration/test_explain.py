@@ -63,10 +63,10 @@ async def test_explain_agrees_with_selection() -> None:
         assert (refused.serves, refused.reason) == (False, "lacks vision")
 
 
-async def test_caller_errors_are_not_failures_of_provider() -> None:
+async def test_refusals_are_not_failures_of_provider() -> None:
     async with FaultServer("openai", TEXT, fault=Fault("refuse", refusal="request")) as server:
         chain = router(provider_for(server), retries=0)
-        with pytest.raises(errors.RequestError):
+        with pytest.raises(errors.RequestRefused):
             await chain.generate("hi")
         assert chain.status()[0]["failed"] == 0
         assert chain.status()[0]["recent_failures"] == []

@@ -114,6 +114,9 @@ VALID: dict[str, list[Any]] = {
     "extra_body": [{"a": [1, None]}, types.MappingProxyType({"a": {}})],
     "resume": ["raise", "continue"],
     "metadata": [{"node": "x", "n": 1, "f": 0.5, "b": True, "none": None}, {}],
+    "headers": [None],
+    "after": ["", None],
+    "include_prior": [True, False, None],
 }
 
 
@@ -222,7 +225,7 @@ async def test_hostile_keywords_of_calls_raise_only_our_errors(doors: list[LLMPr
                 outcomes[await ask(chance.choice(doors), how, {keyword: value})] += 1
     assert outcomes["InvalidRequest"] > 1000
     assert outcomes["answer"] > 100
-    assert set(outcomes) <= {"answer", "InvalidRequest", "Unsupported", "SchemaMismatch"}
+    assert set(outcomes) <= {"answer", "InvalidRequest", "Unsupported", "SchemaMismatch", "NotContinued"}
 
 
 async def test_hostile_keywords_together_raise_only_our_errors(doors: list[LLMProvider]) -> None:

@@ -27,7 +27,7 @@ LAYERS = [
     ["process", "errors", "capabilities", "completion", "stream", "parameters", "base", "background"],
     ["provider_spec"],
     ["log", "events"],
-    ["settings_sources", "settings", "timeouts", "model_store"],
+    ["settings_sources", "settings", "timeouts", "journal"],
     ["transport"],
     ["replay"],
     ["servers"],

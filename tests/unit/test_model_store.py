@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from learnflow.llm import errors, model_store, settings
+from learnflow.llm import errors, settings
+from learnflow.llm.providers import model_store
 
 
 def test_folder_is_the_value_of_the_variable_with_home_expanded(

@@ -103,7 +103,7 @@ class Runner:
             request: the checked request.
             attempt: the attempt's number, its slot, and the text to continue.
         """
-        hold = request.buffered or request.reasoning not in (None, False)
+        hold = (request.buffered and not request.is_recorded) or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
         if request.buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._start_once, hold=True)
@@ -330,7 +330,8 @@ class _AttemptRun:
         attempt, spec, model, budget = self._attempt, self._spec, self._model, self._budget
         continuing = self._runner.continuation_spec if attempt.prefix is not None else None
         if attempt.prefix is not None and continuing is None:
-            raise errors.Unsupported(f"{spec.title} cannot continue an answer")
+            hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
+            raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
         prefill = attempt.raw if continuing and continuing.dialect.prefill else None
         messages, parameters = self._request.to_litellm(
             model, variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill

@@ -18,14 +18,16 @@ import asyncio
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
-from .. import errors
-from ..base import Prompt
-from ..completion import Completion, Event, Resumed, TextDelta, ToolCallDelta
-from ..stream import Emit, Relay, Work
+from .. import errors, events
+from ..base import Attempt, Call, Prior, Prompt
+from ..completion import Completion, Event, Resumed, Source, TextDelta, ToolCallDelta
+from ..errors import LLMError
+from ..stream import Emit, Relay, Transcript, Work
+from .context_window import estimate_max_tokens, estimate_min_tokens
 from .options import messages_of
 
 _MAX_LAST_WORD_CHARS: Final = 64  # a longer last "word" is text without spaces, like Chinese or base64
@@ -135,6 +137,7 @@ class Joiner:
     Args:
         emitted: the emitted text.
         instructed: the prompt instructs the model to repeat the last words. Otherwise the prefix is sent as a prefill.
+        source: the source of the emitted text.
 
     Attributes:
         is_empty: the continuation has no text.
@@ -142,9 +145,9 @@ class Joiner:
         mismatched: the continuation does not repeat the required text. ``feed`` returned none of it.
     """
 
-    def __init__(self, emitted: SplitText, *, instructed: bool = False) -> None:
+    def __init__(self, emitted: SplitText, *, instructed: bool = False, source: Source = "stream") -> None:
         self.is_empty, self.settled, self.mismatched = True, False, False
-        self.emitted, self.instructed = emitted, instructed
+        self.emitted, self.instructed, self.source = emitted, instructed, source
         expected = _after_instruction(emitted) if instructed else _after_prefill(emitted)
         self._matches = [_Match(text, exact=not instructed) for text in dict.fromkeys(expected)]
 
@@ -333,7 +336,9 @@ class _NewTextEmit(Relay):
     def _emit_resumed(self) -> None:
         if not self._resumed:
             self._resumed = True
-            self._emit(Resumed(self._name, len(self._joiner.emitted.text), in_words=self._joiner.instructed))
+            joiner = self._joiner
+            characters = len(joiner.emitted.text)
+            self._emit(Resumed(self._name, characters, in_words=joiner.instructed, source=joiner.source))
 
 
 async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completion:
@@ -362,3 +367,57 @@ async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -
     relay.end(completion)
     assert completion  # noqa: S101  # otherwise ``end`` has raised
     return completion
+
+
+def count_tokens(prior: Prior) -> int:
+    """Return the tokens of a prior text. Those of ``after`` are estimated."""
+    return prior.tokens + (estimate_min_tokens([prior.after]) + estimate_max_tokens([prior.after])) // 2
+
+
+def limit_rest(call: Call, tokens: int, repeated_chars: int) -> Call:
+    """Return the call with the ``max_tokens`` that are left for a continuation.
+
+    Args:
+        call: the call.
+        tokens: the tokens of the text so far.
+        repeated_chars: the characters of it that the continuation repeats, which are at least as many as their tokens.
+    """
+    return replace(call, max_tokens=type(call.max_tokens)(max(1, call.max_tokens - tokens + repeated_chars)))
+
+
+class _NewText(Transcript):
+    """The new text of a continuation. Its event ``Resumed`` is logged."""
+
+    def __call__(self, event: Event) -> None:
+        """Record and forward the event."""
+        if isinstance(event, Resumed):
+            events.emit(event)
+        super().__call__(event)
+
+
+async def continue_prior(
+    start: Callable[[Call, Attempt], Work], call: Call, attempt: Attempt, name: str, emit: Emit
+) -> Completion:
+    """Run a call that continues a prior text, at one provider that supports prefill. Return the whole answer.
+
+    Args:
+        start: returns the work of an attempt.
+        call: the call.
+        attempt: the attempt.
+        name: the name of the provider.
+        emit: receives the events, with the new text only.
+
+    Raises:
+        LLMError: the attempt failed. Its partial text is the whole text so far.
+    """
+    prior = call.prior or Prior()
+    emitted = split_text(prior.text, at_last_word=True, prefills=True)
+    joiner, new = Joiner(emitted, source=prior.source), _NewText(emit)
+    call = limit_rest(call, count_tokens(prior), len(emitted.rest))
+    work = start(call, replace(attempt, prefix=emitted.prefix or None))
+    try:
+        completion = await join_continuation(work, joiner, name, new)
+    except LLMError as error:
+        error.partial = prior.text + new.text
+        raise
+    return replace(completion, text=prior.text + new.text, resumed=1)

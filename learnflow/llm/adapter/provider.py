@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
-from .. import errors, events, settings
+from .. import errors, events, journal, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
-from ..completion import restore_extra
+from ..completion import Completion, restore_extra
 from ..errors import LLMError, bare
 from ..parameters import check_keywords
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
 from ..servers import model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
-from ..stream import Work
+from ..stream import Emit, Work
 from ..timeouts import settle_times
 from ..transport import pool
 from ..transport.client import NETWORK, Client
@@ -27,6 +27,7 @@ from ..transport.endpoint import configure_endpoint
 from . import _litellm
 from .attempt import Runner
 from .context_window import requested_context
+from .joining import continue_prior
 from .options import supported_keywords
 from .request import build_request
 from .routable import Facts, RoutableProvider, comparable_names
@@ -89,6 +90,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         overrides, ages = own.configured_capabilities, replay is None
         self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, ages=ages)
         log_content, reask = common.llm_log_content, common.llm_reask
+        self._journal = journal.configured(common)
         self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
 
     def __repr__(self) -> str:
@@ -151,8 +153,16 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def start(self, call: Call) -> Work:
         """Return a coroutine function that runs a call; see ``AbstractProvider.start``."""
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
-        model = call.model or self.model
-        return partial(events.run_request, self.name, model, attempt, self.attempt(call, attempt))
+        work = self.attempt(call, attempt)  # checks the call
+        if call.prior or self._journal:
+            work = journal.record(self._journal, partial(self._continue_or_start, attempt), call)
+        return partial(events.run_request, self.name, call.model or self.model, attempt, work)
+
+    def _continue_or_start(self, attempt: Attempt, call: Call, emit: Emit) -> Coroutine[Any, Any, Completion]:
+        """Run a call, which may continue a prior text."""
+        if call.prior:
+            return continue_prior(self.attempt, call, attempt, self.name, emit)
+        return self.attempt(call, attempt)(emit)
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return a coroutine function that runs one attempt; see ``RoutableProvider.attempt``."""
@@ -166,7 +176,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise
         if self.vision_model and not call.model and prepared.images:
             prepared = replace(prepared, model=self.vision_model)
-        return self.runner.start(replace(prepared, buffered=call.buffered), attempt)
+        prepared = replace(prepared, buffered=call.buffered, is_recorded=call.is_recorded)
+        return self.runner.start(prepared, attempt)
 
     async def prepare(self) -> None:
         """Import LiteLLM in a thread. Otherwise the import delays the first request by seconds."""

@@ -58,6 +58,7 @@ class Request:
             to correct them.
         turn_added: a short user message follows the caller's last assistant message.
         buffered: the caller reads the answer at once, so that the server may send it without streaming.
+        is_recorded: the journal records the text while it arrives, so that it is not held back.
     """
 
     spec: ProviderSpec
@@ -74,6 +75,7 @@ class Request:
     headers: dict[str, str] = field(default_factory=dict, repr=False)
     corrections: int = 0
     buffered: bool = False
+    is_recorded: bool = False
     turn_added: bool = False
 
     @property

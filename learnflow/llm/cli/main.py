@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "warm-up": ("warm_up", "Load the model now."),
     "pull": ("pull", "Download a model into the store of this machine."),
     "check": ("check", "Check a server for the features that this package depends on."),
+    "journal": ("journal", "List or delete the unfinished answers in LLM_JOURNAL."),
     "doctor": ("doctor", "Show the settings, the servers that respond, common mistakes, and lines for .env."),
 }
 

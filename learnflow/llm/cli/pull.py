@@ -21,8 +21,8 @@ from urllib.parse import unquote
 import click
 import httpx
 
-from .. import model_store
 from ..errors import InvalidRequest, LLMError, NotConfigured, bare
+from ..providers import model_store
 from ..providers.registry import SPECS
 from ..transport.endpoint import is_loopback
 from ..transport.untrusted import mask_keys, printable

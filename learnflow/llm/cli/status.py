@@ -12,12 +12,13 @@ from typing import Any, Final
 
 import click
 
-from .. import errors, model_store, settings
+from .. import errors, settings
 from ..adapter.provider import BaseProvider
 from ..capabilities import FLAGS, Health
 from ..discovery import Candidate, scan, select_usable
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec
+from ..providers import model_store
 from ..providers.registry import check
 from ..providers.registry import vendor_specs as vendors
 from ..replay import active

@@ -103,6 +103,7 @@ class Metrics:
             "to",
         )
         self._continuations = counter("resumes_total", "Continuations of broken answers.", "provider", "outcome")
+        self._resumed = counter("resumed_answers_total", "Texts that a provider continues.", "provider", "source")
         self._configuration_errors = counter(
             "configuration_errors_total", "Failures that require a change of the configuration.", "provider", "error"
         )
@@ -148,6 +149,8 @@ class Metrics:
                 self._switch.labels(self._provider(event.provider), self._provider(event.to)).observe(event.seconds)
             case events.StreamContinued():
                 self._continuations.labels(self._provider(event.provider), event.outcome).inc()
+            case events.Resumed():
+                self._resumed.labels(self._provider(event.provider), event.source).inc()
             case events.HealthChecked():
                 self._checks.labels(self._provider(event.provider), event.state).inc()
             case events.BreakerOpened():

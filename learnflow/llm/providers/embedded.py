@@ -33,7 +33,6 @@ from .. import errors, log, settings
 from ..adapter.provider import BaseProvider
 from ..base import TimeOptions
 from ..errors import LLMError, NotConfigured
-from ..model_store import DEFAULT_MODEL
 from ..parameters import Count, check_keywords
 from ..process import register
 from ..replay import active
@@ -42,6 +41,7 @@ from ..transport.client import NETWORK
 from ..transport.endpoint import origin
 from ..transport.untrusted import json_object, printable
 from . import embedded_model, llamacpp
+from .model_store import DEFAULT_MODEL
 
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a slot

@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Final
 
-from .. import model_store
 from ..errors import NotConfigured
-from ..model_store import DEFAULT_MODEL
 from ..provider_spec import ProviderSpec
 from ..transport.untrusted import printable
+from . import model_store
+from .model_store import DEFAULT_MODEL
 
 EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
 DOWNLOAD: Final = "learnflow-llm pull"

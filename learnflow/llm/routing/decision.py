@@ -78,14 +78,7 @@ class Rule:
 
 def _is_unusable(error: LLMError, state: RequestState) -> bool:
     """Return whether the text of this attempt cannot become a valid answer, even if it is continued."""
-    unusable = (
-        errors.ContextOverflow
-        | errors.ThinkingLeaked
-        | errors.SchemaMismatch
-        | errors.AnswerTruncated
-        | errors.AnswerTooLong
-    )
-    return state.added_text and (isinstance(error, unusable) or error.finished)
+    return state.added_text and (error.discards_text or error.finished)
 
 
 # The first rule that applies is used.

@@ -16,7 +16,7 @@ from typing import Final
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, Ticket
-from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, split_text
+from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, limit_rest, split_text
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
 from ..errors import LLMError, Tried
@@ -87,7 +87,8 @@ class Execution:
             call = self._build_call(option, prefix, began, by_prompt=by_prompt)
             work: Work = partial(_run_attempt, option, call, attempt)
             if emitted.text:
-                work = partial(join_continuation, work, Joiner(emitted, instructed=by_prompt), option.name)
+                joiner = Joiner(emitted, instructed=by_prompt, source=progress.source)
+                work = partial(join_continuation, work, joiner, option.name)
             completion = await work(progress)
         except LLMError as error:
             self._release_slot()
@@ -117,12 +118,11 @@ class Execution:
         options = {**call.options, "timeout": max(0.001, left_s)}
         if prefix is None:
             return replace(call, model=option.model, options=options)
-        repeated = len(progress.text) - len(prefix)  # characters, which are at least as many as the tokens
+        repeated = len(progress.text) - len(prefix)
         if by_prompt:
             call = replace(call, prompt=instruct_to_continue(call.prompt, prefix))
             repeated += len(last_words(prefix))
-        tokens_left = max(1, call.max_tokens - progress.tokens + repeated)
-        return replace(call, model=option.model, options=options, max_tokens=type(call.max_tokens)(tokens_left))
+        return limit_rest(replace(call, model=option.model, options=options), progress.tokens, repeated)
 
     async def _handle_failure(
         self, option: Option, error: LLMError, began: float, state: decision.RequestState, *, shares_time: bool
@@ -155,7 +155,7 @@ class Execution:
     async def _prepare_next(self, option: Option | None, error: LLMError, state: decision.RequestState) -> None:
         """Decide what follows a failure, and reset the options to try again. Raise if no attempt follows."""
         progress, chain = self._progress, self._chain
-        text, streams = progress.text, not self._call.buffered
+        text, streams = progress.text, not self._call.buffered or self._call.prior is not None
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
         not_continued, loading = chain.failed_with(errors.NotContinued), self._loading()
         refused = not (self._omitted_defaults or isinstance(error, errors.RequestRefused)) and self._refused()

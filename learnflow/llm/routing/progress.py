@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .. import events
-from ..completion import Completion, Event, Failover, Resumed, TextDelta, Usage
+from ..adapter.joining import count_tokens
+from ..base import Prior
+from ..completion import Completion, Event, Failover, Resumed, Source, TextDelta, Usage
 from ..errors import LLMError, NotContinued, Tried
 from ..stream import Emit, Transcript
 from .option import Option
@@ -23,16 +25,22 @@ class Progress(Transcript):
         emit: receives the events for the caller.
         started: the time when the request began.
         tried: a list to which the failed attempts are added.
+        prior: the text that the answer continues; None to begin one.
 
     Attributes:
+        source: the source of the text so far, see ``Resumed``.
         tokens: an upper limit for the tokens of the text so far.
         partial_thinking: the thinking of the interrupted attempt.
         resumed: the number of continuations.
     """
 
-    def __init__(self, emit: Emit, started: float, tried: list[Tried]) -> None:
+    def __init__(self, emit: Emit, started: float, tried: list[Tried], prior: Prior | None = None) -> None:
         super().__init__(emit)
+        self.source: Source = "stream"
         self.tokens = 0
+        if prior:
+            self._text.append(prior.text)
+            self.source, self.tokens = prior.source, count_tokens(prior)
         self.partial_thinking = ""
         self.tried = tried
         self.resumed = 0
@@ -50,7 +58,8 @@ class Progress(Transcript):
             if self._first_text_s is None or self._first_failure:
                 self._record_first_text(asyncio.get_running_loop().time())
         elif isinstance(event, (Failover, Resumed)):
-            self.resumed += isinstance(event, Resumed)
+            if isinstance(event, Resumed):
+                self.resumed, self.source = self.resumed + 1, "stream"
             events.emit(event)
         elif not self.all_events:
             return
@@ -89,6 +98,7 @@ class Progress(Transcript):
     def forget_text(self) -> None:
         """Drop the text, so that the next attempt starts the answer from the beginning."""
         super().forget_text()
+        self._emit.forget_text()
         self.partial_thinking, self.tokens = "", 0
 
     def build_completion(self, completion: Completion, began: float, now: float) -> Completion:

@@ -11,15 +11,17 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, Final, cast
+from typing import Annotated, Any, Final, cast
 
-from .. import errors, events, settings
+from annotated_types import Predicate
+
+from .. import errors, events, journal, settings
 from ..adapter.capacity import CAPACITY
 from ..base import AbstractProvider, Attempt, Call, LLMProvider, Resume, Routing
 from ..capabilities import Capabilities, Health, default_capabilities
 from ..completion import Completion
 from ..errors import LLMError
-from ..parameters import CountOrZero, Seconds, check_keywords
+from ..parameters import CountOrZero, Seconds, check_keywords, validated_as
 from ..process import SharedTasks, switches
 from ..providers import build
 from ..providers.registry import check
@@ -31,7 +33,17 @@ from .option import PROBE_S, Option, chain_name
 from .progress import Progress
 from .selection import Chain
 
-Member = str | LLMProvider  # a provider by its name, or as an object
+
+def _is_provider(value: object) -> bool:
+    """Return whether a value has the methods of ``LLMProvider``. An attribute that raises is found when it is used."""
+    try:
+        return isinstance(value, LLMProvider)
+    except Exception:  # noqa: BLE001  # before Python 3.12, isinstance reads the attributes
+        return True
+
+
+_Provider = Annotated[LLMProvider, validated_as(Annotated[Any, Predicate(_is_provider)]), "a provider"]
+Member = str | _Provider  # a provider by its name, or as an object
 Equals = Member | list[Member] | tuple[Member, ...]  # one rank of the chain
 Find = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
@@ -74,7 +86,7 @@ class RouterProvider(AbstractProvider):
     ) -> None:
         check_keywords(RouterProvider.__init__, locals(), errors.NotConfigured)
         ranks: list[Equals] = [] if primary is None else [primary]
-        ranks += [fallback] if isinstance(fallback, (str, LLMProvider)) else fallback
+        ranks += [fallback] if isinstance(fallback, str) or not isinstance(fallback, Sequence) else fallback
         self._registry = breakers
         self._options: list[Option] = []
         for equals in ranks:
@@ -90,6 +102,7 @@ class RouterProvider(AbstractProvider):
         self._settings = settings.load().model_copy(update=given)
         if switches.is_command and "llm_patience" not in self._settings.model_fields_set:
             self._settings.llm_patience = 0.0
+        self._journal = journal.configured(self._settings)
         if find is None and not self._options:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
         creation_errors = [option.creation_error for option in self._options if option.creation_error]
@@ -122,12 +135,13 @@ class RouterProvider(AbstractProvider):
         if options.get("headers") is not None:
             hint = "They are secrets of one server. Set <NAME>_HEADERS, or give headers= to its class"
             raise errors.InvalidRequest("a router does not support headers=", hint=hint)
-        run = partial(self._run, replace(call, options=options), resume, template)
-        return partial(events.run_request, self.name, call.model, template, run)
+        run = partial(self._run, resume, template)
+        work = journal.record(self._journal if resume == "continue" else None, run, replace(call, options=options))
+        return partial(events.run_request, self.name, call.model, template, work)
 
-    async def _run(self, call: Call, resume: Resume, template: Attempt, emit: Emit) -> Completion:
+    async def _run(self, resume: Resume, template: Attempt, call: Call, emit: Emit) -> Completion:
         """Run a request through the chain. Raise only LLMError."""
-        progress = Progress(emit, asyncio.get_running_loop().time(), template.tried)
+        progress = Progress(emit, asyncio.get_running_loop().time(), template.tried, call.prior)
         try:
             return await Execution(call, resume, template, await self._build_chain(call), progress).run()
         except errors.Unavailable:

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from test_terminal import on_a_terminal
 
-from learnflow.llm import model_store
 from learnflow.llm.cli import main as cli
 from learnflow.llm.cli import part_file, pull
 from learnflow.llm.cli.pull import SMOLLM2
+from learnflow.llm.providers import model_store
 
 MODEL = b"GGUF" + bytes(at * at % 251 for at in range(400_000))
 OTHER = b"GGUF" + bytes(at * at % 241 for at in range(400_000))

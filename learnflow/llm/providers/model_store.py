@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from . import settings, settings_sources
-from .errors import NotConfigured
+from .. import settings, settings_sources
+from ..errors import NotConfigured
 
 DEFAULT_MODEL: Final = "smollm2"  # the embedded model if none is configured
 SUFFIX: Final = ".gguf"
