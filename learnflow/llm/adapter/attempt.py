@@ -370,6 +370,8 @@ class _AttemptRun:
             if not completion.tool_calls:
                 parsed = await structured_output.parse_in_background(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
+                if completion.finish == "length":
+                    structured_output.check_whole(request.response_format, completion.text)
         except errors.BrokenAnswer as error:
             limit, tokens = self.model_and_limit()[1], answer.parser.usage.completion_tokens
             if answer.parser.finish == "length" or (limit and tokens == limit):
