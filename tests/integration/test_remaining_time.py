@@ -75,13 +75,15 @@ def test_request_ends_at_timeout(prepare: Callable[[str, Any], Awaitable[LLMProv
         assert runner.run(run()) <= timeout + 0.05
 
 
-def test_deadline_of_provider_limits_attempt_in_router() -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_deadline_of_provider_limits_attempt_in_router(nested: bool) -> None:
     """The router goes on with the next provider; a timeout of the call limits all attempts together."""
 
     async def run() -> float:
         async with FaultServer("vllm", TEXT, fault=Fault("drip", seconds=1)) as one, FaultServer("vllm", TEXT) as two:
             began = asyncio.get_running_loop().time()
-            chain = router(provider_for(one, deadline=5), provider_for(two))
+            slow = router(provider_for(one), deadline=5) if nested else provider_for(one, deadline=5)
+            chain = router(slow, provider_for(two))
             completion = await chain.complete("hi", timeout=100)
             assert two.seen
             assert completion.text

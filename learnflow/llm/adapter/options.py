@@ -26,6 +26,8 @@ def supported_keywords(spec: ProviderSpec, call: Call) -> dict[str, Any]:
     if "reasoning" in values and values["reasoning"] not in spec.dialect.reasoning:
         levels = ", ".join(map(str, spec.dialect.reasoning))
         raise Unsupported(f"{spec.title} does not support this reasoning=", hint=f"Use one of {levels}")
+    if "model" in values.get("extra_body", ()):
+        raise InvalidRequest("extra_body= cannot set the model", hint="Use model=")
     _check_format(spec, values.get("response_format"))
     _check_tool_choice(spec, values.get("tool_choice"), values.get("tools"))
     if "headers" in values:

@@ -114,7 +114,7 @@ class Execution:
             by_prompt: whether the prompt instructs the model to continue the text.
         """
         call, progress = self._call, self._progress
-        left_s = min(self._deadline - now, option.facts.deadline_s or math.inf)
+        left_s = min(self._deadline - now, option.facts.deadline_s or math.inf, option.deadline_s or math.inf)
         options = {**call.options, "timeout": max(0.001, left_s)}
         if prefix is None:
             return replace(call, model=option.model, options=options)

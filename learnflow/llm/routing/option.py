@@ -43,6 +43,7 @@ class Option:
         model: the model for the request; None for the provider's default model.
         failure: the last failure in this request; None if the option may be tried again.
         rejects_prefill: the server rejected a prefill in this request.
+        deadline_s: the ``deadline=`` of a router that was flattened; None without one. It limits each attempt.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Option:
         self.model: str | None = None
         self.failure: LLMError | None = None
         self.rejects_prefill = False
+        self.deadline_s: float | None = None
         self._provider = routable(given) if given else None
         self._shared = _SharedState()
         self._facts: Facts | None = None

@@ -94,6 +94,8 @@ class RouterProvider(AbstractProvider):
             options = [option for member in _split(equals) for option in _create_options(member, breakers)]
             options.sort(key=lambda option: option.rank)  # those of another router may have several ranks
             self._options += [option.copy_at(next_rank + option.rank) for option in options]
+        for option in self._options if deadline else ():
+            option.deadline_s = min(filter(None, (deadline, option.deadline_s)))
         self._find = find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
