@@ -359,7 +359,7 @@ async def run_attempt(
         provider: the name of the provider.
         address: the address of the server.
         sampling: the sampling parameters.
-        attempt: the number of the attempt and of its request.
+        attempt: the attempt. Its numbers and metadata label the events.
         model_and_limit: returns the model and ``max_tokens`` of the request; None for each that is not chosen yet.
         work: runs the attempt.
         receiver: receives the events of the stream.
@@ -395,7 +395,7 @@ async def run_request(chain: str, model: str | None, attempt: Attempt, work: Wor
     Args:
         chain: the names of the providers.
         model: the requested model.
-        attempt: the first attempt.
+        attempt: the first attempt. Its request number and metadata label the events.
         work: runs the request.
         receiver: receives the events of the stream.
     """
@@ -442,7 +442,10 @@ def _log(event: LogEvent) -> None:
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
-    """Return the fields of an event for a log. A completion becomes its numbers, an error its class and status."""
+    """Return the fields of an event for a log. An error is replaced by its class and status.
+
+    A completion is replaced by its usage, finish reason, first-token time and cost.
+    """
     values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
     completion, error = values.pop("completion", None), values.get("error")
     if completion:

@@ -49,11 +49,11 @@ class Runner:
         catalog: the models of the provider's server.
         address: the server's address. Requests to the same address share a queue.
         log_content: log prompts and answers at DEBUG.
-        reask: the limit of requests for a correction after an answer that does not match its schema.
-        variants: the request format that a model last accepted, by its name.
+        reask: the maximum number of correction requests if an answer does not match its schema.
+        variants: the parameters and the schema mode that each model last accepted, by the model's name.
         leaking_models: the models that emitted thinking as text. Their text is held back until thinking has ended.
         other_models: the pairs of a requested model and the one in the response that were reported.
-        unreachable: the time and the error of the last failure to connect, on the event loop's clock; None without one.
+        unreachable: the time (event loop's clock) and the error of the last failed connection; None if none failed.
     """
 
     spec: ProviderSpec
@@ -97,7 +97,7 @@ class Runner:
         return replace(self.client, endpoint=self.client.endpoint.for_call(request.headers, request.session))
 
     def start(self, request: Request, attempt: Attempt) -> Work:
-        """Return the work of an attempt, including its requests for a correction. Nothing is sent before it runs.
+        """Return a coroutine function that runs the attempt, and sends correction requests if the schema is not met.
 
         Args:
             request: the checked request.
@@ -181,7 +181,8 @@ class _AttemptRun:
     async def _prepare(self, deadline: float) -> None:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
-        if self._times.local_only and not (spec.local or runner.client.endpoint.looks_local):  # needs no DNS query
+        # ``looks_local`` does not resolve the host name
+        if self._times.local_only and not (spec.local or runner.client.endpoint.looks_local):
             hint = "Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent", hint=hint)
         try:
@@ -191,7 +192,8 @@ class _AttemptRun:
                 self._report_adjusted(adjustment, tight=budget.tight)
                 if self._request.turn_added:
                     self._report_adjusted(_MESSAGE_ADDED)
-                await _litellm.prepare(spec, runner.client.endpoint)  # slow: the faults above are raised first
+                # Import LiteLLM last, because it is slow: a check above may fail first
+                await _litellm.prepare(spec, runner.client.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
@@ -199,7 +201,7 @@ class _AttemptRun:
         """Wait for a slot of the server, unless the router has acquired one for the attempt.
 
         Returns:
-            The slot to release; None if the router releases its own.
+            The slot to release; None if the router acquired the slot, and releases it.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -228,7 +230,7 @@ class _AttemptRun:
         return slot
 
     async def _exchange(self, deadline: float, emit: Emit) -> Answer:
-        """Send the request and read the response. If the server rejects a default of this package, retry without it."""
+        """Send the request and read the response. If the server rejects a parameter, retry without the parameter."""
         runner, model, name = self._runner, self._model, self._spec.name
         before = variant = runner.variants.get(model) or self._first_variant()
         make_parser = self._spec.dialect.parser or SSEParser
@@ -371,7 +373,7 @@ class _AttemptRun:
                 failure.failover = is_empty or is_full  # otherwise the next answer would end at the same number
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
-                error.answer = completion  # with its tokens and its cost
+                error.answer = completion  # the caller adds its tokens and cost to the total
                 if request.sampling.get("temperature") == 0:
                     error.retryable = False  # a retry would return the same answer
             raise
@@ -407,7 +409,7 @@ class Answer(Transcript):
         emit: the receiver of the events.
         parser: the parser of the response.
         hold: hold text back until it is certain not to be thinking.
-        closes: the response has only </think>, because the model's chat template contains <think>.
+        closes: the response has only the closing tag </think>, because the model's chat template contains <think>.
         continues: the response continues an answer. It may be empty, and has no thinking.
 
     Attributes:

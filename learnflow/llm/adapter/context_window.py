@@ -26,13 +26,15 @@ from ..transport.client import Client
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
-# A prompt was certainly cut if it is large and the server read far fewer tokens than it has words. The share allows for
-# tokenizers that join words (a third fewer tokens than words) and for templates that omit old thinking.
+# A prompt was certainly cut if it is large and the server read far fewer tokens than it has words.
 _MIN_CUT_TOKENS: Final = 1000  # a smaller prompt consists mostly of the template
+# Tokens read divided by words. A prompt with a higher share may be complete: some tokenizers join words (a third fewer
+# tokens than words), and some templates omit old thinking.
 _MAX_CUT_SHARE: Final = 0.5
-_MIN_ANSWER_SHARE: Final = 0.25  # of the ceiling; a lower limit of the answer is logged as a warning
-_MARGIN_TOKENS: Final = 8  # the template may add them to the server's count
-_LOAD_FAILED_STATUS: Final = 500  # a gateway in front of the server responds with 502 or 504
+# Share of the ceiling (the caller's ``max_tokens``). An answer limit below it is logged as a warning.
+_MIN_ANSWER_SHARE: Final = 0.25
+_MARGIN_TOKENS: Final = 8  # reserve for tokens of the chat template that the server's count omits
+_LOAD_FAILED_STATUS: Final = 500  # of the server itself; 502 and 504 come from a gateway in front of it
 _MAX_IMAGE_TOKENS: Final = 1024  # of one image
 _MAX_TEMPLATE_TOKENS: Final = 8  # around one message
 _MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of the template
@@ -40,7 +42,7 @@ _NOUNS: Final = {"vision": "images", "tools": "tools", "json_schema": "a JSON sc
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MAX_CJK_CHARS_PER_TOKEN: Final = 6
 
-# Both by the server's base URL and the model's name.
+# The key of both mappings is (base URL of the server, name of the model).
 _tokens_per_word: Final = register("tokens per word", dict[tuple[str, str], float](), learned=True)
 _requested: Final = register("requested context lengths", dict[tuple[str, str], int](), learned=True)
 
@@ -110,14 +112,15 @@ def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
 class ContextBudget:
     """Chooses the context length and the token limit of the answer for one request.
 
-    If the server accepts a context length with a request (``ServerSupport.context_length``), it is the first of these:
+    If the server accepts a context length with a request (``ServerSupport.context_length``), the context length is the
+    first of these:
 
     - The operator's (``<NAME>_CONTEXT``), if set.
     - The loaded one, if the prompt and the answer fit.
     - A longer one. The server reloads the model. Later requests of this process use the same length.
 
-    If the server rejects the prompt as too long, the request is retried once, with a context length for the server's
-    token count. If the server cannot load the model with a context length, the error names that length.
+    If the server rejects the prompt as too long, the request is retried once, with a context length that fits the token
+    count in the error. If the server cannot load the model with a context length, the error names that length.
 
     Args:
         spec: the provider's spec.
@@ -233,7 +236,7 @@ class ContextBudget:
         return self._spec.server.context_length(needed, loaded_length or self._loaded_length, trained)
 
     def _request_length(self, length: int | None) -> str | None:
-        """Request this context length. Return a description of the change; None if nothing changes."""
+        """Use this context length for the request. Return a description of the change; None if nothing changes."""
         before = self.context_length
         if length is not None:
             self.context_length = _requested[self._key] = length
@@ -244,7 +247,8 @@ class ContextBudget:
     async def _find_answer_limit(self) -> int | None:
         """Return the number of tokens that fit after the prompt, or the model's own limit if lower; None if unknown."""
         if not self._spec.local:
-            await asyncio.to_thread(model_prices.price_map)  # the first call takes 0.1 s
+            # ``capabilities`` uses the price map. Load it in a thread: the first load takes 0.1 s
+            await asyncio.to_thread(model_prices.price_map)
         capabilities = self._catalog.capabilities(self._model)
         length = None if self._request.sets_context_length else self.context_length or capabilities["context_served"]
         left = length - await self._count_prompt_tokens(length) if length else 0
@@ -307,8 +311,8 @@ class ContextBudget:
     def _lengthen_after(self, error: errors.ContextOverflow) -> str | None:
         """Request a longer context length, unless this request was retried before.
 
-        It fits the server's token count, or is the next longer one if the error has no count. Return a description of
-        the change; None without one. Then add the lengths to the error.
+        The new length fits the server's token count, or is the next longer one if the error has no count. Return a
+        description of the change. If nothing can be changed, add the lengths to the error, and return None.
         """
         sent = self.context_length
         if not self._retried:

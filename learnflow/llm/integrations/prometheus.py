@@ -19,7 +19,7 @@ _PREFIX: Final = "learnflow_llm_"
 _ALL_MODELS: Final = "all"  # the label of a circuit breaker that covers all models of an address
 # Limits of the number of label values. Later values become "other".
 _MAX_MODELS: Final = 50  # for each provider
-_MAX_NODES: Final = 50
+_MAX_NODES: Final = 50  # values of metadata["node"]
 _MAX_PROVIDERS: Final = 30
 _SHORT_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
 _LONG_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -191,7 +191,7 @@ class Metrics:
     def _target(self, provider: str, model: str | None, *, succeeded: bool = True) -> tuple[str, str]:
         """Return provider and model as labels.
 
-        Failed attempts add at most half of the models, so that invalid names leave labels for working models.
+        Failed attempts may use at most half of the label values. The other half is reserved for models that work.
         """
         limit = _MAX_MODELS if succeeded else _MAX_MODELS // 2
         provider = self._provider(provider)

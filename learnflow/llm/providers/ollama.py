@@ -145,7 +145,7 @@ async def _continuation(
     # With other options the server would reload the model.
     options = {name: body[name] for name in ("options", "truncate", "shift") if name in body}
     prompt: str | None = None
-    if attempt.thinking:  # if the template renders it, the marker shows where the answer begins
+    if attempt.thinking:  # if the template renders thinking, the marker shows where the answer begins
         answer = {"role": "assistant", "content": _ANSWER_MARKER, "thinking": attempt.thinking}
         rendered = await _render(client, {"model": model, "messages": [*texts, answer], **options, **think})
         if attempt.thinking in rendered and _ANSWER_MARKER in rendered:
@@ -206,7 +206,7 @@ class NDJSONParser(StreamParser):
             answer = non_negative_int(record.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
-            self._record_finish(record.get("done_reason") or "stop")  # before 0.3 there is no reason
+            self._record_finish(record.get("done_reason") or "stop")  # versions before 0.3 send no done_reason
         self._deltas += [Delta(text, thinking, calls)] if text or thinking or pieces else []
 
     def _parse_rest(self, rest: bytes) -> None:

@@ -74,7 +74,7 @@ class Player(Cassettes):
 
     @property
     def missing(self) -> list[str]:
-        """Return the messages of the NotRecorded errors, except those that the package expected (``forgiven``)."""
+        """Return the messages of NotRecorded errors, unless the router then tried another provider (``forgiven``)."""
         return [str(error) for error in self._missing if not error.forgiven]
 
     @property
@@ -89,7 +89,8 @@ class Player(Cassettes):
     def play(self, request: RecordedRequest) -> RecordedResponse:
         """Return the next response to a request. Raise NotRecorded if none is left.
 
-        An exact match wins, then one with a compatible API key, then one with other ignored options.
+        An exact match wins, then one with a compatible API key, then one that differs only in ignored
+        options.
         """
         if exact := self._entries.get(_key(request)):
             return exact.play()
@@ -102,7 +103,7 @@ class Player(Cassettes):
         raise missing
 
     def base_url(self, provider: str, *, local: bool) -> str:
-        """Return a base URL for a provider for which none is configured, with the recorded path.
+        """Return a fictitious base URL with the recorded path, for a provider without a configured base URL.
 
         Args:
             provider: the name of the provider.
@@ -147,7 +148,7 @@ def _matches(recorded: RecordedRequest, request: RecordedRequest) -> bool:
 def _keys_match(recorded: RecordedRequest, request: RecordedRequest) -> bool:
     """Return whether the API keys are equal, or one is missing, as in CI.
 
-    A key that contains "wrong-" is an invalid key of a test, which a missing key does not match.
+    Tests mark invalid keys with "wrong-". A missing key does not match such a key.
     """
     if recorded.credentials == request.credentials:
         return True

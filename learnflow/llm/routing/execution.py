@@ -36,7 +36,7 @@ class Execution:
     Args:
         call: the arguments of the call.
         resume: the caller's choice for a stream that is interrupted after text was emitted.
-        template: an attempt with the number and the metadata of the request, which every attempt copies.
+        template: the Attempt from which every attempt is copied. It has the number and the metadata of the request.
         chain: the options of the request.
         progress: the text, failures and costs so far.
     """
@@ -147,7 +147,7 @@ class Execution:
         await self._prepare_next(option, error, replace(state, added_text=added_text))
 
     def _may_have_other_recording(self, option: Option) -> bool:
-        """Return whether the cassettes may have the request with another option, which was chosen when recording."""
+        """Return whether another option may have been used when the cassettes were recorded."""
         others = self._chain.alternatives(option) if option.replays else []
         return any(option.breaker or other.rank == option.rank for other in others)
 
@@ -273,8 +273,8 @@ class Execution:
         """Wait for a slot of any option of the same rank.
 
         Returns:
-            The option that has the slot. None after half a second, so that the caller chooses an option again. An
-            option without equals is returned at once: its attempt waits in the queue of the address.
+            The option that has the slot. None after half a second, so that the caller chooses an option again. If no
+            other option has the same rank, ``chosen`` is returned at once: its attempt waits in the address's queue.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -294,7 +294,7 @@ class Execution:
         if slot and owner and owner.ready:
             self._slot = replace(slot, waited_s=self._now - wait_began)
             return owner
-        CAPACITY.release(slot)  # the option failed during the wait
+        CAPACITY.release(slot)  # no slot was free, or the breaker of its option opened during the wait
         return None
 
     def _release_slot(self) -> None:
@@ -302,9 +302,9 @@ class Execution:
         self._slot = None
 
     async def _probe_open_breaker(self, option: Option) -> LLMError | None:
-        """Probe an option with an open circuit breaker. Return the error that opened it, or None if it may be used.
+        """Probe an option with an open circuit breaker. Return the error that opened the breaker.
 
-        If a probe cannot detect that the fault is over, the option may be used without one.
+        Return None if the option may be used: the probe succeeded, or no probe can detect that the fault is over.
         """
         breaker = option.breaker
         if not breaker or not breaker.probeable:

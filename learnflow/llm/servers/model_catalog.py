@@ -299,17 +299,21 @@ class ModelCatalog:
         return None if not name or (name == _LOADED_MODEL and self._spec.local) else name
 
     async def _probe(self, requested: str | None, timeout_s: float, *, every: bool = False) -> ProbeResult:
-        """Probe the server, cache the result, and return it with any error. Raise only NotRecorded.
+        """Probe the server, cache the result, and return it with any error.
 
         Args:
-            requested: the requested model; None for the server's own.
+            requested: the requested model; None for the loaded model, else the only one.
             timeout_s: the time limit in seconds.
             every: read the capabilities of every model, not only of the chosen one.
+
+        Raises:
+            NotRecorded: the cassettes have no response to this probe. No other LLMError is raised.
         """
         loop = asyncio.get_running_loop()
         started, model = loop.time(), None
         if not self._spec.local:
-            await asyncio.to_thread(model_prices.price_map)  # the first call takes 0.1 s
+            # ``capabilities`` uses the price map. Load it in a thread: the first load takes 0.1 s
+            await asyncio.to_thread(model_prices.price_map)
         server, error = await find_server(self._spec, self.client, self._kinds, started + timeout_s)
         unreachable = server is None and isinstance(error, errors.Unavailable)
         latency_s = None if unreachable else loop.time() - started
@@ -360,12 +364,12 @@ class ModelCatalog:
             names = ", ".join(model.name for model in candidates[:20])
             raise errors.NotConfigured(f"no model is named, and there are {len(candidates)}: {names}", hint=hint)
         if server.chat_models:
-            what = "no model is named, and the server has only remote models, so that prompts would leave this machine"
+            what = "no model is named, and the server has only remote models: prompts would leave this machine"
             raise errors.ModelNotFound(what, hint=hint)
         raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._pull_command('MODEL') or ' first'}")
 
     async def _refuse_remote(self, name: str) -> None:
-        """Raise NotLocal if the server forwards this model elsewhere, or if it does not report whether it does."""
+        """Raise NotLocal if the server forwards this model to another machine, or may forward it without a report."""
         if self.server is None or not self._is_fresh(name, MAX_AGE_S):
             result = await self._probe(name, LONG_PROBE_S)
             if result.server is None and result.error:

@@ -34,13 +34,13 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _SHAPE_ERRORS: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 MAX_NAME_CHARS: Final = 300  # length of the name of a model or tool, and of the id of a tool call
 _MAX_CALLS: Final = 1000  # tool calls of one answer
-_MIN_CHARS_LIMIT: Final = 1024 * 1024  # an answer may always have this length
+_MIN_CHARS_LIMIT: Final = 1024 * 1024  # the maximum length is never below this
 _MAX_CHARS_PER_TOKEN: Final = 64  # most tokens have about four; a token of blanks may have a hundred
 
 
 def dialect_error(what: str) -> LLMError:
     """Return the error for a part of a response that the server's API does not define."""
-    return errors.MalformedAnswer(f"{what} is not of the server's dialect")
+    return errors.MalformedAnswer(f"{what} is not defined by the server's API")
 
 
 def max_answer_chars(max_tokens: int | None) -> int:
@@ -163,7 +163,7 @@ class StreamParser:
         """Add a piece of a tool call. Return the deltas.
 
         Args:
-            key: the server's index of the call, with that of its choice; None without an index.
+            key: the index of the call that the server sent, with the index of its choice; None without an index.
             piece: the JSON object.
         """
         function, calls = piece.get("function") or {}, self._calls
