@@ -349,7 +349,7 @@ async def run_attempt(
     address: str,
     sampling: Mapping[str, Any],
     attempt: Attempt,
-    model_and_limit: Callable[[], tuple[str | None, int | None]],
+    model_and_max_tokens: Callable[[], tuple[str | None, int | None]],
     work: Work,
     receiver: Emit,
 ) -> Completion:
@@ -360,14 +360,14 @@ async def run_attempt(
         address: the address of the server.
         sampling: the sampling parameters.
         attempt: the attempt. Its numbers and metadata label the events.
-        model_and_limit: returns the model and ``max_tokens`` of the request; None for each that is not chosen yet.
+        model_and_max_tokens: returns the model and ``max_tokens`` of the request; None for each that is not chosen yet.
         work: runs the attempt.
         receiver: receives the events of the stream.
     """
     started = time.monotonic()
     labels: dict[str, Any] = {"provider": provider, "attempt": attempt.number, "request": attempt.request}
     labels["metadata"] = dict(attempt.metadata)
-    emit(AttemptStarted(model=model_and_limit()[0], address=address, sampling=sampling, **labels))
+    emit(AttemptStarted(model=model_and_max_tokens()[0], address=address, sampling=sampling, **labels))
 
     def ended() -> dict[str, Any]:
         return {**labels, "total_s": time.monotonic() - started}
@@ -376,14 +376,14 @@ async def run_attempt(
         completion = await work(receiver)
     except LLMError as error:
         failed = ProviderRefused if isinstance(error, RequestRefused) else AttemptFailed
-        emit(failed(model=model_and_limit()[0], error=error.without_text(), **ended()))
+        emit(failed(model=model_and_max_tokens()[0], error=error.without_text(), **ended()))
         raise
     except BaseException:
-        emit(AttemptCancelled(model=model_and_limit()[0], **ended()))
+        emit(AttemptCancelled(model=model_and_max_tokens()[0], **ended()))
         raise
     emit(AttemptSucceeded(completion=completion.without_text(), **ended()))
     if completion.finish == "length":
-        limit = model_and_limit()[1]
+        limit = model_and_max_tokens()[1]
         hint = f"The answer ended at {describe_limit(limit, completion.usage)}. {AnswerTruncated.advice}"
         emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
     return completion

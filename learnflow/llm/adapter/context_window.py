@@ -27,10 +27,10 @@ from .options import messages_of, parts_of, text_of
 from .request import Request
 
 # A prompt was certainly cut if it is large and the server read far fewer tokens than it has words.
-_MIN_CUT_TOKENS: Final = 1000  # a smaller prompt consists mostly of the template
+_MIN_CHECKED_TOKENS: Final = 1000  # a smaller prompt consists mostly of the template
 # Tokens read divided by words. A prompt with a higher share may be complete: some tokenizers join words (a third fewer
 # tokens than words), and some templates omit old thinking.
-_MAX_CUT_SHARE: Final = 0.5
+_MAX_READ_SHARE: Final = 0.5
 # Share of the ceiling (the caller's ``max_tokens``). An answer limit below it is logged as a warning.
 _MIN_ANSWER_SHARE: Final = 0.25
 _MARGIN_TOKENS: Final = 8  # reserve for tokens of the chat template that the server's count omits
@@ -132,7 +132,7 @@ class ContextBudget:
     Attributes:
         context_length: the context length to request, in tokens; None for the server's default.
         answer_limit: the ``max_tokens`` to send instead of the caller's ceiling; None if the ceiling fits.
-        loads: the server loads the model before it responds.
+        must_load_model: the server loads the model before it responds.
         tight: ``answer_limit`` is less than a quarter of the ceiling.
     """
 
@@ -152,7 +152,7 @@ class ContextBudget:
         self._retried = False
         self.context_length: int | None = None
         self.answer_limit: int | None = None
-        self.loads = self.tight = False
+        self.must_load_model = self.tight = False
 
     async def prepare(self, model: str, timeout_s: float) -> str | None:
         """Check whether the request fits the model, and adjust its limits.
@@ -179,22 +179,22 @@ class ContextBudget:
         return await self._check(timeout_s)
 
     async def _check(self, timeout_s: float) -> str | None:
-        request, catalog, why = self._request, self._catalog, None
+        request, catalog, adjustment = self._request, self._catalog, None
         needs = required_capabilities(request.images, request.tools, request.response_format)
         reads_limits = self._spec.local and (request.ceiling or needs)
         if self._chooses_length or request.images or reads_limits or catalog.loads_models:
             max_age_s = MAX_AGE_S if catalog.loads_models else math.inf
             self._server_model = await catalog.describe(self._model, timeout_s, max_age_s)
-            why = await self._set_context_length() if self._chooses_length else None
+            adjustment = await self._set_context_length() if self._chooses_length else None
         for name in needs:
             if name in catalog.denied(self._model):
                 alternative = f"{self._spec.variable('vision_model')}, or " if name == "vision" else ""
                 hint = f"Set {alternative}{self._spec.variable('capabilities')}={name} if it does"
                 what = f"the model does not support {_NOUNS[name]}; nothing was sent"
                 raise errors.Unsupported(what, model=self._model, hint=hint)
-        self.loads = self._catalog.is_cold(self._model)
+        self.must_load_model = self._catalog.is_cold(self._model)
         limit = None if request.ceiling is None else await self._find_answer_limit()
-        return "; ".join(filter(None, (why, self._lower_answer_limit(limit)))) or None
+        return "; ".join(filter(None, (adjustment, self._lower_answer_limit(limit)))) or None
 
     async def _set_context_length(self) -> str | None:
         """Set the context length to request. Return a description of the change; None if the loaded one stays."""
@@ -208,7 +208,7 @@ class ContextBudget:
             what = f"the prompt has at least {min_tokens} tokens, the context length is {limit}"
             raise _overflow_error(what, min_tokens, limit)
         self.context_length = self._loaded_length
-        return self._request_length(self._choose_length(self._max_prompt_tokens))
+        return self._set_length(self._choose_length(self._max_prompt_tokens))
 
     @property
     def _key(self) -> tuple[str, str]:
@@ -235,7 +235,7 @@ class ContextBudget:
         trained = self._server_model.known.get("context")
         return self._spec.server.context_length(needed, loaded_length or self._loaded_length, trained)
 
-    def _request_length(self, length: int | None) -> str | None:
+    def _set_length(self, length: int | None) -> str | None:
         """Use this context length for the request. Return a description of the change; None if nothing changes."""
         before = self.context_length
         if length is not None:
@@ -318,8 +318,8 @@ class ContextBudget:
         if not self._retried:
             self._retried = True
             needed = error.needed or max(self._max_prompt_tokens, (sent or 0) + 1)
-            if why := self._request_length(self._choose_length(needed, sent or error.window or 1)):
-                return why
+            if adjustment := self._set_length(self._choose_length(needed, sent or error.window or 1)):
+                return adjustment
         else:
             self._forget_length()
         if not error.needed:
@@ -350,7 +350,7 @@ class ContextBudget:
 
     def mark_loaded(self) -> None:
         """Record that the server has loaded the model with the requested context length."""
-        if self.loads or self.context_length:
+        if self.must_load_model or self.context_length:
             self._catalog.mark_loaded(self._model, self.context_length)
 
     async def check_usage(self, usage: Usage) -> None:
@@ -367,7 +367,7 @@ class ContextBudget:
         min_tokens = estimate_min_tokens(self._request.texts)
         if read_tokens and not self._request.images:
             self._learn(read_tokens)
-        is_cut = min_tokens >= _MIN_CUT_TOKENS and 0 < read_tokens <= min_tokens * _MAX_CUT_SHARE
+        is_cut = min_tokens >= _MIN_CHECKED_TOKENS and 0 < read_tokens <= min_tokens * _MAX_READ_SHARE
         if not (is_cut and self._spec.local) or usage.cached_tokens:
             return
         if catalog.server is None:

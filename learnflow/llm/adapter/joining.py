@@ -34,7 +34,7 @@ _MAX_LAST_WORD_CHARS: Final = 64  # a longer last "word" is text without spaces,
 _MIN_OVERLAP_WORDS: Final = 8
 _MIN_OVERLAP_CHARS: Final = 24
 _MAX_OVERLAP_CHARS: Final = 400
-_MAX_SPACE_CHARS: Final = 1000  # white space to compare; white space beyond this length is new text
+_MAX_COMPARED_SPACE_CHARS: Final = 1000  # white space to compare; white space beyond this length is new text
 
 # Sent to a model without prefill. ``Joiner`` checks that the continuation obeys it.
 _INSTRUCTION: Final = (
@@ -136,7 +136,7 @@ class Joiner:
 
     Args:
         emitted: the emitted text.
-        instructed: the prompt instructs the model to repeat the last words. Otherwise the prefix is sent as a prefill.
+        by_prompt: the prompt instructs the model to repeat the last words. Otherwise the prefix is sent as a prefill.
         source: the source of the emitted text.
 
     Attributes:
@@ -145,11 +145,11 @@ class Joiner:
         mismatched: the continuation does not repeat the required text. ``feed`` returned none of it.
     """
 
-    def __init__(self, emitted: SplitText, *, instructed: bool = False, source: Source = "stream") -> None:
+    def __init__(self, emitted: SplitText, *, by_prompt: bool = False, source: Source = "stream") -> None:
         self.is_empty, self.settled, self.mismatched = True, False, False
-        self.emitted, self.instructed, self.source = emitted, instructed, source
-        expected = _after_instruction(emitted) if instructed else _after_prefill(emitted)
-        self._matches = [_Match(text, exact=not instructed) for text in dict.fromkeys(expected)]
+        self.emitted, self.by_prompt, self.source = emitted, by_prompt, source
+        expected = _starts_if_instructed(emitted) if by_prompt else _starts_if_prefilled(emitted)
+        self._matches = [_Match(text, exact=not by_prompt) for text in dict.fromkeys(expected)]
 
     def feed(self, text: str, *, ended: bool = False) -> str:
         """Add a piece of the continuation, and return the new text.
@@ -179,7 +179,7 @@ class Joiner:
         return self.feed("", ended=True)
 
 
-def _after_instruction(emitted: SplitText) -> list[str]:
+def _starts_if_instructed(emitted: SplitText) -> list[str]:
     """Return the texts that a model may begin with if it was instructed to repeat the last words.
 
     Some models repeat more words, or the whole text.
@@ -187,7 +187,7 @@ def _after_instruction(emitted: SplitText) -> list[str]:
     return [end + emitted.rest for end in _overlaps(emitted.prefix)] + [emitted.text]
 
 
-def _after_prefill(emitted: SplitText) -> list[str]:
+def _starts_if_prefilled(emitted: SplitText) -> list[str]:
     """Return the texts that a continuation of a prefill may begin with; "" if it begins with new text.
 
     Most continuations begin with the rest of the text. Some servers echo the prefill before it.
@@ -255,7 +255,7 @@ class _Match:
         after, stripped = self._after, self._after.lstrip()
         if not self._trailing_space:
             return after
-        if not (stripped or ended or len(after) > _MAX_SPACE_CHARS):
+        if not (stripped or ended or len(after) > _MAX_COMPARED_SPACE_CHARS):
             return None  # this white space may belong to the expected text
         space = after[: len(after) - len(stripped)]
         if space.startswith(self._trailing_space):
@@ -291,7 +291,7 @@ class _NewTextEmit(Relay):
     def __init__(self, name: str, joiner: Joiner, emit: Emit, stop: Callable[[], None]) -> None:
         super().__init__(emit)
         self._name, self._joiner, self._stop = name, joiner, stop
-        self._resumed = not joiner.emitted.text.strip()  # no event for white space alone
+        self._resumed_emitted = not joiner.emitted.text.strip()  # no event for white space alone
         self._held_calls: list[ToolCallDelta] = []
 
     def __call__(self, event: Event) -> None:
@@ -335,11 +335,11 @@ class _NewTextEmit(Relay):
             self._emit(TextDelta(text))
 
     def _emit_resumed(self) -> None:
-        if not self._resumed:
-            self._resumed = True
+        if not self._resumed_emitted:
+            self._resumed_emitted = True
             joiner = self._joiner
             characters = len(joiner.emitted.text)
-            self._emit(Resumed(self._name, characters, in_words=joiner.instructed, source=joiner.source))
+            self._emit(Resumed(self._name, characters, in_words=joiner.by_prompt, source=joiner.source))
 
 
 async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completion:

@@ -34,7 +34,7 @@ class RequestState:
         can_continue: the caller allows a continuation, and the format of the answer can be continued, unlike JSON.
         tool_call_shown: the caller has received a part of a tool call.
         prefilled: the attempt sent the partial answer as a prefill.
-        stepped_back: the prefill ended before the last word of the text.
+        prefill_before_last_word: the prefill ended before the last word of the text.
         has_other_provider: another provider is available now.
         can_wait_for_load: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
         can_restart: a continuation did not repeat the end of the text, and the answer was not restarted yet.
@@ -49,7 +49,7 @@ class RequestState:
     can_continue: bool = True
     tool_call_shown: bool = False
     prefilled: bool = False
-    stepped_back: bool = False
+    prefill_before_last_word: bool = False
     has_other_provider: bool = True
     can_wait_for_load: bool = False
     can_restart: bool = False
@@ -90,7 +90,7 @@ RULES: Final = (
     ),
     Rule(
         "the prefill ended before the last word, and the continuation does not repeat that word",
-        lambda error, state: isinstance(error, errors.NotContinued) and state.stepped_back,
+        lambda error, state: isinstance(error, errors.NotContinued) and state.prefill_before_last_word,
         "alternative",
     ),
     Rule(

@@ -19,7 +19,7 @@ import httpx
 
 from .. import errors
 from ..errors import LLMError
-from ..process import ending, switches
+from ..process import ending_tasks, switches
 from . import error_mapping, network, pool
 from .endpoint import Endpoint, origin
 from .error_mapping import Classifier
@@ -85,13 +85,13 @@ class HttpResponse:
             raise error_mapping.map_exception(error) from None
         return b""
 
-    async def read_into(self, body: bytearray, max_bytes: int) -> None:
-        """Read until the end of the body, or until ``body`` has ``max_bytes``, which the last piece may exceed.
+    async def read_into(self, body: bytearray, stop_at_bytes: int) -> None:
+        """Read until the end of the body, or until ``body`` has ``stop_at_bytes``, which the last piece may exceed.
 
         Raises:
             LLMError: the connection broke.
         """
-        while len(body) < max_bytes and (data := await self.read()):
+        while len(body) < stop_at_bytes and (data := await self.read()):
             body += data
 
     async def aclose(self) -> None:
@@ -100,8 +100,8 @@ class HttpResponse:
         The close continues if the caller is cancelled. Otherwise httpcore's pool would have a half-closed connection.
         """
         closing = asyncio.ensure_future(self._close())
-        ending.add(closing)
-        closing.add_done_callback(ending.discard)
+        ending_tasks.add(closing)
+        closing.add_done_callback(ending_tasks.discard)
         await asyncio.shield(closing)
 
     async def _close(self) -> None:
