@@ -16,9 +16,11 @@ import itertools
 import json
 import logging
 import multiprocessing
+import os
 import random
 import re
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,6 +33,7 @@ from typing import Any, Final, get_args
 from peers import Ticker, raise_file_limit, rss
 
 from learnflow.llm import RouterProvider
+from learnflow.llm.adapter.capacity import CAPACITY
 from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import (
     CustomProvider,
@@ -164,6 +167,7 @@ class Tally:
         cancelled: questions that the caller cancelled or left.
         failed_over: answers after more than one attempt.
         resumed: answers that broke and were continued.
+        disturbances: event loops that were closed during a request, each followed by a fork.
     """
 
     questions: int = 0
@@ -171,6 +175,7 @@ class Tally:
     cancelled: int = 0
     failed_over: int = 0
     resumed: int = 0
+    disturbances: int = 0
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
@@ -178,7 +183,9 @@ class Tally:
     def check(self, number: int, text: str, *, complete: bool, partial: str | None = None) -> None:
         """Compare a text with the answer. ``partial`` is the partial text of an error."""
         expected = "".join(answer(number))
-        checked = text if complete else re.sub(f"({_DRIP_TEXT})+$", "", text)  # the server sent these pieces
+        # The server sent the pieces of a drip, and another server may have continued behind them
+        checked, drip, _ = text.partition(_DRIP_TEXT)
+        complete = complete and not drip
         right = checked == expected if complete else expected.startswith(checked)
         if not right or (partial is not None and partial != text):
             self.wrong.append(
@@ -238,6 +245,41 @@ async def worker(router: RouterProvider, tally: Tally, numbers: Iterator[int], u
             tally.lost.append(f"question {number}: {type(error).__name__}: {error}")
 
 
+def ask_in_new_loop(router: RouterProvider, number: int) -> None:
+    """Send a question in an event loop that stops and is closed in the middle of the answer."""
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(ask(router, Tally(), number, None))
+    loop.run_until_complete(asyncio.wait([task], timeout=0.3))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
+def ask_in_child(router: RouterProvider, number: int) -> int:
+    """Send a question in a forked child. Return its exit code: 0 if it got an answer or an ``LLMError``."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            tally = Tally()
+            # the forked thread has the running loop of the parent
+            thread = threading.Thread(target=lambda: asyncio.run(ask(router, tally, number, None)), daemon=True)
+            thread.start()
+            thread.join(_DEADLINE_S + _GRACE_S)
+            code = int(thread.is_alive() or bool(tally.wrong) or not (tally.answered or tally.errors))
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+async def disturb(router: RouterProvider, tally: Tally, numbers: Iterator[int], until: float) -> None:
+    """Close event loops in the middle of requests, and fork, while all streams run."""
+    while time.monotonic() < until:
+        await asyncio.to_thread(ask_in_new_loop, router, next(numbers))
+        if code := await asyncio.to_thread(ask_in_child, router, next(numbers)):
+            tally.lost.append(f"a forked child ended with exit code {code}")
+        tally.disturbances += 1
+
+
 # The measurements
 
 
@@ -279,6 +321,7 @@ class Measurements:
         sockets_after_loop: the remaining sockets after the end of the event loop.
         connections: the open connections of the servers at the end.
         breakers: the circuit breakers that are open after a round without faults.
+        slots: the slots that are in use at the end.
         requests: the requests to the failing servers by fault.
     """
 
@@ -290,6 +333,7 @@ class Measurements:
     sockets_after_loop: int = 0
     connections: int = 0
     breakers: list[str] = field(default_factory=list)
+    slots: int = 0
     requests: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -310,6 +354,7 @@ async def load(router: RouterProvider, tally: Tally, measures: Measurements, str
     ticker, began = Ticker(), time.monotonic()
     numbers, until = itertools.count(1), began + seconds
     workers = [asyncio.ensure_future(worker(router, tally, numbers, until)) for _ in range(streams)]
+    workers.append(asyncio.ensure_future(disturb(router, tally, numbers, until)))
     first, shown = 0.0, 0.0
     while (now := time.monotonic()) < until:
         await asyncio.sleep(min(1.0, max(0.0, until - now)))
@@ -358,6 +403,9 @@ async def soak(pipe: Connection, before: int, streams: int, seconds: float) -> t
     await asyncio.sleep(_IDLE_S)
     await healthy_round([chain[-1]], board, clock, tally)
     measures.tasks = tasks() - usual
+    await asyncio.to_thread(lambda: asyncio.run(chain[-1].health_check()))  # a new loop drops the pools of closed ones
+    gc.collect()
+    measures.slots = sum(CAPACITY.in_flight(provider.address) for provider in chain)
     measures.sockets = sockets() - before - _LOOP_SOCKETS
     pipe.send("end")
     measures.requests, measures.connections = pipe.recv()
@@ -375,6 +423,7 @@ def summary(tally: Tally, measures: Measurements, streams: int) -> tuple[bool, s
         or measures.sockets
         or measures.sockets_after_loop
         or measures.breakers
+        or measures.slots
         or measures.growth > _MAX_MEMORY_GROWTH
     )
     failures = ", ".join(f"{name} {count}" for name, count in tally.errors.most_common()) or "none"
@@ -391,6 +440,8 @@ def summary(tally: Tally, measures: Measurements, streams: int) -> tuple[bool, s
         f"memory {measures.memory[0]:.0f} -> {measures.memory[1]:.0f} MB ({measures.growth:+.1%})",
         f"{tasks_left} tasks and {measures.sockets} sockets ({measures.sockets_after_loop} after the loop) left",
         f"{len(measures.breakers)} breakers left open",
+        f"{measures.slots} slots left in use",
+        f"{tally.disturbances} closed loops and forks",
         f"longest loop stall {measures.stall * 1e3:.0f} ms",
     ]
     return passed, f"soak {'ok' if passed else 'FAILED'}: " + "; ".join(parts)

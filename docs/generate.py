@@ -148,6 +148,7 @@ def decision_tables() -> str:
         "load": "wait for the load",
         "retry": "after a pause, retry the providers with a transient failure",
         "restart": "those providers again, from the beginning, once",
+        "without_defaults": "the first that refused again, once",
         "raise": "raise it",
     }
     lines: list[str] = []

@@ -56,8 +56,11 @@ class Background:
         """Start a coroutine in the loop, and return its future. After ``stop``, run it before returning.
 
         Raises:
-            InvalidRequest: called in the thread of this loop.
+            InvalidRequest: called in the thread of this loop, or after ``stop`` in the thread of another running loop.
         """
+        if self._last_runner and _is_in_loop():
+            work.close()
+            raise InvalidRequest("a blocking call was made in an event loop while the process ends", hint="Use await")
         with self._lock:
             if self._last_runner:
                 return _run(self._last_runner, work)
@@ -88,16 +91,26 @@ class Background:
 class BlockingIterator(Iterator[_T], Generic[_T]):
     """An iterator over an asynchronous generator, which runs in the loop of a ``Background``.
 
-    Any thread may read it, one at a time. ``close`` may be called from another thread than the reader's.
+    Any thread may read it, one at a time. ``close`` may be called from another thread than the reader's. It belongs to
+    the process that created it: a forked child cannot read it, and ``close`` does nothing there.
     """
 
     def __init__(self, background: Background, items: AsyncGenerator[_T, None]) -> None:
         self._background, self._items = background, items
         self._reading = threading.Lock()
+        self._running = asyncio.Lock()  # held by a read until its end, which a cancelled read reaches later
+        self._process = os.getpid()
         self._pending: Future[Any] | None = None
         self._failed = self._closed = False
 
+    @property
+    def is_inherited(self) -> bool:
+        """Return whether another process created the iterator, so that its loop does not run in this one."""
+        return self._process != os.getpid()
+
     def __next__(self) -> _T:
+        if self.is_inherited:
+            raise InvalidRequest("the stream belongs to the parent process", hint="Call stream() in this process")
         if not self._reading.acquire(blocking=False):
             raise InvalidRequest("another thread reads the stream", hint="Call stream() again for another stream")
         try:
@@ -111,7 +124,7 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
         if self._closed:
             raise StopIteration
         try:
-            self._pending = self._background.start(_next(self._items))
+            self._pending = self._background.start(self._next())
             if self._closed:  # ``close`` was called meanwhile
                 self._pending.cancel()
             item = self._pending.result()
@@ -130,18 +143,33 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
 
     def close(self) -> None:
         """End the iteration and close the generator. A thread that reads it gets StopIteration."""
+        if self.is_inherited:
+            return
         self._closed = True
         if self._reading.acquire(blocking=False):
             try:
-                self._background.wait(self._items.aclose())
+                self._background.wait(self._aclose())
             finally:
                 self._reading.release()
         elif self._pending:
             self._pending.cancel()
 
+    async def _next(self) -> _T | object:
+        async with self._running:
+            return await anext(self._items, _END)
 
-async def _next(items: AsyncGenerator[_T, None]) -> _T | object:
-    return await anext(items, _END)
+    async def _aclose(self) -> None:
+        async with self._running:
+            await self._items.aclose()
+
+
+def _is_in_loop() -> bool:
+    """Return whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _cancel_all() -> None:

@@ -78,7 +78,7 @@ Stop: TypeAlias = Annotated[str | Sequence[str], "a text or a list of texts"]
 def _is_json(value: Any) -> bool:
     try:
         json.dumps(value, default=dict, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
+    except Exception:  # noqa: BLE001  # the methods of an object may raise anything
         return False
     return True
 

@@ -328,7 +328,7 @@ class TextStream(AsyncIterator[str]):
     async def _stop(self) -> None:
         """Cancel the task of the request, and wait for its end."""
         channel = self._channel
-        if channel and not channel.task.done():
+        if channel and not (channel.task.done() or channel.task.get_loop().is_closed()):
             channel.is_abandoned = True
             if not channel.task.cancelling():
                 channel.task.cancel()

@@ -44,6 +44,8 @@ class TextStream:
 
     def close(self) -> None:
         """Close the connection, so that the server stops. A thread that reads the stream gets no more pieces."""
+        if self._text.is_inherited:
+            return  # the request is that of the parent process
         BACKGROUND.wait(self._stream.aclose())
         (self._events or self._text).close()
 

@@ -144,6 +144,40 @@ async def test_model_that_becomes_forwarded_gets_no_prompt(monkeypatch: pytest.M
         assert len(server.seen) == 1
 
 
+@pytest.mark.parametrize("routed", [True, False])
+async def test_model_forwarded_during_wait_for_slot_gets_no_prompt(
+    routed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    async with FaultServer("ollama", TEXT, fault=Fault("stall", after=1)) as server:
+        provider = provider_for(server, max_concurrency=1)
+        async with provider.stream("hi") as holder:
+            await anext(holder)
+            chain: LLMProvider = router(provider) if routed else provider
+            probes = len(server.pages)
+            request = asyncio.create_task(chain.generate("a private prompt"))
+            await asyncio.sleep(0.2)  # it waits for the slot
+            server.responses["/api/tags"] = {"models": [{"name": "fault-model", "remote_host": "https://ollama.com"}]}
+            advance_clock(monkeypatch, 10)
+        with pytest.raises(errors.NotLocal, match="forwards this model elsewhere"):
+            await request
+        assert len(server.seen) == 1
+        assert len(server.pages) > probes
+
+
+@pytest.mark.parametrize("page", [(500, {"error": "failed"}), b"<html>", {}])
+async def test_ollama_without_version_gets_no_prompt_under_local_only(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the server is not recognised, and the marks of forwarded models in its list are not read."""
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    async with FaultServer("ollama", TEXT, responses={"/api/version": page}) as server:
+        server.responses["/api/tags"] = {"models": [{"name": "fault-model", "remote_host": "https://ollama.com"}]}
+        with pytest.raises(errors.NotLocal, match="does not report whether it forwards"):
+            await provider_for(server).generate("a private prompt")
+        assert server.seen == []
+
+
 async def test_answer_that_reports_other_machine_raises_not_local(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
     line = b'{"model":"fault-model","remote_host":"https://ollama.com","message":{"content":"hi"},"done":false}\n'

@@ -13,6 +13,7 @@ import pytest
 from support import router, serving
 
 from learnflow.llm import errors, process
+from learnflow.llm.background import Background
 from learnflow.llm.providers import VLLMProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.sync import Provider
@@ -174,6 +175,64 @@ def test_close_from_other_thread_ends_reader_and_request(server: FaultServer) ->
     reader.join()
     wait_until(server.seen[0].gone.is_set)
     assert list(stream) == []
+
+
+def test_close_from_other_thread_ends_with_block_of_reader(server: FaultServer) -> None:
+    """The reader leaves its ``with`` block, which closes the stream again, while the first close still runs."""
+    server.fault = Fault("stall", after=1)
+    stream = sync_provider(server).stream("hi")
+    started, ends = threading.Event(), list[str]()
+
+    def read() -> None:
+        with stream:
+            for _ in stream:
+                started.set()
+        ends.append("closed")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    started.wait()
+    stream.close()
+    reader.join()
+    assert ends == ["closed"]
+    wait_until(server.seen[0].gone.is_set)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_child_of_fork_does_not_use_stream_of_parent(server: FaultServer) -> None:
+    server.fault = Fault("slow", seconds=0.2)
+    with sync_provider(server).stream("hi") as stream:
+        text = next(stream)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                ended = threading.Timer(10, os._exit, [3])
+                ended.start()
+                try:
+                    next(stream)
+                except errors.InvalidRequest as error:
+                    code = 0 if "parent process" in str(error) else 2
+                stream.close()
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert text + "".join(stream) == TEXT
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_blocking_call_in_loop_after_stop_raises_invalid_request(server: FaultServer, nested: bool) -> None:
+    background = Background()
+    background.stop()
+
+    async def call() -> object:
+        return background.wait(asyncio.sleep(0))
+
+    with pytest.raises(errors.InvalidRequest, match="while the process ends"):
+        background.wait(call()) if nested else asyncio.run(call())
+    assert background.wait(asyncio.sleep(0, "result")) == "result"
+    assert background._last_runner
+    background._last_runner.close()
 
 
 def test_second_reader_raises_invalid_request(server: FaultServer) -> None:

@@ -136,6 +136,18 @@ TRUNCATED = (
         {"response_format": Quiz},
     ),
     Row(
+        "a draft is whole, and the answer after it is missing",
+        "a sibling of github.com/jaseci-labs/jac/pull/6766 (2026-06)",
+        cut(said('A draft: {"questions": ["Why?"]}. Now the whole quiz:')),
+        {"response_format": Quiz},
+    ),
+    Row(
+        "a number is cut between two digits",
+        "a sibling of github.com/jaseci-labs/jac/pull/6766 (2026-06)",
+        cut(said("12")),
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "year", "schema": {"type": "integer"}}}},
+    ),
+    Row(
         "thinking used all tokens",
         "github.com/codelibs/fess/pull/3061 (2026-03), github.com/The-PR-Agent/pr-agent/issues/2631 (2026-08), "
         "github.com/pvliesdonk/markdown-vault-mcp/issues/919 (2026-07)",
@@ -200,6 +212,13 @@ async def test_next_provider_gets_the_request_if_the_context_was_full() -> None:
 
 def whole_quiz() -> Reply:
     return cut(said('{"questions": []}'), finish="stop")
+
+
+@pytest.mark.parametrize("text", ['{"questions": []}', '\n```json\n{"questions": []}\n```\n', '{"questions": []}\n\n'])
+async def test_schema_that_is_whole_at_the_limit_is_returned(text: str) -> None:
+    async with OddServer(cut(said(text))) as server:
+        done = await CustomProvider(server.base_url, MODEL).complete("?", response_format=Quiz)
+    assert done.parsed == Quiz(questions=[])
 
 
 @dataclass(frozen=True)

@@ -430,6 +430,18 @@ OURS = (
         {"top_p": 0.9},
     ),
     OursRow(
+        "max_tokens in another spelling",
+        "a sibling of github.com/NoFxAiOS/nofx/pull/1415 (2026-03)",
+        has("max_tokens"),
+        refusal(400, openai_error("Unknown field: maxTokens")),
+    ),
+    OursRow(
+        "stream_options with a hyphen",
+        "a sibling of github.com/NoFxAiOS/nofx/pull/1415 (2026-03)",
+        has("stream_options"),
+        refusal(400, openai_error("'stream-options' is not permitted")),
+    ),
+    OursRow(
         "temperature must be 1",
         "github.com/NoFxAiOS/nofx/pull/1415 (2026-03), github.com/XCNXNXNX/dsh-portable-tavern/issues/1 (2026-08)",
         lambda request: request.get("temperature", 1) != 1,

@@ -7,7 +7,23 @@ import logging
 from typing import Any
 
 import pytest
-from odd_server import DONE, MODEL, OddServer, Reply, body, chunk, good, openai_error, refusal, said, sse, unless, whole
+from odd_server import (
+    DONE,
+    HOWS,
+    MODEL,
+    OddServer,
+    Reply,
+    answered,
+    body,
+    chunk,
+    good,
+    openai_error,
+    refusal,
+    said,
+    sse,
+    unless,
+    whole,
+)
 from support import router
 
 from learnflow.llm import errors, events
@@ -57,11 +73,20 @@ async def test_words_that_repeat_the_prompt_are_not_logged(caplog: pytest.LogCap
 async def test_request_without_defaults_is_sent_if_the_other_provider_is_down() -> None:
     async with OddServer(unless(lambda request: "temperature" in request, UNEXPLAINED)) as one:
         chain = router(CustomProvider(one.base_url, MODEL), CustomProvider("http://127.0.0.1:9/v1", MODEL))
-        with pytest.raises(errors.LLMError):  # this request finds out that the other one is down
-            await chain.complete("Why two keys?")
-        assert (await chain.complete("Why two keys?")).text == "Two keys."
-        assert (await chain.complete("Why two keys?")).text == "Two keys."
-        assert ["temperature" in seen for seen in one.bodies] == [True, True, False, False]
+        for _ in range(3):  # the first request finds out that the other one is down
+            assert (await chain.complete("Why two keys?")).text == "Two keys."
+        assert ["temperature" in seen for seen in one.bodies] == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("how", HOWS)
+async def test_request_without_defaults_is_sent_once_if_the_other_provider_fails(how: str) -> None:
+    broken = refusal(500, openai_error("out of memory"))
+    async with OddServer(UNEXPLAINED) as one, OddServer(broken) as two:
+        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        with pytest.raises(errors.RequestRefused):
+            await answered(chain, how)
+        assert ["temperature" in seen for seen in one.bodies] == [True, True, False]
+        assert len(two.bodies) == 1
 
 
 async def test_answer_that_cannot_be_streamed_may_take_longer_than_the_first_token() -> None:

@@ -247,6 +247,51 @@ STREAMS = (
         [Call("17", "define", {"term": "key"})],
     ),
     Row(
+        "indices are texts, and the pieces of two calls alternate",
+        "a sibling of github.com/can1357/oh-my-pi/pull/1692 (2026-06)",
+        ended(
+            calls({**piece(None, "a1", "define", ""), "index": "0"}, {**piece(None, "b2", "define", ""), "index": "1"}),
+            calls({**piece(arguments=KEY), "index": "0"}),
+            calls({**piece(arguments=LOCK), "index": "1"}),
+        ),
+        TWO,
+    ),
+    Row(
+        "indices are floats, and only the first call has arguments",
+        "a sibling of github.com/can1357/oh-my-pi/pull/1692 (2026-06)",
+        ended(
+            calls({**piece(None, "a1", "define", ""), "index": 0.0}, {**piece(None, "b2", "progress"), "index": 1.0}),
+            calls({**piece(arguments=KEY), "index": 0.0}),
+        ),
+        [ONE[0], Call("b2", "progress", {})],
+    ),
+    Row(
+        "the index of the choice is a text",
+        "a sibling of github.com/can1357/oh-my-pi/pull/1692 (2026-06)",
+        sse(
+            chunk({"tool_calls": [piece(0, "a1", "define", KEY)]}, choice={"index": "0"}),
+            chunk(finish="tool_calls", choice={"index": "0"}),
+            DONE,
+        ),
+        ONE,
+    ),
+    Row(
+        "every piece has a new id",
+        "a sibling of github.com/spring-projects/spring-ai/pull/5973 (2026-05)",
+        ended(
+            calls(piece(0, "a1", "define", "")),
+            calls(piece(0, "x7", arguments=KEY[:6])),
+            calls(piece(0, "x8", None, KEY[6:])),
+        ),
+        ONE,
+    ),
+    Row(
+        "the whole call is repeated at the end",
+        "a sibling of github.com/NousResearch/hermes-agent/pull/11984 (2026-04)",
+        ended(calls(piece(0, "a1", "define", KEY)), calls(piece(0, "a1", "define", KEY))),
+        ONE,
+    ),
+    Row(
         "arguments are an object",
         "github.com/ggml-org/llama.cpp/issues/20198 (2026-03), github.com/sipeed/picoclaw/pull/1292 (2026-03)",
         ended(calls(piece(0, "a1", "define", OBJECT))),

@@ -238,6 +238,7 @@ class _AttemptRun:
         only_closing_tag = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         is_continuation = self._attempt.prefix is not None
         while True:
+            await self._check_locality(deadline)
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
             reader = AnswerReader(parser, self._time_limits(variant), self._load_probe())
             answer = Answer(
@@ -267,6 +268,14 @@ class _AttemptRun:
             self._budget.mark_loaded()
             answer.end()
             return answer
+
+    async def _check_locality(self, deadline: float) -> None:
+        """Raise NotLocal if the model is forwarded now: the wait for a slot or a failed load may have taken minutes."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._catalog.choose_name(self._model)
+        except TimeoutError:
+            raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
     def _next_variant(self, variant: Variant, error: LLMError) -> Variant:
         """Return the variant to retry with after an error response. Raise the error if a retry cannot help."""
@@ -370,6 +379,8 @@ class _AttemptRun:
             if not completion.tool_calls:
                 parsed = await structured_output.parse_in_background(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
+                if completion.finish == "length":
+                    structured_output.check_whole(request.response_format, completion.text)
         except errors.BrokenAnswer as error:
             limit, tokens = self.model_and_max_tokens()[1], answer.parser.usage.completion_tokens
             if answer.parser.finish == "length" or (limit and tokens == limit):

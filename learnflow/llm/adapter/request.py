@@ -26,6 +26,7 @@ _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next messa
 _MAX_TYPE_CHARS: Final = 40
 _MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
 _SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messages of servers that reject a schema
+_WORD_START: Final = re.compile(r"(?<=[a-z])(?:-(?=[a-z])|(?=[A-Z]))")  # in "max-tokens" and "maxTokens"
 _NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # in the message, the code or the parameter of a refusal
 
 
@@ -176,7 +177,8 @@ class Request:
         if not isinstance(error, errors.CapabilityError):
             return None
         message = error.server_message.lower()
-        named = set(_NAME.findall(" ".join((message, error.code or "", *error.params)).lower()))
+        words = " ".join((error.server_message, error.code or "", *error.params))
+        named = set(_NAME.findall(f"{words} {_WORD_START.sub('_', words)}".lower()))
         if "max_completion_tokens" in named and not variant.max_completion_tokens:
             return replace(variant, max_completion_tokens=True), "max_tokens as max_completion_tokens"
         overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)

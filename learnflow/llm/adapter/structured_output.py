@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answer
 _JSON_START: Final = re.compile(r'\{\s*["}]|\[\s*["{\[]')  # not a brace or a bracket of a sentence
+_FENCE: Final = re.compile(r"(?:```\w*)?")  # what may be around the JSON of a whole answer
 _DECODER: Final = json.JSONDecoder(strict=False)  # with line ends in strings
 _MAX_FAULTS: Final = 1000  # an answer with more faults is not described
 
@@ -92,6 +93,14 @@ def parse(response_format: Any, text: str) -> Any:
         raise _mismatch(what, "; ".join(reasons) or what) from None
     except Exception as error:  # noqa: BLE001  # too many steps; and a validator of the caller may raise anything
         raise _unvalidated(response_format.__name__, error) from None
+
+
+def check_whole(response_format: Any, text: str) -> None:
+    """Raise SchemaMismatch if an answer that ended at a token limit is more or less than one object or list."""
+    start, json_text, end = text.partition(_only_json(text)) if is_validated(response_format) else ("", "[", "")
+    has_more = not all(_FENCE.fullmatch(around.strip(" \r\n\t\ufeff")) for around in (start, end))
+    if has_more or json_text[:1] not in ("{", "["):
+        raise SchemaMismatch("the answer may be incomplete")
 
 
 async def parse_in_background(response_format: Any, text: str) -> Any:

@@ -28,8 +28,10 @@ def find_secrets(value: Any) -> dict[str, str]:
     secrets = {}
     if isinstance(value, Mapping):
         for name, item in value.items():
-            if isinstance(item, str) and (_SECRET_FIELD.search(str(name)) or _SECRET_TEXT.fullmatch(item.strip())):
-                secrets[item.split()[-1] if item.strip() else ""] = PLACEHOLDER  # without "Bearer"
+            is_secret = _SECRET_FIELD.search(str(name))
+            for text in item if isinstance(item, list) else [item]:
+                if isinstance(text, str) and (is_secret or _SECRET_TEXT.fullmatch(text.strip())):
+                    secrets[text.split()[-1] if text.strip() else ""] = PLACEHOLDER  # without "Bearer"
     for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
         secrets |= find_secrets(item)
     return {secret: text for secret, text in secrets.items() if len(secret) >= MIN_SECRET_CHARS}

@@ -153,10 +153,10 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         )
 
     def _scrubber(self, request: httpx.Request, endpoint: Endpoint, secrets: Mapping[str, str]) -> Scrubber:
-        """Return a scrubber for the key, the values of headers, the host, and the secrets in the body of a request."""
+        """Return a scrubber for the secrets of the endpoint, the host, and the secrets in the body of a request."""
         if endpoint.key and len(endpoint.key) >= MIN_SECRET_CHARS:
             secrets = {endpoint.key: f"key-of-{self._provider}", **secrets}
-        values = [value for value in endpoint.headers.values() if len(value) >= MIN_SECRET_CHARS]
+        values = [value for value in endpoint.secrets if len(value) >= MIN_SECRET_CHARS]
         secrets = {**dict.fromkeys(values, f"header-of-{self._provider}"), **secrets}
         hosts = (request.url.netloc.decode(), request.url.raw_host.decode())
         # A name without dots may be an ordinary word.

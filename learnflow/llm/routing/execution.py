@@ -51,6 +51,7 @@ class Execution:
         # A prefill ends before the last word. False after a model did not repeat that word.
         self._splits_at_last_word = True
         self._restarted = False  # the answer was started from the beginning again, which happens once
+        self._omitted_defaults = False  # a refused request was sent again, so that its defaults may be omitted; once
         self._slot: Slot | None = None  # the slot of the current attempt
 
     async def run(self) -> Completion:
@@ -160,6 +161,7 @@ class Execution:
         text, streams = progress.text, not self._call.buffered or self._call.prior is not None
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
         not_continued, loading = chain.failed_with(errors.NotContinued), self._loading()
+        refused = not (self._omitted_defaults or isinstance(error, errors.RequestRefused)) and self._refused()
         state = replace(
             state,
             text_shown=has_partial and streams,
@@ -170,6 +172,7 @@ class Execution:
             has_other_provider=bool(chain.limit_distance(chain.alternatives(option), loading)),
             can_wait_for_load=bool(loading),
             can_restart=bool(not_continued) and not self._restarted,
+            can_omit_defaults=bool(refused),
             can_retry=pause_s is not None,
             time_left=self._now < self._deadline,
         )
@@ -202,6 +205,9 @@ class Execution:
         if action == "restart":
             self._restarted = True
             return self._chain.failed_with(errors.NotContinued)
+        if action == "without_defaults":
+            self._omitted_defaults = True
+            return self._refused()[:1]
         if action == "retry":
             retryable = self._chain.retryable()
             self._retries += 1
@@ -209,6 +215,11 @@ class Execution:
                 await asyncio.sleep(pause_s)
             return retryable
         return ()
+
+    def _refused(self) -> list[Option]:
+        """Return the options that refused the request, and did not name the parameter."""
+        options = self._chain.failed_with(errors.RequestRefused)
+        return [option for option in options if option.failure and not option.failure.params]
 
     def _loading(self) -> list[Option]:
         """Return the options that are loading a model; none after LLM_LOAD_TIMEOUT."""

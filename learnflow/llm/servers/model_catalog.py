@@ -381,7 +381,7 @@ class ModelCatalog:
         forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards_requests), None)
         if forwarder is None:
             return
-        if model is None or self.server is None or self.server.find(name) is None:
+        if model is None or self.server is None or kind is None or self.server.find(name) is None:
             fault = "does not report whether it forwards this model elsewhere"
             hint = "Nothing was sent. Check the model's name and the server's log"
         elif model.remote:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, parse_qsl, urlsplit
 
 import httpx
 
@@ -127,9 +127,16 @@ class Endpoint:
         merged = {**self.headers, **headers}.items()
         return replace(self, headers={name: value.replace(_SESSION, session or _SESSION) for name, value in merged})
 
+    @property
+    def secrets(self) -> list[str]:
+        """Return the values of the headers, also without a scheme such as "Bearer", and of the base URL's query."""
+        query = [value for name, value in parse_qsl(self.query) if name != "api-version"]
+        values = [*self.headers.values(), *query]
+        return list(dict.fromkeys(secret for value in values for secret in (value, value.rpartition(" ")[2])))
+
     def mask(self, text: str) -> str:
-        """Mask the key and the values of headers in a text of the server."""
-        return mask_keys(text, self.key, self.headers.values())
+        """Mask the key, the values of headers and those of the query in a text of the server."""
+        return mask_keys(text, self.key, self.secrets)
 
 
 @lru_cache(maxsize=256)  # the router calls it for every provider and request

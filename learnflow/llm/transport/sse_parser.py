@@ -20,6 +20,7 @@ from .untrusted import MAX_EVENT_BYTES, dollars, json_object, non_negative_int, 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
 _IGNORED_PARTS: Final = ("reference",)  # Mistral sends the sources of the text
+_INDEX: Final = re.compile(r"-?[0-9]{1,9}(?:\.0)?")
 
 
 class SSEParser(StreamParser):
@@ -102,7 +103,7 @@ class SSEParser(StreamParser):
         have_text = [self._parse_choice(choice, key) for choice in choices]
         for choice, has_text in zip(choices, have_text, strict=True):
             if choice.get("finish_reason") not in NO_FINISHES:
-                self._open_choices.discard(choice.get("index") or 0)
+                self._open_choices.discard(_choice_index(choice))
                 if not self._open_choices:
                     self._record_finish(choice["finish_reason"], with_text=has_text)
 
@@ -113,7 +114,7 @@ class SSEParser(StreamParser):
         """
         if choice.get("error"):
             raise error_mapping.map_error_object(choice, began=self._has_text)
-        number, delta = choice.get("index") or 0, choice.get(key)
+        number, delta = _choice_index(choice), choice.get(key)
         if not delta and (self._uses_message or not self._has_text):
             delta = choice.get("message")
             self._uses_message = self._uses_message or bool(delta)
@@ -146,8 +147,8 @@ class SSEParser(StreamParser):
         deltas: list[ToolCallDelta] = []
         for piece in pieces:
             if piece is not None:
-                index = piece.get("index")
-                deltas += self._add_call((choice, index) if type(index) is int else None, piece)
+                index = _index(piece)
+                deltas += self._add_call(None if index is None else (choice, index), piece)
         return tuple(deltas)
 
     def _record_usage(self, usage: Any) -> None:
@@ -190,6 +191,20 @@ class SSEParser(StreamParser):
         if self._is_document and not self._text_after_finish:
             return errors.FinishMissing("the response has no finish_reason")
         return super()._no_finish_error()
+
+
+def _index(value: dict[str, Any]) -> int | None:
+    """Return the index of a choice or a tool call, also if it is a text or a float; None without a valid one."""
+    text = str(value.get("index"))
+    return int(float(text)) if _INDEX.fullmatch(text) else None
+
+
+def _choice_index(choice: dict[str, Any]) -> int:
+    """Return the index of a choice; 0 without one. Raise MalformedAnswer if it is no number."""
+    index = _index(choice)
+    if index is None and choice.get("index"):
+        raise dialect_error("the index of a choice")
+    return index or 0
 
 
 def _is_loading_notice(chunk: dict[str, Any]) -> bool:

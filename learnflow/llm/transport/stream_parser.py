@@ -170,6 +170,8 @@ class StreamParser:
         raw, known = function.get("arguments"), len(calls)
         arguments = "" if raw is None else raw if isinstance(raw, str) else json.dumps(raw)
         call_id, name = word(piece.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
+        if any(call.repeats(key, call_id, name, arguments) for call in calls):
+            return ()
         call = find_call(calls, key, call_id, name, arguments)
         if len(calls) > _MAX_CALLS:
             raise dialect_error("an answer of so many tool calls")

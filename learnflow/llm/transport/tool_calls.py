@@ -98,6 +98,18 @@ class PartialCall:
         self.started = True
         return (ToolCallDelta(self.index, **self.values),)
 
+    def repeats(self, key: Any, call_id: str, name: str, arguments: str) -> bool:
+        """Return whether a piece repeats the whole call, which some servers do in their last chunk."""
+        is_same = bool(call_id) and key is not None and (key, call_id, name) == (self.key, self.given_id, self.name)
+        return is_same and arguments == self.values["arguments"] and json_object(arguments) is not None
+
+    def continues(self, key: Any, name: str, arguments: str) -> bool:
+        """Return whether a piece with a new id continues the call. Some servers send a new id with every piece."""
+        if key is None or name or not (self.name and arguments) or self._checks_left <= 0:
+            return False
+        self._checks_left -= 1
+        return json_object(self.values["arguments"]) is None
+
     def is_other(self, call_id: str, name: str, arguments: str) -> bool:
         """Return whether a piece with the same index, or without one, begins another call."""
         if not name or not self.name:
@@ -122,13 +134,16 @@ def find_call(calls: list[PartialCall], key: Any, call_id: str, name: str, argum
     known = next((call for call in reversed(calls) if call_id and call.given_id == call_id), None)
     call = next((call for call in reversed(calls) if key in (None, call.key)), None)
     if call_id and (call is None or call.given_id not in ("", call_id) or (key is None and known)):
-        call = known if known and (key in (None, known.key) or not name) else None
+        if known:
+            call = known if key in (None, known.key) or not name else None
+        elif call and not call.continues(key, name, arguments):
+            call = None
     if call is None or call.is_other(call_id, name, arguments):
         name = name or (call.name if call else "")
         call = PartialCall(len(calls), key)
         calls.append(call)
     if not call.started:
-        call.id = call_id if call_id and known is None else call.id  # one id may arrive for two calls
+        call.id = call_id if call_id and not (known or call.given_id) else call.id  # one id may arrive for two calls
         call.name += name if name != call.name else ""
     call.given_id = call.given_id or call_id
     return call

@@ -108,7 +108,7 @@ def printable(text: str, max_chars: int) -> str:
 
 
 def mask_keys(text: str, key: str | None, values: Iterable[str] = ()) -> str:
-    """Mask the parts of a text that look like API keys, and the words of ``values``, which are secrets of headers.
+    """Mask the parts of a text that look like API keys, and the words of ``values``, which are secrets too.
 
     Mask the whole text if it contains a part of ``key``.
     """

@@ -522,3 +522,22 @@ async def test_secret_in_extra_body_is_in_no_cache_key_trace_or_repr() -> None:
     assert len(traces) == 4
     assert "secret-token" not in "".join([*keys, *traces, repr(model)])
     assert provider.history[0].more["extra_body"] == secret["extra_body"]
+
+
+@pytest.mark.parametrize("extra", [5, "x", {"tool_calls": 5}, [1]])
+async def test_stored_message_with_invalid_further_fields_raises_our_error(extra: Any) -> None:
+    messages = [AIMessage("Hi.", additional_kwargs={"learnflow_extra": extra}), HumanMessage("Why?")]
+    with pytest.raises(errors.InvalidRequest):
+        await ChatLearnFlow(provider=ScriptedProvider(["unused"])).ainvoke(messages)
+
+
+async def test_keyword_that_is_the_input_raises_our_error() -> None:
+    with pytest.raises(errors.InvalidRequest, match="prompt="):
+        await ChatLearnFlow(provider=ScriptedProvider(["unused"])).ainvoke("ask", prompt="another")
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+@pytest.mark.parametrize("schema", [5, int, {}, {"type": "integer"}])
+def test_schema_that_langchain_cannot_convert_raises_our_error(schema: Any, method: Any) -> None:
+    with pytest.raises(errors.InvalidRequest, match="schema"):
+        ChatLearnFlow(provider=ScriptedProvider(["unused"])).with_structured_output(schema, method=method)

@@ -109,6 +109,18 @@ async def test_key_in_compressed_response_is_replaced(tmp_path: Path) -> None:
         await LlamaCppProvider(model="fault-model").generate("hi")
 
 
+@pytest.mark.parametrize("place", ["header", "query"])
+async def test_secret_of_header_or_query_is_replaced_if_the_server_repeats_it(tmp_path: Path, place: str) -> None:
+    reply = json.dumps({"error": {"message": f"not allowed: {BODY_SECRET}"}}).encode()
+    headers = {"x-gateway": f"Bearer {BODY_SECRET}"} if place == "header" else None
+    async with FaultServer("llamacpp", fault=Fault("refuse", status=400, body=reply)) as server:
+        url = server.base_url + (f"/v1?access={BODY_SECRET}" if place == "query" else "")
+        with recording(tmp_path), pytest.raises(errors.LLMError) as caught:
+            await LlamaCppProvider(url, "fault-model", headers=headers).generate("hi")
+    assert BODY_SECRET not in written(tmp_path)
+    assert BODY_SECRET not in str(caught.value)
+
+
 @pytest.mark.parametrize("encoding", ["br", "gzip"])
 async def test_body_that_cannot_be_decompressed_is_not_recorded(tmp_path: Path, encoding: str) -> None:
     fault = Fault("refuse", status=401, body=KEY.encode(), headers={"content-encoding": encoding})
@@ -126,14 +138,15 @@ async def test_body_that_cannot_be_decompressed_is_not_recorded(tmp_path: Path, 
         {"token": BODY_SECRET},
         {"userApiKey": BODY_SECRET},
         {"nested": {"rows": [{"Authorization": f"Bearer {BODY_SECRET}"}]}},
+        {"api_key": [BODY_SECRET]},
         {"anything": "sk-live-1234567890ab"},
         {"anything": "Basic dXNlcjpwYXNzd29yZA=="},
         {"anything": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl"},
     ],
-    ids=["token", "key", "header", "prefix", "basic", "JWT"],
+    ids=["token", "key", "header", "list", "prefix", "basic", "JWT"],
 )
 async def test_secret_in_extra_body_is_replaced_in_request_and_response(tmp_path: Path, extra: dict[str, Any]) -> None:
-    secret = json.dumps(extra).rpartition(": ")[2].strip('"}] ').split()[-1]
+    secret = json.dumps(extra).rpartition(": ")[2].strip('["}] ').split()[-1]
     async with FaultServer("llamacpp", [f"You sent {secret}", "."]) as server:
         with recording(tmp_path):
             assert secret in await provider_for(server).generate("hi", extra_body=extra)

@@ -170,6 +170,8 @@ class ChatLearnFlow(BaseChatModel):
         options |= {name: value for name, value in call.items() if value is not None and name not in _INTERNAL_KEYWORDS}
         if options.get("headers"):  # LangChain's cache keys and callbacks contain the keywords of a call
             raise InvalidRequest("ChatLearnFlow does not support headers=", hint="Give them to the provider= class")
+        if "prompt" in options:
+            raise InvalidRequest("ChatLearnFlow does not support prompt=", hint="Give the messages as the input")
         options["stop"] = stop or options["stop"] or None
         return {name: value for name, value in options.items() if value is not None}
 
@@ -301,13 +303,13 @@ class ChatLearnFlow(BaseChatModel):
             kwargs: keywords of ``generate``.
 
         Raises:
-            InvalidRequest: ``method`` is unknown.
+            InvalidRequest: ``method`` is unknown, or LangChain cannot convert the schema.
         """
         if method not in _METHODS:
             raise InvalidRequest(f"method= must be one of {', '.join(_METHODS)}")
         output_format = {"kwargs": {"method": method}, "schema": schema}
         if method == "function_calling":
-            name = convert_to_openai_tool(schema)["function"]["name"]
+            name = schemas.function_name(schema)
             model = self.bind_tools(
                 [schema],
                 tool_choice=name,

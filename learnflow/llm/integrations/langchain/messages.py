@@ -44,7 +44,7 @@ def to_openai(messages: list[BaseMessage]) -> list[dict[str, Any]]:
             extra = message.additional_kwargs.get(_EXTRA)
             rows: list[dict[str, Any]] = convert_to_openai_messages([message])
             converted += [add_extra(row, extra) for row in rows] if extra else rows
-    except (ValueError, TypeError, KeyError):  # the text of the error contains the message
+    except (ValueError, TypeError, KeyError, AttributeError):  # the text of the error contains the message
         converted = []
     is_valid = bool(converted)
     for row in converted:

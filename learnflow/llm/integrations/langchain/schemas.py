@@ -10,7 +10,7 @@ from typing import Any
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
-from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel
 
 from ...adapter import structured_output
@@ -32,9 +32,22 @@ def response_format(schema: dict[str, Any] | type, strict: bool | None) -> Any:
     """Convert a schema of LangChain to ``response_format``. A pydantic class is always strict."""
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema
-    body = convert_to_json_schema(schema)
+    body = _convert(convert_to_json_schema, schema)
     strictness = {} if strict is None else {"strict": strict}
     return {"type": "json_schema", "json_schema": {"name": body.get("title", "answer"), "schema": body, **strictness}}
+
+
+def function_name(schema: dict[str, Any] | type) -> Any:
+    """Return the name of the function for a schema. Raise InvalidRequest if LangChain cannot convert it."""
+    return _convert(convert_to_openai_tool, schema)["function"]["name"]
+
+
+def _convert(convert: Callable[[Any], dict[str, Any]], schema: Any) -> dict[str, Any]:
+    try:
+        return convert(schema)
+    except Exception:  # noqa: BLE001  # LangChain's error differs between kinds of schemas
+        hint = "Use a pydantic class, a TypedDict, or a JSON schema with a title"
+    raise InvalidRequest(f"LangChain cannot convert the schema ({type(schema).__name__})", hint=hint)
 
 
 def parse(schema: Any, message: AIMessage) -> Any:
