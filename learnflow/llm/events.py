@@ -349,7 +349,7 @@ async def run_attempt(
     address: str,
     sampling: Mapping[str, Any],
     attempt: Attempt,
-    model_and_limit: Callable[[], tuple[str | None, int | None]],
+    model_and_max_tokens: Callable[[], tuple[str | None, int | None]],
     work: Work,
     receiver: Emit,
 ) -> Completion:
@@ -359,15 +359,15 @@ async def run_attempt(
         provider: the name of the provider.
         address: the address of the server.
         sampling: the sampling parameters.
-        attempt: the number of the attempt and of its request.
-        model_and_limit: returns the model and ``max_tokens`` of the request; None for each that is not chosen yet.
+        attempt: the attempt. Its numbers and metadata label the events.
+        model_and_max_tokens: returns the model and ``max_tokens`` of the request; None for each that is not chosen yet.
         work: runs the attempt.
         receiver: receives the events of the stream.
     """
     started = time.monotonic()
     labels: dict[str, Any] = {"provider": provider, "attempt": attempt.number, "request": attempt.request}
     labels["metadata"] = dict(attempt.metadata)
-    emit(AttemptStarted(model=model_and_limit()[0], address=address, sampling=sampling, **labels))
+    emit(AttemptStarted(model=model_and_max_tokens()[0], address=address, sampling=sampling, **labels))
 
     def ended() -> dict[str, Any]:
         return {**labels, "total_s": time.monotonic() - started}
@@ -376,14 +376,14 @@ async def run_attempt(
         completion = await work(receiver)
     except LLMError as error:
         failed = ProviderRefused if isinstance(error, RequestRefused) else AttemptFailed
-        emit(failed(model=model_and_limit()[0], error=error.without_text(), **ended()))
+        emit(failed(model=model_and_max_tokens()[0], error=error.without_text(), **ended()))
         raise
     except BaseException:
-        emit(AttemptCancelled(model=model_and_limit()[0], **ended()))
+        emit(AttemptCancelled(model=model_and_max_tokens()[0], **ended()))
         raise
     emit(AttemptSucceeded(completion=completion.without_text(), **ended()))
     if completion.finish == "length":
-        limit = model_and_limit()[1]
+        limit = model_and_max_tokens()[1]
         hint = f"The answer ended at {describe_limit(limit, completion.usage)}. {AnswerTruncated.advice}"
         emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
     return completion
@@ -395,7 +395,7 @@ async def run_request(chain: str, model: str | None, attempt: Attempt, work: Wor
     Args:
         chain: the names of the providers.
         model: the requested model.
-        attempt: the first attempt.
+        attempt: the first attempt. Its request number and metadata label the events.
         work: runs the request.
         receiver: receives the events of the stream.
     """
@@ -442,7 +442,10 @@ def _log(event: LogEvent) -> None:
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
-    """Return the fields of an event for a log. A completion becomes its numbers, an error its class and status."""
+    """Return the fields of an event for a log. An error is replaced by its class and status.
+
+    A completion is replaced by its usage, finish reason, first-token time and cost.
+    """
     values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
     completion, error = values.pop("completion", None), values.get("error")
     if completion:

@@ -41,15 +41,15 @@ def forget() -> None:
 
 # Tasks that close dropped streams and connections after the caller has left. asyncio has only weak references to tasks,
 # and an event loop must not be closed before they have ended.
-ending: Final = register("tasks that are ending", set[asyncio.Future[Any]]())
+ending_tasks: Final = register("tasks that are ending", set[asyncio.Future[Any]]())
 
 
 async def settle() -> None:
-    """Wait for the tasks in ``ending`` of this event loop."""
+    """Wait for the tasks in ``ending_tasks`` of this event loop."""
     await asyncio.sleep(0)  # a stream that was just dropped adds its task first
-    while tasks := [future for future in ending if future.get_loop() is asyncio.get_running_loop()]:
+    while tasks := [future for future in ending_tasks if future.get_loop() is asyncio.get_running_loop()]:
         await asyncio.wait(tasks)
-        ending.difference_update(tasks)
+        ending_tasks.difference_update(tasks)
 
 
 class SharedTasks:

@@ -45,7 +45,7 @@ class SetVariable(NamedTuple):
 
 
 def read_sources() -> Sources:
-    """Read the variables of all sources: the environment, ``.env``, ``.env.local``, as in LearnFlow, and the secrets.
+    """Read the variables of all sources, in order of precedence: environment, ``.env``, ``.env.local``, secrets.
 
     Raises:
         NotConfigured: a ``.env`` file cannot be read.
@@ -78,8 +78,8 @@ def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
     """Return a secret of a provider, and a hint if it must not be sent to the configured address.
 
     A ``.env`` file in the working directory may come from an untrusted repository. It must not redirect a secret of the
-    environment to another server. For an address in a file, only a secret from a file is used, unless the file copies
-    it from the environment (``${...}``).
+    environment to another server. For an address in a file, only a secret that is written in a file is used. A
+    copy of a secret of the environment (``${...}``) does not count.
 
     Args:
         spec: the provider's spec.

@@ -15,7 +15,7 @@ from typing import Any, Final, Self, TypeAlias, cast
 
 from .completion import Completion, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Waiting
 from .errors import InvalidRequest, LLMError, bare
-from .process import ending
+from .process import ending_tasks
 
 _ONCE: Final = "Call stream() again for another stream"
 _WAITING_INTERVAL_S: Final = 1.0  # between the last event and a Waiting event
@@ -377,6 +377,6 @@ class _Events(AsyncGenerator[Event, None]):
 
 def _abandon(task: asyncio.Task[None]) -> None:
     """Cancel the task of a dropped stream, and hold a reference to it until it has ended."""
-    ending.add(task)
-    task.add_done_callback(ending.discard)
+    ending_tasks.add(task)
+    task.add_done_callback(ending_tasks.discard)
     task.cancel()

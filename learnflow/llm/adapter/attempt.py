@@ -49,11 +49,11 @@ class Runner:
         catalog: the models of the provider's server.
         address: the server's address. Requests to the same address share a queue.
         log_content: log prompts and answers at DEBUG.
-        reask: the limit of requests for a correction after an answer that does not match its schema.
-        variants: the request format that a model last accepted, by its name.
+        reask: the maximum number of correction requests if an answer does not match its schema.
+        variants: the parameters and the schema mode that each model last accepted, by the model's name.
         leaking_models: the models that emitted thinking as text. Their text is held back until thinking has ended.
         other_models: the pairs of a requested model and the one in the response that were reported.
-        unreachable: the time and the error of the last failure to connect, on the event loop's clock; None without one.
+        last_connect_failure: the time (event loop's clock) and the error of the last failed connection; else None.
     """
 
     spec: ProviderSpec
@@ -66,7 +66,7 @@ class Runner:
     variants: dict[str, Variant] = field(default_factory=dict)
     leaking_models: set[str] = field(default_factory=set)
     other_models: set[tuple[str, str | None]] = field(default_factory=set)
-    unreachable: tuple[float, LLMError] | None = None
+    last_connect_failure: tuple[float, LLMError] | None = None
 
     @property
     def origin(self) -> str:
@@ -97,7 +97,7 @@ class Runner:
         return replace(self.client, endpoint=self.client.endpoint.for_call(request.headers, request.session))
 
     def start(self, request: Request, attempt: Attempt) -> Work:
-        """Return the work of an attempt, including its requests for a correction. Nothing is sent before it runs.
+        """Return a coroutine function that runs the attempt, and sends correction requests if the schema is not met.
 
         Args:
             request: the checked request.
@@ -115,7 +115,7 @@ class Runner:
 
     def _start_once(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
         run, name, base = _AttemptRun(self, request, attempt, hold=hold), self.spec.name, self.client.endpoint.base
-        return partial(events.run_attempt, name, base, request.sampling, attempt, run.model_and_limit, run.run)
+        return partial(events.run_attempt, name, base, request.sampling, attempt, run.model_and_max_tokens, run.run)
 
     def explain(
         self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None
@@ -129,7 +129,7 @@ class Runner:
             answer: the answer received so far; None if no request was sent.
         """
         if isinstance(error, errors.ModelNotFound):
-            error.hint = error.hint or self.catalog.alternatives(model)
+            error.hint = error.hint or self.catalog.alternatives_hint(model)
         add_provider(error, self.spec, self.client.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed | errors.NotLocal):
             self.catalog.forget()
@@ -159,7 +159,7 @@ class _AttemptRun:
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.raw)
         self._answer: Answer | None = None
 
-    def model_and_limit(self) -> tuple[str | None, int | None]:
+    def model_and_max_tokens(self) -> tuple[str | None, int | None]:
         """Return the model and ``max_tokens`` to send; None for a value that is not chosen yet."""
         return self._model or None, self._budget.answer_limit or self._request.sampling.get("max_tokens")
 
@@ -181,7 +181,8 @@ class _AttemptRun:
     async def _prepare(self, deadline: float) -> None:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
-        if self._times.local_only and not (spec.local or runner.client.endpoint.looks_local):  # needs no DNS query
+        # ``looks_local`` does not resolve the host name
+        if self._times.local_only and not (spec.local or runner.client.endpoint.looks_local):
             hint = "Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent", hint=hint)
         try:
@@ -189,9 +190,10 @@ class _AttemptRun:
                 self._model = await self._catalog.choose_name(self._request.model)
                 adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._times.first_token))
                 self._report_adjusted(adjustment, tight=budget.tight)
-                if self._request.turn_added:
+                if self._request.user_message_added:
                     self._report_adjusted(_MESSAGE_ADDED)
-                await _litellm.prepare(spec, runner.client.endpoint)  # slow: the faults above are raised first
+                # Import LiteLLM last, because it is slow: a check above may fail first
+                await _litellm.prepare(spec, runner.client.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
@@ -199,7 +201,7 @@ class _AttemptRun:
         """Wait for a slot of the server, unless the router has acquired one for the attempt.
 
         Returns:
-            The slot to release; None if the router releases its own.
+            The slot to release; None if the router acquired the slot, and releases it.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -216,9 +218,9 @@ class _AttemptRun:
             events.emit(events.RequestQueued(provider=self._spec.name, seconds=waited_s))
         if self._attempt.slot:
             return None
-        if runner.unreachable and runner.unreachable[0] >= began:
+        if runner.last_connect_failure and runner.last_connect_failure[0] >= began:
             CAPACITY.release(slot)
-            error = runner.unreachable[1]
+            error = runner.last_connect_failure[1]
             raise type(error)(error.what)
         if slot is None:
             what = f"timed out waiting for a free slot (max_concurrency={limit})"
@@ -228,22 +230,29 @@ class _AttemptRun:
         return slot
 
     async def _exchange(self, deadline: float, emit: Emit) -> Answer:
-        """Send the request and read the response. If the server rejects a default of this package, retry without it."""
+        """Send the request and read the response. If the server rejects a parameter, retry without the parameter."""
         runner, model, name = self._runner, self._model, self._spec.name
-        before = variant = runner.variants.get(model) or self._first_variant()
+        first_variant = variant = runner.variants.get(model) or self._first_variant()
         make_parser = self._spec.dialect.parser or SSEParser
         finish_missing = self._catalog.overrides.get("finish") is False
-        closes = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
-        continues = self._attempt.prefix is not None
+        only_closing_tag = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
+        is_continuation = self._attempt.prefix is not None
         while True:
             await self._check_locality(deadline)
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
             reader = AnswerReader(parser, self._time_limits(variant), self._load_probe())
-            answer = Answer(self._request, emit, parser, hold=self._hold, closes=closes, continues=continues)
+            answer = Answer(
+                self._request,
+                emit,
+                parser,
+                hold=self._hold,
+                only_closing_tag=only_closing_tag,
+                is_continuation=is_continuation,
+            )
             self._answer = answer
             try:
                 with answer.load_wait as load_wait:
-                    if self._budget.loads:
+                    if self._budget.must_load_model:
                         load_wait.enter_context(emit.waiting(Waiting("load", name, model)))
                     feed = partial(self._feed, answer)
                     await reader.read(partial(self._send, variant, reader), deadline, feed, emit.drain)
@@ -255,7 +264,7 @@ class _AttemptRun:
                 with suppress(Exception):  # the first error is raised
                     answer.end(broken=True)
                 raise error from None
-            runner.variants[model] = self._request.variant_to_cache(variant, before)
+            runner.variants[model] = self._request.variant_to_cache(variant, first_variant)
             self._budget.mark_loaded()
             answer.end()
             return answer
@@ -298,7 +307,7 @@ class _AttemptRun:
     def _first_variant(self) -> Variant:
         """Return the variant for a new model: without a JSON schema if the operator configured it as unsupported."""
         no_schema = self._catalog.overrides.get("json_schema") is False
-        return Variant(fallback_level=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
+        return Variant(schema_mode_index=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
 
     def _time_limits(self, variant: Variant) -> Times:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
@@ -306,13 +315,13 @@ class _AttemptRun:
         An answer that is not streamed may take the whole time of the request.
         """
         times, patience = self._times, self._attempt.patience
-        first = max(times.first_token, times.load) if self._budget.loads else times.first_token
+        first = max(times.first_token, times.load) if self._budget.must_load_model else times.first_token
         first = first if self._request.streams(variant) else times.deadline
         return replace(times, first_token=first if patience is None else min(first, patience))
 
     def _load_probe(self) -> IsLoading | None:
         """Return a probe for a load that may begin although the model was loaded; None if none can begin."""
-        if self._budget.loads or not self._catalog.loads_models:
+        if self._budget.must_load_model or not self._catalog.loads_models:
             return None
         return partial(self._catalog.is_loading, self._model, QUICK_PROBE_S)
 
@@ -327,26 +336,26 @@ class _AttemptRun:
 
     async def _send(self, variant: Variant, reader: AnswerReader) -> HttpResponse:
         runner = self._runner
-        request = replace(await self._write(variant), on_timeout=reader.on_timeout)
+        request = replace(await self._build_http_request(variant), on_timeout=reader.on_timeout)
         try:
             return await self._client.send(request, partial(_litellm.classify_error, self._spec, self._model))
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
-            runner.unreachable = asyncio.get_running_loop().time(), error.with_traceback(None)
+            runner.last_connect_failure = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
 
-    async def _write(self, variant: Variant) -> HttpRequest:
+    async def _build_http_request(self, variant: Variant) -> HttpRequest:
         """Return the HTTP request that starts an answer, or continues one."""
         attempt, spec, model, budget = self._attempt, self._spec, self._model, self._budget
-        continuing = self._runner.continuation_spec if attempt.prefix is not None else None
-        if attempt.prefix is not None and continuing is None:
+        continuation_spec = self._runner.continuation_spec if attempt.prefix is not None else None
+        if attempt.prefix is not None and continuation_spec is None:
             hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
-        prefill = attempt.raw if continuing and continuing.dialect.prefill else None
+        prefill = attempt.raw if continuation_spec and continuation_spec.dialect.prefill else None
         messages, parameters = self._request.to_litellm(
             model, variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
-        if continuing and continuing.dialect.continuation:
-            write, body = continuing.dialect.continuation, parameters.get("extra_body", {})
+        if continuation_spec and continuation_spec.dialect.continuation:
+            write, body = continuation_spec.dialect.continuation, parameters.get("extra_body", {})
             request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
         return _litellm.write(spec, self._client.endpoint, model, messages, parameters)
@@ -373,7 +382,7 @@ class _AttemptRun:
                 if completion.finish == "length":
                     structured_output.check_whole(request.response_format, completion.text)
         except errors.BrokenAnswer as error:
-            limit, tokens = self.model_and_limit()[1], answer.parser.usage.completion_tokens
+            limit, tokens = self.model_and_max_tokens()[1], answer.parser.usage.completion_tokens
             if answer.parser.finish == "length" or (limit and tokens == limit):
                 what = f"{error.what}; it ended at {describe_limit(limit, answer.parser.usage)}"
                 hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
@@ -382,7 +391,7 @@ class _AttemptRun:
                 failure.failover = is_empty or is_full  # otherwise the next answer would end at the same number
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
-                error.answer = completion  # with its tokens and its cost
+                error.answer = completion  # the caller adds its tokens and cost to the total
                 if request.sampling.get("temperature") == 0:
                     error.retryable = False  # a retry would return the same answer
             raise
@@ -418,8 +427,8 @@ class Answer(Transcript):
         emit: the receiver of the events.
         parser: the parser of the response.
         hold: hold text back until it is certain not to be thinking.
-        closes: the response has only </think>, because the model's chat template contains <think>.
-        continues: the response continues an answer. It may be empty, and has no thinking.
+        only_closing_tag: the response has no <think>, only </think>. The model's chat template contains <think>.
+        is_continuation: the response continues an answer. It may be empty, and has no thinking.
 
     Attributes:
         first_delta_at: the time of the first delta, on the event loop's clock; None before it.
@@ -428,7 +437,14 @@ class Answer(Transcript):
     """
 
     def __init__(
-        self, request: Request, emit: Emit, parser: StreamParser, *, hold: bool, closes: bool, continues: bool
+        self,
+        request: Request,
+        emit: Emit,
+        parser: StreamParser,
+        *,
+        hold: bool,
+        only_closing_tag: bool,
+        is_continuation: bool,
     ) -> None:
         super().__init__(emit)
         self.parser = parser
@@ -436,8 +452,10 @@ class Answer(Transcript):
         self.deltas = 0
         self.load_wait = ExitStack()
         self._sent_at = self._ended_at = asyncio.get_running_loop().time()
-        self._request, self._continues = request, continues
-        self._splitter = ReasoningSplitter(hold=hold and not continues, only_closing_tag=closes and not continues)
+        self._request, self._is_continuation = request, is_continuation
+        self._splitter = ReasoningSplitter(
+            hold=hold and not is_continuation, only_closing_tag=only_closing_tag and not is_continuation
+        )
 
     def feed(self, delta: Delta) -> None:
         """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
@@ -486,7 +504,7 @@ class Answer(Transcript):
         """
         parser = self.parser
         calls, text, finish = parser.tool_calls(), self.text, parser.finish or "stop"
-        if not text.strip() and not calls and not self._continues:
+        if not text.strip() and not calls and not self._is_continuation:
             raise self._empty_error()
         if calls and finish == "length":
             raise errors.AnswerTruncated("the answer ends with a tool call, which may be incomplete")

@@ -26,13 +26,15 @@ from ..transport.client import Client
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
-# A prompt was certainly cut if it is large and the server read far fewer tokens than it has words. The share allows for
-# tokenizers that join words (a third fewer tokens than words) and for templates that omit old thinking.
-_MIN_CUT_TOKENS: Final = 1000  # a smaller prompt consists mostly of the template
-_MAX_CUT_SHARE: Final = 0.5
-_MIN_ANSWER_SHARE: Final = 0.25  # of the ceiling; a lower limit of the answer is logged as a warning
-_MARGIN_TOKENS: Final = 8  # the template may add them to the server's count
-_LOAD_FAILED_STATUS: Final = 500  # a gateway in front of the server responds with 502 or 504
+# A prompt was certainly cut if it is large and the server read far fewer tokens than it has words.
+_MIN_CHECKED_TOKENS: Final = 1000  # a smaller prompt consists mostly of the template
+# Tokens read divided by words. A prompt with a higher share may be complete: some tokenizers join words (a third fewer
+# tokens than words), and some templates omit old thinking.
+_MAX_READ_SHARE: Final = 0.5
+# Share of the ceiling (the caller's ``max_tokens``). An answer limit below it is logged as a warning.
+_MIN_ANSWER_SHARE: Final = 0.25
+_MARGIN_TOKENS: Final = 8  # reserve for tokens of the chat template that the server's count omits
+_LOAD_FAILED_STATUS: Final = 500  # of the server itself; 502 and 504 come from a gateway in front of it
 _MAX_IMAGE_TOKENS: Final = 1024  # of one image
 _MAX_TEMPLATE_TOKENS: Final = 8  # around one message
 _MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of the template
@@ -40,7 +42,7 @@ _NOUNS: Final = {"vision": "images", "tools": "tools", "json_schema": "a JSON sc
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MAX_CJK_CHARS_PER_TOKEN: Final = 6
 
-# Both by the server's base URL and the model's name.
+# The key of both mappings is (base URL of the server, name of the model).
 _tokens_per_word: Final = register("tokens per word", dict[tuple[str, str], float](), learned=True)
 _requested: Final = register("requested context lengths", dict[tuple[str, str], int](), learned=True)
 
@@ -110,14 +112,15 @@ def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
 class ContextBudget:
     """Chooses the context length and the token limit of the answer for one request.
 
-    If the server accepts a context length with a request (``ServerSupport.context_length``), it is the first of these:
+    If the server accepts a context length with a request (``ServerSupport.context_length``), the context length is the
+    first of these:
 
     - The operator's (``<NAME>_CONTEXT``), if set.
     - The loaded one, if the prompt and the answer fit.
     - A longer one. The server reloads the model. Later requests of this process use the same length.
 
-    If the server rejects the prompt as too long, the request is retried once, with a context length for the server's
-    token count. If the server cannot load the model with a context length, the error names that length.
+    If the server rejects the prompt as too long, the request is retried once, with a context length that fits the token
+    count in the error. If the server cannot load the model with a context length, the error names that length.
 
     Args:
         spec: the provider's spec.
@@ -129,7 +132,7 @@ class ContextBudget:
     Attributes:
         context_length: the context length to request, in tokens; None for the server's default.
         answer_limit: the ``max_tokens`` to send instead of the caller's ceiling; None if the ceiling fits.
-        loads: the server loads the model before it responds.
+        must_load_model: the server loads the model before it responds.
         tight: ``answer_limit`` is less than a quarter of the ceiling.
     """
 
@@ -149,7 +152,7 @@ class ContextBudget:
         self._retried = False
         self.context_length: int | None = None
         self.answer_limit: int | None = None
-        self.loads = self.tight = False
+        self.must_load_model = self.tight = False
 
     async def prepare(self, model: str, timeout_s: float) -> str | None:
         """Check whether the request fits the model, and adjust its limits.
@@ -176,22 +179,22 @@ class ContextBudget:
         return await self._check(timeout_s)
 
     async def _check(self, timeout_s: float) -> str | None:
-        request, catalog, why = self._request, self._catalog, None
+        request, catalog, adjustment = self._request, self._catalog, None
         needs = required_capabilities(request.images, request.tools, request.response_format)
         reads_limits = self._spec.local and (request.ceiling or needs)
         if self._chooses_length or request.images or reads_limits or catalog.loads_models:
             max_age_s = MAX_AGE_S if catalog.loads_models else math.inf
             self._server_model = await catalog.describe(self._model, timeout_s, max_age_s)
-            why = await self._set_context_length() if self._chooses_length else None
+            adjustment = await self._set_context_length() if self._chooses_length else None
         for name in needs:
             if name in catalog.denied(self._model):
                 alternative = f"{self._spec.variable('vision_model')}, or " if name == "vision" else ""
                 hint = f"Set {alternative}{self._spec.variable('capabilities')}={name} if it does"
                 what = f"the model does not support {_NOUNS[name]}; nothing was sent"
                 raise errors.Unsupported(what, model=self._model, hint=hint)
-        self.loads = self._catalog.is_cold(self._model)
+        self.must_load_model = self._catalog.is_cold(self._model)
         limit = None if request.ceiling is None else await self._find_answer_limit()
-        return "; ".join(filter(None, (why, self._lower_answer_limit(limit)))) or None
+        return "; ".join(filter(None, (adjustment, self._lower_answer_limit(limit)))) or None
 
     async def _set_context_length(self) -> str | None:
         """Set the context length to request. Return a description of the change; None if the loaded one stays."""
@@ -205,7 +208,7 @@ class ContextBudget:
             what = f"the prompt has at least {min_tokens} tokens, the context length is {limit}"
             raise _overflow_error(what, min_tokens, limit)
         self.context_length = self._loaded_length
-        return self._request_length(self._choose_length(self._max_prompt_tokens))
+        return self._set_length(self._choose_length(self._max_prompt_tokens))
 
     @property
     def _key(self) -> tuple[str, str]:
@@ -232,8 +235,8 @@ class ContextBudget:
         trained = self._server_model.known.get("context")
         return self._spec.server.context_length(needed, loaded_length or self._loaded_length, trained)
 
-    def _request_length(self, length: int | None) -> str | None:
-        """Request this context length. Return a description of the change; None if nothing changes."""
+    def _set_length(self, length: int | None) -> str | None:
+        """Use this context length for the request. Return a description of the change; None if nothing changes."""
         before = self.context_length
         if length is not None:
             self.context_length = _requested[self._key] = length
@@ -244,7 +247,8 @@ class ContextBudget:
     async def _find_answer_limit(self) -> int | None:
         """Return the number of tokens that fit after the prompt, or the model's own limit if lower; None if unknown."""
         if not self._spec.local:
-            await asyncio.to_thread(model_prices.price_map)  # the first call takes 0.1 s
+            # ``capabilities`` uses the price map. Load it in a thread: the first load takes 0.1 s
+            await asyncio.to_thread(model_prices.price_map)
         capabilities = self._catalog.capabilities(self._model)
         length = None if self._request.sets_context_length else self.context_length or capabilities["context_served"]
         left = length - await self._count_prompt_tokens(length) if length else 0
@@ -307,15 +311,15 @@ class ContextBudget:
     def _lengthen_after(self, error: errors.ContextOverflow) -> str | None:
         """Request a longer context length, unless this request was retried before.
 
-        It fits the server's token count, or is the next longer one if the error has no count. Return a description of
-        the change; None without one. Then add the lengths to the error.
+        The new length fits the server's token count, or is the next longer one if the error has no count. Return a
+        description of the change. If nothing can be changed, add the lengths to the error, and return None.
         """
         sent = self.context_length
         if not self._retried:
             self._retried = True
             needed = error.needed or max(self._max_prompt_tokens, (sent or 0) + 1)
-            if why := self._request_length(self._choose_length(needed, sent or error.window or 1)):
-                return why
+            if adjustment := self._set_length(self._choose_length(needed, sent or error.window or 1)):
+                return adjustment
         else:
             self._forget_length()
         if not error.needed:
@@ -346,7 +350,7 @@ class ContextBudget:
 
     def mark_loaded(self) -> None:
         """Record that the server has loaded the model with the requested context length."""
-        if self.loads or self.context_length:
+        if self.must_load_model or self.context_length:
             self._catalog.mark_loaded(self._model, self.context_length)
 
     async def check_usage(self, usage: Usage) -> None:
@@ -363,7 +367,7 @@ class ContextBudget:
         min_tokens = estimate_min_tokens(self._request.texts)
         if read_tokens and not self._request.images:
             self._learn(read_tokens)
-        is_cut = min_tokens >= _MIN_CUT_TOKENS and 0 < read_tokens <= min_tokens * _MAX_CUT_SHARE
+        is_cut = min_tokens >= _MIN_CHECKED_TOKENS and 0 < read_tokens <= min_tokens * _MAX_READ_SHARE
         if not (is_cut and self._spec.local) or usage.cached_tokens:
             return
         if catalog.server is None:

@@ -1,15 +1,14 @@
 """Join an interrupted answer and its continuation.
 
-The router splits the emitted text with ``split_text``. It wraps the attempt that continues the text with
-``join_continuation``, which emits only the new text. A continuation is accepted only if it begins with the end of the
-emitted text.
+The router splits the emitted text with ``split_text``. ``join_continuation`` runs the next attempt, and emits only the
+new text. A continuation is accepted only if it begins with the end of the emitted text.
 
 Models often produce nonsense if a prefill ends inside a token. Tokenizers differ, so the router cannot detect that. The
 prefill therefore ends before the last word, and the continuation must first repeat this word.
 
-Measured in 2026-11 on three servers, with the same model before and after the interruption (ADR 4). With whole words,
-3,021 of 3,027 continuations gave the same text as an uninterrupted answer; in the other six the connection broke.
-Without this step, only 575 of 1,639 gave the same text.
+Measured in 2026-11 on three servers, with the same model before and after the interruption (ADR 4). If the prefill
+ended before the last word, 3,021 of 3,027 continuations gave the same text as an uninterrupted answer; in the other six
+the connection broke. If the prefill was the whole text, only 575 of 1,639 gave the same text.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _MAX_LAST_WORD_CHARS: Final = 64  # a longer last "word" is text without spaces,
 _MIN_OVERLAP_WORDS: Final = 8
 _MIN_OVERLAP_CHARS: Final = 24
 _MAX_OVERLAP_CHARS: Final = 400
-_MAX_SPACE_CHARS: Final = 1000  # compared white space; the rest is new text
+_MAX_COMPARED_SPACE_CHARS: Final = 1000  # white space to compare; white space beyond this length is new text
 
 # Sent to a model without prefill. ``Joiner`` checks that the continuation obeys it.
 _INSTRUCTION: Final = (
@@ -88,7 +87,7 @@ def split_text(text: str, *, at_last_word: bool, prefills: bool) -> SplitText:
         prefills: the provider supports a prefill.
     """
     if not text.strip():
-        return SplitText("", text)  # white space is not continued
+        return SplitText("", text)  # no prefill: the answer starts anew, and may repeat the white space
     split = split_last_word(text)
     return split if at_last_word and (prefills or split.prefix) else SplitText(text)
 
@@ -102,8 +101,9 @@ def instruct_to_continue(prompt: Prompt, prefix: str) -> list[Any]:
 def last_words(text: str) -> str:
     """Return the end of a text that a model without prefill must repeat.
 
-    It has at least eight words and 24 characters, or 64 characters of a text without spaces. It is longer if the text
-    also begins with it: a model that starts over would repeat the beginning. A shorter text is returned whole.
+    This end has at least eight words and 24 characters, or 64 characters of a text without spaces. If the text also
+    starts with the same words, a longer end is returned, so that a restarted answer is not mistaken for a continuation.
+    A shorter text is returned whole.
     """
     return _overlaps(text)[0]
 
@@ -125,7 +125,7 @@ def _overlaps(text: str) -> list[str]:
 
 
 def _begins_with(text: str, start: str) -> bool:
-    """Return whether a text begins with ``start``, without comparing white space and the form of characters."""
+    """Return whether a text begins with ``start``. White space and the style of characters are ignored (``_Match``)."""
     match = _Match(start)
     match.feed(text)
     return match.is_complete
@@ -136,7 +136,7 @@ class Joiner:
 
     Args:
         emitted: the emitted text.
-        instructed: the prompt instructs the model to repeat the last words. Otherwise the prefix is sent as a prefill.
+        by_prompt: the prompt instructs the model to repeat the last words. Otherwise the prefix is sent as a prefill.
         source: the source of the emitted text.
 
     Attributes:
@@ -145,11 +145,11 @@ class Joiner:
         mismatched: the continuation does not repeat the required text. ``feed`` returned none of it.
     """
 
-    def __init__(self, emitted: SplitText, *, instructed: bool = False, source: Source = "stream") -> None:
+    def __init__(self, emitted: SplitText, *, by_prompt: bool = False, source: Source = "stream") -> None:
         self.is_empty, self.settled, self.mismatched = True, False, False
-        self.emitted, self.instructed, self.source = emitted, instructed, source
-        expected = _after_instruction(emitted) if instructed else _after_prefill(emitted)
-        self._matches = [_Match(text, exact=not instructed) for text in dict.fromkeys(expected)]
+        self.emitted, self.by_prompt, self.source = emitted, by_prompt, source
+        expected = _starts_if_instructed(emitted) if by_prompt else _starts_if_prefilled(emitted)
+        self._matches = [_Match(text, exact=not by_prompt) for text in dict.fromkeys(expected)]
 
     def feed(self, text: str, *, ended: bool = False) -> str:
         """Add a piece of the continuation, and return the new text.
@@ -179,7 +179,7 @@ class Joiner:
         return self.feed("", ended=True)
 
 
-def _after_instruction(emitted: SplitText) -> list[str]:
+def _starts_if_instructed(emitted: SplitText) -> list[str]:
     """Return the texts that a model may begin with if it was instructed to repeat the last words.
 
     Some models repeat more words, or the whole text.
@@ -187,7 +187,7 @@ def _after_instruction(emitted: SplitText) -> list[str]:
     return [end + emitted.rest for end in _overlaps(emitted.prefix)] + [emitted.text]
 
 
-def _after_prefill(emitted: SplitText) -> list[str]:
+def _starts_if_prefilled(emitted: SplitText) -> list[str]:
     """Return the texts that a continuation of a prefill may begin with; "" if it begins with new text.
 
     Most continuations begin with the rest of the text. Some servers echo the prefill before it.
@@ -197,7 +197,8 @@ def _after_prefill(emitted: SplitText) -> list[str]:
         return [echo, ""]
     if rest:
         return [rest, echo] if emitted.prefix and not echo.startswith(rest) else [rest]
-    start = echo[: _MIN_OVERLAP_CHARS // 2]  # a text that repeats its start may do so again in the continuation
+    # Accept an echo only if the start occurs once. Otherwise new text could look like an echo.
+    start = echo[: _MIN_OVERLAP_CHARS // 2]
     return [echo, ""] if len(echo) >= _MIN_OVERLAP_CHARS and start not in echo[len(start) :] else [""]
 
 
@@ -235,7 +236,7 @@ class _Match:
         for index, character in enumerate(piece):
             letters = self._normalize(character)
             for letter_index, letter in enumerate(letters):
-                if self.is_complete:  # the expected text ends with a base letter; its accent is new text
+                if self.is_complete:  # a letter with an accent: the letter was expected, its accent is new text
                     self._after = letters[letter_index:] + piece[index + 1 :]
                     return
                 if letter != self._expected[self._position]:
@@ -254,7 +255,7 @@ class _Match:
         after, stripped = self._after, self._after.lstrip()
         if not self._trailing_space:
             return after
-        if not (stripped or ended or len(after) > _MAX_SPACE_CHARS):
+        if not (stripped or ended or len(after) > _MAX_COMPARED_SPACE_CHARS):
             return None  # this white space may belong to the expected text
         space = after[: len(after) - len(stripped)]
         if space.startswith(self._trailing_space):
@@ -262,7 +263,7 @@ class _Match:
         if not space and self._expected[-1:].isalnum() and stripped[:1].isalnum():
             self.differs = True  # the last word is longer than expected
             return None
-        # Emit only the lines and the indentation that the emitted text does not have yet
+        # Return only the line breaks and the indentation that are missing at the end of the emitted text
         lines = space.count("\n") - self._trailing_space.count("\n")
         indent = space.rpartition("\n")[2] if "\n" in space else ""
         if lines <= 0:
@@ -290,7 +291,7 @@ class _NewTextEmit(Relay):
     def __init__(self, name: str, joiner: Joiner, emit: Emit, stop: Callable[[], None]) -> None:
         super().__init__(emit)
         self._name, self._joiner, self._stop = name, joiner, stop
-        self._resumed = not joiner.emitted.text.strip()  # white space alone is not resumed
+        self._resumed_emitted = not joiner.emitted.text.strip()  # no event for white space alone
         self._held_calls: list[ToolCallDelta] = []
 
     def __call__(self, event: Event) -> None:
@@ -334,11 +335,11 @@ class _NewTextEmit(Relay):
             self._emit(TextDelta(text))
 
     def _emit_resumed(self) -> None:
-        if not self._resumed:
-            self._resumed = True
+        if not self._resumed_emitted:
+            self._resumed_emitted = True
             joiner = self._joiner
             characters = len(joiner.emitted.text)
-            self._emit(Resumed(self._name, characters, in_words=joiner.instructed, source=joiner.source))
+            self._emit(Resumed(self._name, characters, in_words=joiner.by_prompt, source=joiner.source))
 
 
 async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completion:
@@ -357,7 +358,8 @@ async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -
     """
     completion: Completion | None = None
     try:
-        # A timeout stops the attempt. An LLMError from ``emit`` would count as a failure of the provider.
+        # On a mismatch, this timeout expires and cancels the attempt. An error raised by ``emit`` would count as a
+        # failure of the provider.
         async with asyncio.timeout(None) as scope:
             relay = _NewTextEmit(name, joiner, emit, lambda: scope.reschedule(0))
             completion = await work(relay)

@@ -36,12 +36,12 @@ class Variant:
 
     Attributes:
         omitted: the parameters that this package adds and the model rejects.
-        fallback_level: the index of the schema's format in ``Dialect.schema_modes``.
+        schema_mode_index: the index of the schema's format in ``Dialect.schema_modes``.
         max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
     omitted: frozenset[str] = frozenset()
-    fallback_level: int = 0
+    schema_mode_index: int = 0
     max_completion_tokens: bool = False
 
 
@@ -56,7 +56,7 @@ class Request:
         sampling: the sampling parameters of the call.
         corrections: the number of messages at the end that were added for corrections: rejected answers, and requests
             to correct them.
-        turn_added: a short user message follows the caller's last assistant message.
+        user_message_added: a short user message follows the caller's last assistant message.
         buffered: the caller reads the answer at once, so that the server may send it without streaming.
         is_recorded: the journal records the text while it arrives, so that it is not held back.
     """
@@ -76,7 +76,7 @@ class Request:
     corrections: int = 0
     buffered: bool = False
     is_recorded: bool = False
-    turn_added: bool = False
+    user_message_added: bool = False
 
     @property
     def texts(self) -> list[str]:
@@ -149,7 +149,7 @@ class Request:
             if self.tool_choice is not None and not (dialect.format_options and self.tool_choice == "auto"):
                 parameters["tool_choice"] = self.tool_choice
         if self.response_format is not None:
-            mode = dialect.schema_modes[variant.fallback_level]
+            mode = dialect.schema_modes[variant.schema_mode_index]
             response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
@@ -187,10 +187,10 @@ class Request:
         defaults = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
         defaults, stream = defaults - variant.omitted, {"stream"} if self.streams(variant) and self.buffered else set()
         rejected = named & defaults or named & stream
-        modes, level = self.spec.dialect.schema_modes, variant.fallback_level + 1
-        falls_back = isinstance(self.response_format, type) and level < len(modes)
+        modes, index = self.spec.dialect.schema_modes, variant.schema_mode_index + 1
+        falls_back = isinstance(self.response_format, type) and index < len(modes)
         if not rejected and falls_back and any(word in message for word in _SCHEMA_WORDS):
-            return replace(variant, fallback_level=level), f"the schema as {modes[level]}"
+            return replace(variant, schema_mode_index=index), f"the schema as {modes[index]}"
         if is_last and isinstance(error, errors.RequestRefused) and not error.params:
             rejected = rejected or defaults
         if not rejected:
@@ -248,14 +248,18 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     others["tools"] = [dict(tool) for tool in others.get("tools", ())]
     messages, system = _check_messages(spec, prompt), others.pop("system", None)
     continues_by_request = others.get("extra_body", {}).get(_CONTINUES_FIELD)
-    turn_added = messages[-1]["role"] == "assistant" and not (spec.dialect.finishes_turns or continues_by_request)
-    if turn_added:
+    user_message_added = messages[-1]["role"] == "assistant" and not (
+        spec.dialect.finishes_turns or continues_by_request
+    )
+    if user_message_added:
         messages.append(dict(_ADDED_MESSAGE))
     if system and messages[0]["role"] == "system":  # some templates refuse a second one
         messages[0] = _add_text(messages[0], system, before=True)
     elif system:
         messages.insert(0, {"role": "system", "content": system})
-    return Request(spec=spec, messages=messages, model=model, sampling=sampling, turn_added=turn_added, **others)
+    return Request(
+        spec=spec, messages=messages, model=model, sampling=sampling, user_message_added=user_message_added, **others
+    )
 
 
 def _check_messages(spec: ProviderSpec, prompt: Prompt) -> list[dict[str, Any]]:

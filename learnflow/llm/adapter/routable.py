@@ -157,9 +157,11 @@ class RoutableProvider(LLMProvider):
         if attempt.prefix is not None:
             call = replace(call, prompt=[*messages_of(call.prompt), {"role": "assistant", "content": attempt.prefix}])
         sampling = {"temperature": call.temperature, "max_tokens": call.max_tokens}
-        model_and_limit = call.model or self.model, call.max_tokens
+        model_and_max_tokens = call.model or self.model, call.max_tokens
         work = partial(self._run, call, attempt, facts)
-        return partial(events.run_attempt, self.name, facts.address, sampling, attempt, lambda: model_and_limit, work)
+        return partial(
+            events.run_attempt, self.name, facts.address, sampling, attempt, lambda: model_and_max_tokens, work
+        )
 
     async def _run(self, call: Call, attempt: Attempt, facts: Facts, emit: Emit) -> Completion:
         """Wait for a slot, and run the call within its time limits. Raise only LLMError."""

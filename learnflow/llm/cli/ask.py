@@ -70,7 +70,7 @@ async def _model_hint(router: RouterProvider, error: LLMError) -> str:
     for provider in router.providers:
         if isinstance(provider, BaseProvider) and provider.name == error.provider:
             await provider.refresh()
-            return provider.catalog.alternatives(error.model)
+            return provider.catalog.alternatives_hint(error.model)
     return ""
 
 

@@ -29,7 +29,8 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
     """Show the settings, the servers that respond, common mistakes, and lines for .env."""
     report_replay()
     write(f"This is {'a' if settings_sources.in_container() else 'not a'} container.")
-    _print_section("Variables that are set", _variables(provider))  # before the probes, which may raise for one of them
+    # Print the variables before the probes, because an invalid variable makes the probes raise
+    _print_section("Variables that are set", _variables(provider))
     _print_section("Unknown variables", _unknown_variables(provider))
     lines = settings_sources.unreadable_lines()
     _print_section("Lines that cannot be read", (f"{file}, line {line}: write NAME=value" for file, line in lines))
@@ -61,7 +62,7 @@ def _specs(provider: str | None) -> list[ProviderSpec]:
     for name in names:
         try:
             specs.setdefault(name, spec_of(name))
-        except LLMError:  # an endpoint without a kind has the same variables
+        except LLMError:  # its kind is unknown, but every kind has the variables of CUSTOM
             specs.setdefault(name, endpoint_spec(CUSTOM, name))
     return list(specs.values())
 
@@ -91,7 +92,10 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
     if variables:
         yield f"{variables} is set: requests use the proxy unless the server is on this machine or a private network"
         if "no" not in proxies:
-            yield "no_proxy is not set: other programs may send local requests to it; no_proxy=localhost,127.0.0.1"
+            yield (
+                "no_proxy is not set: other programs may send local requests to the proxy. "
+                "Set no_proxy=localhost,127.0.0.1"
+            )
     common = settings.load()
     if common.llm_local_only:
         yield "LLM_LOCAL_ONLY is set: cloud providers and models that a local server forwards are refused"

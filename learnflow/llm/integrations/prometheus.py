@@ -19,7 +19,7 @@ _PREFIX: Final = "learnflow_llm_"
 _ALL_MODELS: Final = "all"  # the label of a circuit breaker that covers all models of an address
 # Limits of the number of label values. Later values become "other".
 _MAX_MODELS: Final = 50  # for each provider
-_MAX_NODES: Final = 50
+_MAX_NODES: Final = 50  # values of metadata["node"]
 _MAX_PROVIDERS: Final = 30
 _SHORT_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
 _LONG_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -68,19 +68,19 @@ class Metrics:
         self.collectors: list[Counter | Gauge | Histogram] = []
         self.label_names: dict[str, tuple[str, ...]] = {}
 
-        def collect(metric: _M, name: str, labels: tuple[str, ...]) -> _M:
+        def add_metric(metric: _M, name: str, labels: tuple[str, ...]) -> _M:
             self.collectors.append(metric)
             self.label_names[f"{_PREFIX}{name}"] = labels
             return metric
 
         def counter(name: str, description: str, *labels: str) -> Counter:
-            return collect(Counter(_PREFIX + name, description, labels, registry=registry), name, labels)
+            return add_metric(Counter(_PREFIX + name, description, labels, registry=registry), name, labels)
 
         def gauge(name: str, description: str, *labels: str) -> Gauge:
-            return collect(Gauge(_PREFIX + name, description, labels, registry=registry), name, labels)
+            return add_metric(Gauge(_PREFIX + name, description, labels, registry=registry), name, labels)
 
         def histogram(name: str, description: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return collect(
+            return add_metric(
                 Histogram(_PREFIX + name, description, labels, registry=registry, buckets=buckets), name, labels
             )
 
@@ -95,7 +95,7 @@ class Metrics:
         )
         self._cost = counter("cost_dollars_total", "Cost in US dollars, if known.", *target, "node")
         self._failovers = counter("failovers_total", "Failovers to another provider.", "from", "to", "reason")
-        self._switch = histogram(
+        self._failover_seconds = histogram(
             "switch_seconds",
             "Seconds from a failure to the first text of the next provider.",
             _SHORT_BUCKETS_S,
@@ -146,7 +146,9 @@ class Metrics:
                 providers = self._provider(event.provider), self._provider(event.to)
                 self._failovers.labels(*providers, type(event.error).__name__).inc()
             case events.FailedOver():
-                self._switch.labels(self._provider(event.provider), self._provider(event.to)).observe(event.seconds)
+                self._failover_seconds.labels(self._provider(event.provider), self._provider(event.to)).observe(
+                    event.seconds
+                )
             case events.StreamContinued():
                 self._continuations.labels(self._provider(event.provider), event.outcome).inc()
             case events.Resumed():
@@ -191,7 +193,7 @@ class Metrics:
     def _target(self, provider: str, model: str | None, *, succeeded: bool = True) -> tuple[str, str]:
         """Return provider and model as labels.
 
-        Failed attempts add at most half of the models, so that invalid names leave labels for working models.
+        Failed attempts may use at most half of the label values. The other half is reserved for models that work.
         """
         limit = _MAX_MODELS if succeeded else _MAX_MODELS // 2
         provider = self._provider(provider)

@@ -47,10 +47,12 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     running = pages["/api/ps"].rows("models")
     lengths = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
     loaded = None if running is None else lengths
-    return Server(version=version, models=tuple(_model(row, loaded) for row in rows if text(row.get("name"))))
+    return Server(
+        version=version, models=tuple(_parse_listed_model(row, loaded) for row in rows if text(row.get("name")))
+    )
 
 
-def _model(row: Mapping[str, Any], loaded: Mapping[str, int | None] | None) -> Model:
+def _parse_listed_model(row: Mapping[str, Any], loaded: Mapping[str, int | None] | None) -> Model:
     """Return a model of ``/api/tags``. ``loaded`` has the context lengths of the loaded models; None if unknown."""
     name, features = str(row["name"]), row.get("capabilities")
     remote = bool(row.get("remote_host") or row.get("remote_model") or _CLOUD.search(name))
@@ -75,7 +77,7 @@ def _parse_features(features: Any) -> dict[str, Any]:
     return {"vision": "vision" in features, "tools": "tools" in features, "reasoning": "thinking" in features}
 
 
-def _read_model(model: Model, page: Mapping[str, Any]) -> Model:
+def _add_model_details(model: Model, page: Mapping[str, Any]) -> Model:
     info, features = part(page, "model_info"), page.get("capabilities")
     trained = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = page.get("parameters")
@@ -145,7 +147,7 @@ async def _continuation(
     # With other options the server would reload the model.
     options = {name: body[name] for name in ("options", "truncate", "shift") if name in body}
     prompt: str | None = None
-    if attempt.thinking:  # if the template renders it, the marker shows where the answer begins
+    if attempt.thinking:  # if the template renders thinking, the marker shows where the answer begins
         answer = {"role": "assistant", "content": _ANSWER_MARKER, "thinking": attempt.thinking}
         rendered = await _render(client, {"model": model, "messages": [*texts, answer], **options, **think})
         if attempt.thinking in rendered and _ANSWER_MARKER in rendered:
@@ -184,9 +186,9 @@ class NDJSONParser(StreamParser):
         if not line.strip():
             return
         record = self._parse_object(line, "a line of the stream")
-        began, self._seen = self._seen, True
+        has_earlier_lines, self._seen = self._seen, True
         if record.get("error"):
-            raise error_mapping.map_error_object(record, began=began)
+            raise error_mapping.map_error_object(record, began=has_earlier_lines)
         if not {"done", "message", "response"} & set(record):
             raise dialect_error("a line of the stream")
         message = record.get("message") or {}
@@ -206,7 +208,7 @@ class NDJSONParser(StreamParser):
             answer = non_negative_int(record.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
             self.usage = Usage(prompt, answer, total)
-            self._record_finish(record.get("done_reason") or "stop")  # before 0.3 there is no reason
+            self._record_finish(record.get("done_reason") or "stop")  # versions before 0.3 send no done_reason
         self._deltas += [Delta(text, thinking, calls)] if text or thinking or pieces else []
 
     def _parse_rest(self, rest: bytes) -> None:
@@ -215,12 +217,12 @@ class NDJSONParser(StreamParser):
             what = "the stream ended in the middle of a line"
             self.fault = errors.AnswerCut(what) if self._seen else errors.BodyCut(what)
 
-    def _missing_finish(self) -> LLMError:
+    def _no_finish_error(self) -> LLMError:
         if self._repeated[1] > _MAX_EQUAL_TOKENS:
             return errors.TokenRepeated("the model repeated one token, and the server ended the answer")
         if self._seen:
             return errors.AnswerNotDone('the server ended the answer with "done": false')
-        return super()._missing_finish()
+        return super()._no_finish_error()
 
 
 SPEC: Final = ProviderSpec(
@@ -262,7 +264,7 @@ SPEC: Final = ProviderSpec(
             pages=("/api/version", "/api/tags", "/api/ps"),
             read=_read,
             model_request=lambda model: ("/api/show", {"model": model.name}),
-            read_model=_read_model,
+            read_model=_add_model_details,
         ),
         server_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),
         start_command="`ollama serve` and `ollama pull qwen3:0.6b`",

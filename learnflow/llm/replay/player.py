@@ -66,7 +66,7 @@ class Player(Cassettes):
             try:
                 for interaction in cassette.load(text)[1]:
                     request = replace(interaction.request, body=mask_secrets(interaction.request.body))
-                    entry = self._entries.setdefault(_key(request), _Entry(request, [], path))
+                    entry = self._entries.setdefault(_request_key(request), _Entry(request, [], path))
                     entry.responses.append(interaction.response)
             except LLMError as error:
                 raise errors.NotConfigured(f"{path}: {error.what}", hint=error.hint) from None
@@ -74,7 +74,7 @@ class Player(Cassettes):
 
     @property
     def missing(self) -> list[str]:
-        """Return the messages of the NotRecorded errors, except those that the package expected (``forgiven``)."""
+        """Return the messages of NotRecorded errors, unless the router then tried another provider (``forgiven``)."""
         return [str(error) for error in self._missing if not error.forgiven]
 
     @property
@@ -89,9 +89,10 @@ class Player(Cassettes):
     def play(self, request: RecordedRequest) -> RecordedResponse:
         """Return the next response to a request. Raise NotRecorded if none is left.
 
-        An exact match wins, then one with a compatible API key, then one with other ignored options.
+        An exact match wins, then one with a compatible API key, then one that differs only in ignored
+        options.
         """
-        if exact := self._entries.get(_key(request)):
+        if exact := self._entries.get(_request_key(request)):
             return exact.play()
         for matches in (_matches, _matches_without_options):
             for entry in self._entries.values():
@@ -102,7 +103,7 @@ class Player(Cassettes):
         raise missing
 
     def base_url(self, provider: str, *, local: bool) -> str:
-        """Return a base URL for a provider for which none is configured, with the recorded path.
+        """Return a fictitious base URL with the recorded path, for a provider without a configured base URL.
 
         Args:
             provider: the name of the provider.
@@ -117,10 +118,10 @@ class Player(Cassettes):
 
     def _not_recorded(self, request: RecordedRequest) -> NotRecorded:
         """Return the error for a request. It describes the most similar recorded request, without text of a prompt."""
-        page = request.method, request.uri
-        same_page = [entry for entry in self._entries.values() if (entry.request.method, entry.request.uri) == page]
-        if same_page:
-            entry = max(same_page, key=lambda entry: _similarity(entry.request, request))
+        target = request.method, request.uri
+        same_target = [entry for entry in self._entries.values() if (entry.request.method, entry.request.uri) == target]
+        if same_target:
+            entry = max(same_target, key=lambda entry: _similarity(entry.request, request))
             differences = "; ".join(_differences(entry.request, request)) or "nothing"
             detail = f"the nearest request, in {entry.path}, differs in {differences}"
         else:
@@ -133,7 +134,7 @@ class Player(Cassettes):
         )
 
 
-def _key(request: RecordedRequest) -> str:
+def _request_key(request: RecordedRequest) -> str:
     """Return the key of a request for exact matches."""
     return json.dumps([request.method, request.uri, dict(request.credentials), request.body], sort_keys=True)
 
@@ -141,13 +142,13 @@ def _key(request: RecordedRequest) -> str:
 def _matches(recorded: RecordedRequest, request: RecordedRequest) -> bool:
     """Return whether two requests are equal and have compatible API keys."""
     old, new = ((item.method, item.uri, item.body) for item in (recorded, request))
-    return old == new and _keys_match(recorded, request)
+    return old == new and _credentials_match(recorded, request)
 
 
-def _keys_match(recorded: RecordedRequest, request: RecordedRequest) -> bool:
+def _credentials_match(recorded: RecordedRequest, request: RecordedRequest) -> bool:
     """Return whether the API keys are equal, or one is missing, as in CI.
 
-    A key that contains "wrong-" is an invalid key of a test, which a missing key does not match.
+    Tests mark invalid keys with "wrong-". A missing key does not match such a key.
     """
     if recorded.credentials == request.credentials:
         return True
@@ -172,12 +173,12 @@ def _remove_ignored(body: Any) -> Any:
 
 def _similarity(recorded: RecordedRequest, request: RecordedRequest) -> float:
     old, new = (json.dumps(item.body, sort_keys=True, ensure_ascii=False) for item in (recorded, request))
-    key_differs = not _keys_match(recorded, request)
+    key_differs = not _credentials_match(recorded, request)
     return SequenceMatcher(None, old, new, autojunk=False).quick_ratio() - 0.1 * key_differs
 
 
 def _differences(recorded: RecordedRequest, request: RecordedRequest) -> list[str]:
-    key = [] if _keys_match(recorded, request) else ["the key"]
+    key = [] if _credentials_match(recorded, request) else ["the key"]
     return (key + list(_body_differences(recorded.body, request.body, "")))[:_MAX_DIFFERENCES]
 
 

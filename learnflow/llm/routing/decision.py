@@ -34,7 +34,7 @@ class RequestState:
         can_continue: the caller allows a continuation, and the format of the answer can be continued, unlike JSON.
         tool_call_shown: the caller has received a part of a tool call.
         prefilled: the attempt sent the partial answer as a prefill.
-        stepped_back: the prefill ended at the last whole word, before the end of the text.
+        prefill_before_last_word: the prefill ended before the last word of the text.
         has_other_provider: another provider is available now.
         can_wait_for_load: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
         can_restart: a continuation did not repeat the end of the text, and the answer was not restarted yet.
@@ -50,7 +50,7 @@ class RequestState:
     can_continue: bool = True
     tool_call_shown: bool = False
     prefilled: bool = False
-    stepped_back: bool = False
+    prefill_before_last_word: bool = False
     has_other_provider: bool = True
     can_wait_for_load: bool = False
     can_restart: bool = False
@@ -91,8 +91,8 @@ RULES: Final = (
         "alternative",
     ),
     Rule(
-        "the prefill ended at the last whole word, and the continuation does not repeat the rest",
-        lambda error, state: isinstance(error, errors.NotContinued) and state.stepped_back,
+        "the prefill ended before the last word, and the continuation does not repeat that word",
+        lambda error, state: isinstance(error, errors.NotContinued) and state.prefill_before_last_word,
         "alternative",
     ),
     Rule(
@@ -102,11 +102,12 @@ RULES: Final = (
     ),
     Rule("a part of a tool call was shown", lambda _, state: state.tool_call_shown, "raise"),
     Rule(
-        "the answer is unusable (overflow, thinking, schema mismatch, truncated, endless) or finished, and was shown",
+        "the answer is unusable (overflow, thinking, schema mismatch, truncated, endless) or complete but invalid, "
+        "and was shown",
         lambda error, state: state.text_shown and _is_unusable(error, state),
         "raise",
     ),
-    Rule("the answer is unusable or finished, and was not shown", _is_unusable, "next", drops_text=True),
+    Rule("the answer is unusable or complete but invalid, and was not shown", _is_unusable, "next", drops_text=True),
     Rule(
         "the model is loading, or the continuation does not repeat the end of the text",
         lambda error, _: isinstance(error, errors.ModelLoading | errors.NotContinued),

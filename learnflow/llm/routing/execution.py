@@ -36,7 +36,7 @@ class Execution:
     Args:
         call: the arguments of the call.
         resume: the caller's choice for a stream that is interrupted after text was emitted.
-        template: an attempt with the number and the metadata of the request, which every attempt copies.
+        template: the Attempt from which every attempt is copied. It has the number and the metadata of the request.
         chain: the options of the request.
         progress: the text, failures and costs so far.
     """
@@ -48,7 +48,8 @@ class Execution:
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._retries = 0
         self._last_error: LLMError | None = None
-        self._steps_back = True  # a prefill ends before the last word; False after a model did not repeat that word
+        # A prefill ends before the last word. False after a model did not repeat that word.
+        self._splits_at_last_word = True
         self._restarted = False  # the answer was started from the beginning again, which happens once
         self._omitted_defaults = False  # a refused request was sent again, so that its defaults may be omitted; once
         self._slot: Slot | None = None  # the slot of the current attempt
@@ -65,18 +66,18 @@ class Execution:
         Raises:
             LLMError: the attempt failed, and no other one follows.
         """
-        began, breaker_time = self._now, option.registry.clock()
+        began, breaker_began = self._now, option.registry.clock()
         progress = self._progress
-        emitted = split_text(progress.text, at_last_word=self._steps_back, prefills=option.prefills)
+        emitted = split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=option.prefills)
         prefix = emitted.prefix or None
         prefill = prefix if option.prefills else None  # without prefill, the prompt instructs the model to continue
         by_prompt = prefix is not None and prefill is None
-        shares_time = self._chain.must_share_time(option)
+        reserves_time = self._chain.must_reserve_time(option)
         try:
             attempt = replace(
                 self._template,
                 number=len(progress.tried) + 1,
-                patience=(self._deadline - began) / 2 if shares_time else None,
+                patience=(self._deadline - began) / 2 if reserves_time else None,
                 prefix=prefill,
                 thinking=progress.partial_thinking if prefill else "",
                 slot=self._slot,
@@ -87,21 +88,23 @@ class Execution:
             call = self._build_call(option, prefix, began, by_prompt=by_prompt)
             work: Work = partial(_run_attempt, option, call, attempt)
             if emitted.text:
-                joiner = Joiner(emitted, instructed=by_prompt, source=progress.source)
+                joiner = Joiner(emitted, by_prompt=by_prompt, source=progress.source)
                 work = partial(join_continuation, work, joiner, option.name)
             completion = await work(progress)
         except LLMError as error:
             self._release_slot()
-            stepped_back = bool(emitted.rest) and option.prefills
-            state = decision.RequestState(prefilled=prefill is not None, stepped_back=stepped_back)
-            await self._handle_failure(option, error, began, state, shares_time=shares_time)
+            prefill_before_last_word = bool(emitted.rest) and option.prefills
+            state = decision.RequestState(
+                prefilled=prefill is not None, prefill_before_last_word=prefill_before_last_word
+            )
+            await self._handle_failure(option, error, began, state, reserves_time=reserves_time)
             return None
         except BaseException:
             option.set_testing(testing=False)
             raise
         finally:
             self._release_slot()
-        option.record_completion(completion, breaker_time)
+        option.record_completion(completion, breaker_began)
         return progress.build_completion(completion, began, self._now)
 
     def _build_call(self, option: Option, prefix: str | None, now: float, *, by_prompt: bool) -> Call:
@@ -125,7 +128,7 @@ class Execution:
         return limit_rest(replace(call, model=option.model, options=options), progress.tokens, repeated)
 
     async def _handle_failure(
-        self, option: Option, error: LLMError, began: float, state: decision.RequestState, *, shares_time: bool
+        self, option: Option, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool
     ) -> None:
         """Record a failed attempt and prepare the next one. Raise the error for the caller if no attempt follows."""
         progress, chain, now = self._progress, self._chain, self._now
@@ -137,18 +140,18 @@ class Execution:
             return
         is_free = option.cost == (0.0, 0.0)
         progress.record_failure(error, error.attempts or (tried,), now, is_free=is_free)
-        if shares_time and isinstance(error, errors.FirstTokenTimeout) and now - began < option.facts.first_token_s:
+        if reserves_time and isinstance(error, errors.FirstTokenTimeout) and now - began < option.facts.first_token_s:
             option.set_testing(testing=False)  # no failure: the router gave it less time than its timeout
         else:
             option.record_failure(error)
         added_text = bool(error.partial or error.tokens)
         if added_text and progress.text.strip():
-            chain.same_model = option.facts.names
+            chain.interrupted_model_names = option.facts.names
         self._last_error = error
         await self._prepare_next(option, error, replace(state, added_text=added_text))
 
     def _may_have_other_recording(self, option: Option) -> bool:
-        """Return whether the cassettes may have the request with another option, which was chosen when recording."""
+        """Return whether another option may have been used when the cassettes were recorded."""
         others = self._chain.alternatives(option) if option.replays else []
         return any(option.breaker or other.rank == option.rank for other in others)
 
@@ -181,7 +184,7 @@ class Execution:
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
             progress.forget_text()
-            chain.same_model = frozenset()
+            chain.interrupted_model_names = frozenset()
         for other in await self._options_to_retry(rule.action, option, error, pause_s or 0.0):
             other.failure = None
 
@@ -191,7 +194,7 @@ class Execution:
         """Perform the waits of an action. Return the failed options to try again."""
         if action == "alternative" and option:
             if isinstance(error, errors.NotContinued):
-                self._steps_back = False
+                self._splits_at_last_word = False
             else:
                 option.rejects_prefill = True
             return [option]
@@ -284,28 +287,28 @@ class Execution:
         """Wait for a slot of any option of the same rank.
 
         Returns:
-            The option that has the slot. None after half a second, so that the caller chooses an option again. An
-            option without equals is returned at once: its attempt waits in the queue of the address.
+            The option that has the slot. None after half a second, so that the caller chooses an option again. If no
+            other option has the same rank, ``chosen`` is returned at once: its attempt waits in the address's queue.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
         """
         if sum(option.rank == chosen.rank for option in self._chain.options) == 1:
             return chosen
-        equals = [option for option in candidates if option.ready and option.rank == chosen.rank]
+        same_rank = [option for option in candidates if option.ready and option.rank == chosen.rank]
         left_s = self._deadline - self._now
         if left_s <= 0:
-            what = f"timed out waiting for a free slot at one of {chain_name(equals)}"
+            what = f"timed out waiting for a free slot at one of {chain_name(same_rank)}"
             hint = "Raise timeout= or LLM_DEADLINE, or set LLM_SPILL to local or cloud to use the next of LLM_PROVIDERS"
             raise self._progress.build_error(errors.DeadlineExceeded(what, hint=hint))
-        limits = {option.address: option.limit for option in equals}
-        with self._progress.waiting(Waiting("queue", chain_name(equals))):
+        limits = {option.address: option.limit for option in same_rank}
+        with self._progress.waiting(Waiting("queue", chain_name(same_rank))):
             slot = await CAPACITY.wait(limits, self._chain.digests, ticket, min(_QUEUE_POLL_S, left_s))
-        owner = next((option for option in equals if slot and option.address == slot.address), None)
+        owner = next((option for option in same_rank if slot and option.address == slot.address), None)
         if slot and owner and owner.ready:
             self._slot = replace(slot, waited_s=self._now - wait_began)
             return owner
-        CAPACITY.release(slot)  # the option failed during the wait
+        CAPACITY.release(slot)  # no slot was free, or the breaker of its option opened during the wait
         return None
 
     def _release_slot(self) -> None:
@@ -313,9 +316,9 @@ class Execution:
         self._slot = None
 
     async def _probe_open_breaker(self, option: Option) -> LLMError | None:
-        """Probe an option with an open circuit breaker. Return the error that opened it, or None if it may be used.
+        """Probe an option with an open circuit breaker. Return the error that opened the breaker.
 
-        If a probe cannot detect that the fault is over, the option may be used without one.
+        Return None if the option may be used: the probe succeeded, or no probe can detect that the fault is over.
         """
         breaker = option.breaker
         if not breaker or not breaker.probeable:

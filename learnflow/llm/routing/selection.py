@@ -29,13 +29,13 @@ class Chain:
 
     Attributes:
         digests: the digests of the prompt, see ``adapter.capacity``.
-        same_model: the names of the model that wrote the interrupted text; empty if no text was interrupted.
+        interrupted_model_names: the names of the model that wrote the interrupted text; empty without such a text.
     """
 
     def __init__(self, options: Sequence[Option], call: Call, settings: Settings) -> None:
         self.options, self.call, self.settings = options, call, settings
         self.digests = digests_of(call)
-        self.same_model: frozenset[str] = frozenset()
+        self.interrupted_model_names: frozenset[str] = frozenset()
         self._refused_since = math.inf  # the time since which all servers refuse connections
 
     @cached_property
@@ -72,7 +72,7 @@ class Chain:
             option.set_model(option.model)
         candidates = [option for option in self.sorted_options() if not option.failure and self.supports(option)]
         candidates = self.limit_distance(candidates, loading)
-        return candidates, select(candidates, self.settings.llm_routing, self.same_model)
+        return candidates, select(candidates, self.settings.llm_routing, self.interrupted_model_names)
 
     def sorted_options(self) -> list[Option]:
         """Return the options sorted by LLM_ROUTING. With "order", ranks stay in the operator's order.
@@ -139,7 +139,7 @@ class Chain:
         max_distance = min(option.distance for option in loading)
         return [option for option in options if option.distance <= max_distance]
 
-    def must_share_time(self, option: Option) -> bool:
+    def must_reserve_time(self, option: Option) -> bool:
         """Return whether an attempt must leave time for other options.
 
         While a server loads its model, options farther away are not used and need no time.
@@ -171,7 +171,9 @@ def sort_options(options: Sequence[Option], routing: Routing) -> list[Option]:
     return sorted(options, key=key)
 
 
-def select(options: Sequence[Option], routing: Routing, same_model: frozenset[str] = frozenset()) -> Option | None:
+def select(
+    options: Sequence[Option], routing: Routing, interrupted_model_names: frozenset[str] = frozenset()
+) -> Option | None:
     """Choose the first option with a circuit breaker that allows a request; None if no breaker does.
 
     If the model of that option is cold, choose a warm option instead that is no farther away, or with ``warm-first``
@@ -180,7 +182,7 @@ def select(options: Sequence[Option], routing: Routing, same_model: frozenset[st
     Args:
         options: the options in order.
         routing: the routing rule.
-        same_model: the names of the model that wrote the interrupted text. An option with this model is preferred.
+        interrupted_model_names: the names of the model that wrote the interrupted text. This model is preferred.
     """
     ready = [option for option in options if option.ready]
     if not ready:
@@ -189,7 +191,7 @@ def select(options: Sequence[Option], routing: Routing, same_model: frozenset[st
     max_distance = math.inf if routing == "warm-first" else first.distance
     warm = [option for option in ready if not option.cold and option.distance <= max_distance]
     chosen = warm[0] if first.cold and warm else first
-    same = (option for option in warm if same_model and same_model & option.facts.names)
+    same = (option for option in warm if interrupted_model_names and interrupted_model_names & option.facts.names)
     return next((option for option in same if option.distance <= chosen.distance), chosen)
 
 

@@ -103,7 +103,7 @@ class ModelCatalog:
         self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
-    def alternatives(self, requested: str | None) -> str:
+    def alternatives_hint(self, requested: str | None) -> str:
         """Return a hint with the models of the server and the command to download the requested one; "" if unknown."""
         return self._list_models(requested, self.server) if requested and self.server and self._spec.local else ""
 
@@ -186,7 +186,7 @@ class ModelCatalog:
             NotLocal: LLM_LOCAL_ONLY is set, and the server may forward requests for the model to another machine.
             LLMError: the server could not be probed.
         """
-        name = self._key(requested)
+        name = self._normalize_name(requested)
         if name is None:
             if not self._spec.local:
                 self._choose(Server(), None)  # raises NotConfigured, without a probe of the cloud
@@ -235,7 +235,7 @@ class ModelCatalog:
 
     def is_cold(self, name: str | None) -> bool:
         """Return whether the server must load this model before it responds, according to the last probe."""
-        model = self._models.get(self._key(name))
+        model = self._models.get(self._normalize_name(name))
         return self.client.stopped or (model is not None and model.loaded is False)
 
     def mark_loaded(self, name: str, context_length: int | None = None) -> None:
@@ -286,30 +286,36 @@ class ModelCatalog:
         win.
         """
         spec, name = self._spec, name or self._model
-        model = self._models.get(self._key(name))
-        near = is_local(self.client.endpoint, local_only=self.client.local_only) and not (model and model.remote)
-        cost = {} if near or not spec.local else {"cost": None}  # a remote server may be a paid service
-        by_spec = Capabilities(**{**spec.capabilities, "local": near, **cost})  # type: ignore[typeddict-item]
+        model = self._models.get(self._normalize_name(name))
+        runs_locally = is_local(self.client.endpoint, local_only=self.client.local_only) and not (
+            model and model.remote
+        )
+        cost = {} if runs_locally or not spec.local else {"cost": None}  # a remote server may be a paid service
+        by_spec = Capabilities(**{**spec.capabilities, "local": runs_locally, **cost})  # type: ignore[typeddict-item]
         by_map = model_prices.capabilities_of(spec.price_prefix, name) if priced and name and not spec.local else {}
         reported = dict(model.known) if model else {}
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
 
-    def _key(self, name: str | None) -> str | None:
+    def _normalize_name(self, name: str | None) -> str | None:
         """Return the requested name; None if it is empty or the placeholder for the loaded model."""
         return None if not name or (name == _LOADED_MODEL and self._spec.local) else name
 
     async def _probe(self, requested: str | None, timeout_s: float, *, every: bool = False) -> ProbeResult:
-        """Probe the server, cache the result, and return it with any error. Raise only NotRecorded.
+        """Probe the server, cache the result, and return it with any error.
 
         Args:
-            requested: the requested model; None for the server's own.
+            requested: the requested model; None for the loaded model, else the only one.
             timeout_s: the time limit in seconds.
             every: read the capabilities of every model, not only of the chosen one.
+
+        Raises:
+            NotRecorded: the cassettes have no response to this probe. No other LLMError is raised.
         """
         loop = asyncio.get_running_loop()
         started, model = loop.time(), None
         if not self._spec.local:
-            await asyncio.to_thread(model_prices.price_map)  # the first call takes 0.1 s
+            # ``capabilities`` uses the price map. Load it in a thread: the first load takes 0.1 s
+            await asyncio.to_thread(model_prices.price_map)
         server, error = await find_server(self._spec, self.client, self._kinds, started + timeout_s)
         unreachable = server is None and isinstance(error, errors.Unavailable)
         latency_s = None if unreachable else loop.time() - started
@@ -332,7 +338,7 @@ class ModelCatalog:
                 self._models.update(listed)
             if model:
                 model = listed.get(model.name, model)
-                self._models.update({model.name: model, self._key(requested): model})
+                self._models.update({model.name: model, self._normalize_name(requested): model})
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
 
     def _choose(self, server: Server, requested: str | None) -> Model:
@@ -343,7 +349,7 @@ class ModelCatalog:
             NotConfigured: no model is requested, and the server has several.
         """
         spec = self._spec
-        if name := self._key(requested):
+        if name := self._normalize_name(requested):
             model = server.find(name)
             if not model and server.models and spec.api.lists_all:
                 hint = self._list_models(name, server)
@@ -360,12 +366,12 @@ class ModelCatalog:
             names = ", ".join(model.name for model in candidates[:20])
             raise errors.NotConfigured(f"no model is named, and there are {len(candidates)}: {names}", hint=hint)
         if server.chat_models:
-            what = "no model is named, and the server has only remote models, so that prompts would leave this machine"
+            what = "no model is named, and the server has only remote models: prompts would leave this machine"
             raise errors.ModelNotFound(what, hint=hint)
         raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._pull_command('MODEL') or ' first'}")
 
     async def _refuse_remote(self, name: str) -> None:
-        """Raise NotLocal if the server forwards this model elsewhere, or if it does not report whether it does."""
+        """Raise NotLocal if the server forwards this model to another machine, or may forward it without a report."""
         if self.server is None or not self._is_fresh(name, MAX_AGE_S):
             result = await self._probe(name, LONG_PROBE_S)
             if result.server is None and result.error:

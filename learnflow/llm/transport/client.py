@@ -19,7 +19,7 @@ import httpx
 
 from .. import errors
 from ..errors import LLMError
-from ..process import ending, switches
+from ..process import ending_tasks, switches
 from . import error_mapping, network, pool
 from .endpoint import Endpoint, origin
 from .error_mapping import Classifier
@@ -32,7 +32,7 @@ _MAX_INFLATED_BYTES: Final = 64 * 1024  # the largest decompressed piece
 # After this many reads, other tasks run. Reading data that has already arrived never suspends the task.
 _READS_BEFORE_YIELD: Final = 64
 _NO_RESPONSE: Final = "without sending a response"  # in httpcore's error if the server closed the connection
-# httpx raises them before it connects, for a missing socks package, a missing CA file or an invalid proxy URL.
+# Errors that httpx raises before it connects: a missing socks package, a missing CA file or an invalid proxy URL.
 _SETUP_ERRORS: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 
 
@@ -43,7 +43,8 @@ class HttpRequest:
     Attributes:
         url: the absolute URL.
         body: the JSON to POST; None for a GET.
-        connect_timeout: time limit in seconds for DNS, TCP and TLS each, at most the client's; None for the client's.
+        connect_timeout: time limit in seconds for DNS, TCP and TLS each, at most ``Client.connect_timeout``; None for
+            ``Client.connect_timeout``.
         on_timeout: functions that are called with the error if a time limit ends the request. The recorder adds one.
     """
 
@@ -84,9 +85,13 @@ class HttpResponse:
             raise error_mapping.map_exception(error) from None
         return b""
 
-    async def read_into(self, body: bytearray, max_bytes: int) -> None:
-        """Append the next bytes until ``body`` has at least ``max_bytes``. Raise LLMError if the connection breaks."""
-        while len(body) < max_bytes and (data := await self.read()):
+    async def read_into(self, body: bytearray, stop_at_bytes: int) -> None:
+        """Read until the end of the body, or until ``body`` has ``stop_at_bytes``, which the last piece may exceed.
+
+        Raises:
+            LLMError: the connection broke.
+        """
+        while len(body) < stop_at_bytes and (data := await self.read()):
             body += data
 
     async def aclose(self) -> None:
@@ -95,8 +100,8 @@ class HttpResponse:
         The close continues if the caller is cancelled. Otherwise httpcore's pool would have a half-closed connection.
         """
         closing = asyncio.ensure_future(self._close())
-        ending.add(closing)
-        closing.add_done_callback(ending.discard)
+        ending_tasks.add(closing)
+        closing.add_done_callback(ending_tasks.discard)
         await asyncio.shield(closing)
 
     async def _close(self) -> None:
@@ -135,7 +140,7 @@ class Client:
 
         Args:
             request: a request to the client's endpoint.
-            classify: chooses the error class of an error response that the tables of ``error_mapping`` do not decide.
+            classify: returns the error class of an error response if the tables of ``error_mapping`` have none.
 
         Returns:
             A response with a 2xx status.
@@ -247,7 +252,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
         return await _send(request, connections)
 
     async def prepare(self) -> None:
-        """Import httpcore, so that the first request does not wait for the import."""
+        """Create and close a transport, so that the first request does not wait for one-time initialization."""
         await pool.Connections(pool.Route("http")).aclose()
 
 
@@ -305,8 +310,9 @@ async def _send(request: httpx.Request, connections: pool.Connections) -> httpx.
 def _has_extra_bytes(stream: Any, connection: Any) -> bool:
     """Return whether the server sent bytes after the end of the response.
 
-    h11 would parse them as the start of the next response. httpcore has no public attribute for them, so that this
-    reads private ones of httpcore 1.0. ``tests/integration/transport/test_untrusted.py`` fails if they move.
+    h11 would parse these bytes as the start of the next response. httpcore has no public attribute for them. This
+    function reads private attributes of httpcore 1.0. ``tests/integration/transport/test_untrusted.py`` fails if they
+    move.
     """
     for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
         stream = getattr(stream, name, None)

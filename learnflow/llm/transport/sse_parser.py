@@ -77,7 +77,7 @@ class SSEParser(StreamParser):
             if self.finish is None and self._finish_missing and seen:
                 self.finish = "tool_calls" if self._calls else "stop"
             if self.finish is None:
-                self.fail(self._missing_finish())
+                self.fail(self._no_finish_error())
             return
         chunk = self._parse_object(data, "an event of the stream")
         if event == b"error" or chunk.get("error") or chunk.get("object") == "error":
@@ -183,14 +183,14 @@ class SSEParser(StreamParser):
         if chunk.get("error"):
             self.fail(error_mapping.map_error_object(chunk, began=True))
 
-    def _missing_finish(self) -> LLMError:
+    def _no_finish_error(self) -> LLMError:
         if self._notice:
             return error_mapping.map_error_object(self._notice, began=self._has_text)
         if self.ended:
             return errors.FinishMissing("the stream ended with [DONE], but no finish_reason came")
         if self._is_document and not self._text_after_finish:
             return errors.FinishMissing("the response has no finish_reason")
-        return super()._missing_finish()
+        return super()._no_finish_error()
 
 
 def _index(value: dict[str, Any]) -> int | None:

@@ -34,18 +34,18 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _SHAPE_ERRORS: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 MAX_NAME_CHARS: Final = 300  # length of the name of a model or tool, and of the id of a tool call
 _MAX_CALLS: Final = 1000  # tool calls of one answer
-_MIN_CHARS_LIMIT: Final = 1024 * 1024  # an answer may always have this length
+_LOWEST_MAX_CHARS: Final = 1024 * 1024  # the maximum length is never below this
 _MAX_CHARS_PER_TOKEN: Final = 64  # most tokens have about four; a token of blanks may have a hundred
 
 
 def dialect_error(what: str) -> LLMError:
     """Return the error for a part of a response that the server's API does not define."""
-    return errors.MalformedAnswer(f"{what} is not of the server's dialect")
+    return errors.MalformedAnswer(f"{what} is not defined by the server's API")
 
 
 def max_answer_chars(max_tokens: int | None) -> int:
     """Return the maximum length of an answer in characters. A longer answer counts as endless."""
-    return max(_MIN_CHARS_LIMIT, _MAX_CHARS_PER_TOKEN * (max_tokens or 0))
+    return max(_LOWEST_MAX_CHARS, _MAX_CHARS_PER_TOKEN * (max_tokens or 0))
 
 
 class StreamParser:
@@ -130,7 +130,7 @@ class StreamParser:
         calls = tuple(delta for call in self._calls for delta in call.start())  # calls without arguments
         self._deltas += [Delta(calls=calls)] if calls and not self.fault else []
         if not self.fault and (self.finish is None or (self._text_after_finish and not self.ended)):
-            self.fail(self._missing_finish())
+            self.fail(self._no_finish_error())
         return self._take_deltas()
 
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -163,7 +163,7 @@ class StreamParser:
         """Add a piece of a tool call. Return the deltas.
 
         Args:
-            key: the server's index of the call, with that of its choice; None without an index.
+            key: the index of the call that the server sent, with the index of its choice; None without an index.
             piece: the JSON object.
         """
         function, calls = piece.get("function") or {}, self._calls
@@ -264,7 +264,7 @@ class StreamParser:
         else:
             self.finish = self.finish or ("tool_calls" if self._calls and known == "stop" else known)
 
-    def _missing_finish(self) -> LLMError:
+    def _no_finish_error(self) -> LLMError:
         """Return the error for a response that ended without a finish reason."""
         if not self._seen:
             return errors.EmptyStream("the response has status 200 and an empty body")

@@ -57,7 +57,7 @@ def _join(name: str, pieces: list[Any]) -> Any:
 
 
 class PartialCall:
-    """A tool call while it arrives. Its deltas begin with its arguments. Later, its id and name do not change.
+    """A tool call while it arrives. No delta is returned before its name. After that, id and name are fixed.
 
     Args:
         index: the index of the call in the answer, from 0.

@@ -78,7 +78,7 @@ def test_back_off_doubles_with_jitter_up_to_maximum(retries: int, jitter: float)
         ),  # white space is not shown twice
         (
             errors.NotContinued("x"),
-            {"has_partial": True, "prefilled": True, "stepped_back": True},
+            {"has_partial": True, "prefilled": True, "prefill_before_last_word": True},
             ("alternative", "keep"),
         ),
         (errors.NotContinued("x"), {"has_partial": True, "text_shown": True}, ("next", "keep")),
