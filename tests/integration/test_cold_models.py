@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support import TEXT, provider_for, router
+from support import TEXT, Own, provider_for, router
 
 from learnflow.llm import Capabilities, errors
 from learnflow.llm.providers import CustomProvider
@@ -104,6 +104,26 @@ async def test_load_beyond_load_timeout_is_failure(monkeypatch: pytest.MonkeyPat
         chain = router(provider_for(one), Cloud(base_url=two.base_url, model="fault-model"))
         assert (await chain.complete("hi")).text == TEXT
         assert len(two.seen) == 1
+
+
+class RaisingLoad(Own):
+    """A provider of an application that reports a load, and raises if it is loaded."""
+
+    async def generate(self, *_: object, **__: object) -> str:  # type: ignore[override]
+        raise errors.ModelLoading("loading")
+
+    complete = generate  # type: ignore[assignment]
+
+    async def warm_up(self, model: str | None = None) -> None:
+        raise RuntimeError("secret")
+
+
+async def test_load_that_raises_is_failure_of_provider() -> None:
+    async with FaultServer("vllm", TEXT) as server:
+        with pytest.raises(errors.LLMError) as caught:
+            await router(RaisingLoad([]), retries=0).complete("hi", timeout=5)
+        assert "secret" not in str(caught.value)
+        assert (await router(RaisingLoad([]), provider_for(server)).complete("hi")).provider == "vllm"
 
 
 async def test_server_that_loads_forever_is_polled_slowly() -> None:

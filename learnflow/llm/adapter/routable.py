@@ -185,7 +185,7 @@ class RoutableProvider(LLMProvider):
         except LLMError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  # an application's own provider may raise anything
-            failure = errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=self.name)
+            failure = exception_error(error, self.name)
         finally:
             CAPACITY.release(slot)
         raise failure.with_traceback(None)
@@ -287,6 +287,11 @@ class _TimeLimitedEmit(Relay):
 def comparable_names(model: str | None) -> frozenset[str]:
     """Return the name of a model in lower case, without vendor and ``:latest``. Return no name for None."""
     return frozenset([model.rpartition("/")[2].removesuffix(":latest").casefold()] if model else [])
+
+
+def exception_error(error: Exception, provider: str) -> LLMError:
+    """Return the error for an exception of an application's provider. Its message may quote the prompt: drop it."""
+    return errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=provider)
 
 
 def routable(provider: LLMProvider) -> RoutableProvider:

@@ -17,6 +17,7 @@ from typing import Final
 from .. import errors
 from ..adapter.capacity import CAPACITY, Ticket
 from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, limit_rest, split_text
+from ..adapter.routable import exception_error
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
 from ..errors import LLMError, Tried
@@ -358,5 +359,5 @@ async def _run_attempt(option: Option, call: Call, attempt: Attempt, emit: Emit)
     except LLMError:
         raise
     except Exception as error:  # noqa: BLE001  # drop its message, which may quote the prompt
-        failure = errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=option.name)
+        failure = exception_error(error, option.name)
     raise failure

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Final
 
 from .. import events
-from ..adapter.routable import Facts, RoutableProvider, routable
+from ..adapter.routable import Facts, RoutableProvider, exception_error, routable
 from ..base import LLMProvider
 from ..completion import Completion
 from ..errors import LLMError
@@ -189,6 +189,8 @@ class Option:
                 await self.provider.warm_up(self.model)
             except LLMError as error:
                 return error
+            except Exception as error:  # noqa: BLE001  # of an application's own provider
+                return exception_error(error, self.name)
             return None
 
         return self._shared.start("load", load)
