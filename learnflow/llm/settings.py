@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
@@ -22,6 +22,7 @@ from .errors import NotConfigured
 from .parameters import Count, CountOrZero, Seconds, describe_faults
 from .provider_spec import ProviderSpec
 
+NODE_PREFIX: Final = "LLM_MODEL_"  # of the variables with the models of nodes
 _SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
 
@@ -202,10 +203,12 @@ def load_provider(spec: ProviderSpec) -> ProviderSettings:
     return _read(ProviderSettings, spec.spellings, spec.name)
 
 
-def node_model(node: str) -> str | None:
-    """Return ``LLM_MODEL_<NODE>``, the model of a node of LearnFlow's graph; None if unset."""
-    variables = settings_sources.find_variables([f"LLM_MODEL_{node.upper()}"], settings_sources.read_sources())
-    return next((variable.value for variable in variables), None)
+def node_models() -> dict[str, str]:
+    """Return the models of the nodes of LearnFlow's graph, by their variables: ``LLM_MODEL_<NODE>``."""
+    sources = settings_sources.read_sources()
+    names = {name for values in sources.values() for name in values if name.startswith(NODE_PREFIX)}
+    variables = (next(settings_sources.find_variables([name], sources), None) for name in sorted(names))
+    return {variable.name: variable.value for variable in variables if variable}
 
 
 def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]], provider: str | None) -> _SettingsT:

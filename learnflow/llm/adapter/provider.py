@@ -88,7 +88,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         overrides, ages = own.configured_capabilities, replay is None
-        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, ages=ages)
+        others = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
+        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, others, ages=ages)
         log_content, reask = common.llm_log_content, common.llm_reask
         self._journal = journal.configured(common)
         self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)

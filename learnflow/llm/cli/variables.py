@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..provider_spec import ProviderSpec
-from ..settings import Settings
+from ..settings import NODE_PREFIX, Settings, node_models
 from ..settings_sources import find_variables, read_sources
 
-_NODE_PREFIX: Final = "LLM_MODEL_"
 _MIN_SIMILARITY: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
 
 
@@ -32,10 +31,9 @@ class Variable:
 def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
     """Return the variables that are set, of this package and of these providers, in order of precedence."""
     sources = read_sources()
-    nodes = {name for values in sources.values() for name in values if name.startswith(_NODE_PREFIX)}
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     settings += [spec.spellings(name) for spec in specs for name in spec.settings]
-    settings += [(name,) for name in sorted(nodes)]
+    settings += [(name,) for name in node_models()]
     result: list[Variable] = []
     for spellings in settings:
         effective: str | None = None
@@ -57,7 +55,7 @@ def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> I
     known = suggestions | _names(others) | {name for spec in specs for name in spec.server.server_variables}
     for source, values in read_sources().items():
         for name in sorted(set(values) - known):
-            similar = [] if name.startswith(_NODE_PREFIX) else _similar(name, suggestions)
+            similar = [] if name.startswith(NODE_PREFIX) else _similar(name, suggestions)
             if similar and _similar(name.partition("_")[0], {similar[0].partition("_")[0]}):
                 yield Variable(name, source), similar[0]
 
