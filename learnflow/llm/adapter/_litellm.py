@@ -8,7 +8,7 @@ them.
 - ``get_complete_url``, ``transform_request``, ``get_error_class``: methods of that configuration
 - ``get_optional_params``: converts OpenAI's parameters to the provider's
 - ``exception_type``: raises the exception for an error response
-- ``model_cost``, ``cost_per_token``: the price of a cloud model
+- ``cost_per_token``: the price of a cloud model
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..completion import Usage
 from ..errors import LLMError
 from ..process import register
 from ..provider_spec import ProviderSpec
-from ..servers.model_prices import find_row
+from ..servers.model_prices import find_key, find_row
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
 from ..transport.untrusted import dollars
@@ -124,12 +124,11 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
     """Return the price of an answer in US dollars; None if LiteLLM has no price, or the tokens are unknown."""
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
-    litellm = _load()
-    name = f"{spec.price_prefix}/{model}"
-    if name not in litellm.model_cost and model not in litellm.model_cost:  # LiteLLM would send a request
+    name = find_key(spec, model)
+    if name is None:  # LiteLLM would send a request
         return None
     try:
-        parts = litellm.cost_per_token(
+        parts = _load().cost_per_token(
             model=name,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
