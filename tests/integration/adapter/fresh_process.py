@@ -107,7 +107,7 @@ def refusals_and_prices() -> None:
 
     for spec in SPECS.values():
         _litellm._prepare(spec, configure_endpoint(spec, ProviderSettings(), "http://127.0.0.1:9", "k"))
-        _litellm.classify_error(spec, "llama3", 400, b'{"error": {"message": "no"}}', {})
+        _litellm.classify_error(spec, "llama3", 400, "no")
         _litellm.price(spec, "llama3", completion.Usage(1, 1, 2))
 
 
