@@ -62,9 +62,14 @@ _prepared: Final = register("prepared prefixes of LiteLLM", set[str]())
 
 async def prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
     """Import LiteLLM, and fill its caches for this provider, in a thread. The first call takes seconds."""
-    if spec.litellm not in _prepared:
+    if not is_prepared(spec):
         await asyncio.to_thread(_prepare, spec, endpoint)
         await NETWORK.prepare()
+
+
+def is_prepared(spec: ProviderSpec) -> bool:
+    """Return whether LiteLLM is imported and prepared for this provider."""
+    return spec.litellm in _prepared
 
 
 def write(
@@ -249,7 +254,7 @@ def _convert_error(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
 def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
     """Write one request without sending it, so that LiteLLM does its imports and fills its caches in this thread."""
     with _lock:
-        if spec.litellm not in _prepared:
+        if not is_prepared(spec):
             with suppress(errors.Unsupported):  # LiteLLM has no parameters for this vendor
                 write(spec, endpoint, "-", [{"role": "user", "content": "-"}], {"temperature": 0.0, "max_tokens": 1})
             _prepared.add(spec.litellm)

@@ -30,7 +30,7 @@ from . import _litellm, structured_output
 from .capacity import CAPACITY
 from .context_window import ContextBudget
 from .redaction import redact
-from .request import Request, Variant
+from .request import Request, Variant, write_texts
 
 # An adjustment of a request for a server that would continue an assistant message at the end of a prompt.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
@@ -194,8 +194,9 @@ class _AttemptRun:
                 self._report_adjusted(adjustment, tight=budget.tight)
                 if self._request.user_message_added:
                     self._report_adjusted(_MESSAGE_ADDED)
-                # Import LiteLLM last, because it is slow: a check above may fail first
-                await _litellm.prepare(spec, runner.client.endpoint)
+                if not self._request.is_passed_by_litellm:
+                    # Import LiteLLM last, because it is slow: a check above may fail first
+                    await _litellm.prepare(spec, runner.client.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
@@ -259,7 +260,7 @@ class _AttemptRun:
                     feed = partial(self._feed, answer)
                     await reader.read(partial(self._send, variant, reader), deadline, feed, emit.drain)
             except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
-                error = self._classify(failure)
+                error = await self._classify(failure)
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
                     variant = self._next_variant(variant, error)
                     continue
@@ -291,10 +292,11 @@ class _AttemptRun:
         self._report_adjusted(adjustment)
         return variant
 
-    def _classify(self, error: Exception) -> Exception:
+    async def _classify(self, error: Exception) -> Exception:
         """Return a more specific error if LiteLLM recognises the message of a server; else the error."""
         if not (isinstance(error, _UNEXPLAINED_ERRORS) and error.server_message):
             return error
+        await _litellm.prepare(self._spec, self._client.endpoint)
         status, message = error.status or _BAD_REQUEST, error.server_message
         kind = _litellm.classify_error(self._spec, self._model, status, message)
         return change_class(error, kind) if kind in (errors.ContextOverflow, errors.ContentFiltered) else error
@@ -358,7 +360,8 @@ class _AttemptRun:
             write, body = continuation_spec.dialect.continuation, parameters.get("extra_body", {})
             request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
-        return _litellm.write(spec, self._client.endpoint, model, messages, parameters)
+        write_request = _litellm.write if _litellm.is_prepared(spec) else write_texts
+        return write_request(spec, self._client.endpoint, model, messages, parameters)
 
     async def _complete(self, answer: Answer) -> Completion:
         """Check the answer, and return the completion.
