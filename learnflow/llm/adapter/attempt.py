@@ -307,9 +307,10 @@ class _AttemptRun:
             events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
 
     def _first_variant(self) -> Variant:
-        """Return the variant for a new model: without a JSON schema if the operator configured it as unsupported."""
+        """Return the variant for a new model: without a JSON schema if the operator denies it."""
         no_schema = self._catalog.overrides.get("json_schema") is False
-        return Variant(schema_mode_index=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
+        schema_mode_index = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0
+        return Variant(rejected=self._catalog.rejected(self._model), schema_mode_index=schema_mode_index)
 
     def _time_limits(self, variant: Variant) -> Times:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
@@ -354,7 +355,7 @@ class _AttemptRun:
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
         prefill = attempt.raw if continuation_spec and continuation_spec.dialect.prefill else None
         messages, parameters = self._request.to_litellm(
-            model, variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
+            variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
         if continuation_spec and continuation_spec.dialect.continuation:
             write, body = continuation_spec.dialect.continuation, parameters.get("extra_body", {})
