@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import stat
 import time
@@ -17,7 +18,8 @@ from learnflow.llm import RouterProvider, TextDelta, errors, events, journal
 from learnflow.llm.adapter.routable import Facts, RoutableProvider
 from learnflow.llm.base import Call
 from learnflow.llm.completion import Completion, Resumed, ServedModel
-from learnflow.llm.journal import Journal
+from learnflow.llm.journal import JournalFile
+from learnflow.llm.settings import Settings
 from learnflow.llm.stream import Emit, Work
 from learnflow.llm.testing import Cut, ScriptedProvider, no_waiting
 
@@ -33,14 +35,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "journal"
 
 
-def journal_of(folder: Path, ttl_s: float = 86400.0) -> Journal:
-    return Journal(folder, sync=False, ttl_s=ttl_s)
+def open_file(folder: Path, digest: str = DIGEST) -> JournalFile:
+    file = journal.open_file(Settings(llm_journal=folder), digest, Emit())
+    assert file
+    return file
+
+
+def text_of(file: JournalFile) -> str:
+    return "".join(file.pieces)
 
 
 def write(folder: Path, pieces: list[str] = PIECES) -> Path:
     """Write a file as a process that was killed leaves it. Return its path."""
-    file = journal_of(folder).open(DIGEST)
-    assert file
+    file = open_file(folder)
     for piece in pieces:
         file._unwritten.append(piece)
         file.write()
@@ -50,12 +57,7 @@ def write(folder: Path, pieces: list[str] = PIECES) -> Path:
 
 def texts(folder: Path) -> list[str]:
     """Return the texts of all files."""
-    texts = []
-    for path in journal_of(folder).paths() if folder.exists() else ():
-        if file := journal_of(folder).reopen(path, locks=False):
-            texts.append(file.text)
-            file.close()
-    return texts
+    return ["".join(journal.read(path)[0]) for path in journal.paths(folder)]
 
 
 class Continuing(ScriptedProvider, RoutableProvider):
@@ -234,7 +236,7 @@ async def test_two_equal_requests_at_once_are_two_answers(folder: Path) -> None:
     provider = Stalling()
     first, second = router(provider).stream("hi"), router(provider).stream("hi")
     assert [await anext(first), await anext(second)] == [TEXT[:40], TEXT[:40]]
-    assert len(journal_of(folder).paths()) == 2
+    assert len(journal.paths(folder)) == 2
     provider.released.set()
     assert [await anext(first), await anext(second)] == [TEXT[40:], TEXT[40:]]
 
@@ -288,22 +290,15 @@ async def test_record_cut_at_every_byte_is_used_up_to_its_last_whole_record(
 ) -> None:
     path = write(folder)
     data = path.read_bytes()
-    beginnings = {"".join(PIECES[:count]) for count in range(len(PIECES) + 1)}
-    for length in range(len(data)):
+    for length in range(1, len(data)):
         path.write_bytes(data[:length])
-        file = journal_of(folder).open(DIGEST)
-        assert file
-        assert file.text in beginnings
-        assert len(file.text) >= len("".join(PIECES[: max(0, data[:length].count(b"\n") - 2)]))
-        file.add("new text")
+        file = open_file(folder)
+        assert text_of(file) == "".join(PIECES[: data[:length].count(b"\n")])
+        file(TextDelta("new text"))
         file.close()
-        (again,) = texts(folder)
-        assert again == file.text + "new text"
+        assert texts(folder) == [text_of(file) + "new text"]
         file.path.unlink()
-    assert {event.fault for event in warnings_of(events_seen)} <= {
-        "it is not used: it is damaged",
-        "it is not used: it is damaged, or of another version",
-    }
+    assert {event.fault for event in warnings_of(events_seen)} == {"it is not used (damaged, or of another version)"}
 
 
 def test_changed_byte_is_never_used(folder: Path) -> None:
@@ -311,11 +306,32 @@ def test_changed_byte_is_never_used(folder: Path) -> None:
     data = path.read_bytes()
     for at in range(len(data)):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-        file = journal_of(folder).open(DIGEST)
-        assert file
-        assert "".join(PIECES).startswith(file.text)
+        file = open_file(folder)
+        assert "".join(PIECES).startswith(text_of(file))
         file.close(deletes=True)
         path.unlink(missing_ok=True)
+
+
+def test_text_behind_a_damaged_record_is_not_used_again(folder: Path) -> None:
+    """A new record may be as long as the damaged one, so that the record behind it would be whole again."""
+    path = write(folder, ["first", "other", "third"])
+    path.write_bytes(path.read_bytes().replace(b"other", b"wrong"))
+    file = open_file(folder)
+    assert text_of(file) == "first"
+    file._unwritten.append("OTHER")
+    file.close()
+    assert texts(folder) == ["firstOTHER"]
+
+
+@pytest.mark.parametrize("data", [b"\xff\n", b"x [\n", b"x " + b"[" * 100_000 + b"\n", b'x {"a": 1}\n', b"x 7\n"])
+def test_file_of_another_format_is_deleted(folder: Path, data: bytes) -> None:
+    path = write(folder)
+    path.write_bytes(data)
+    file = open_file(folder)
+    assert text_of(file) == ""
+    assert journal.paths(folder) == [file.path]
+    assert file.path != path
+    file.close(deletes=True)
 
 
 @pytest.mark.parametrize(
@@ -323,15 +339,15 @@ def test_changed_byte_is_never_used(folder: Path) -> None:
     [
         ("old", True),
         ("version", True),
-        ("digest", True),
-        ("foreign", False),
+        ("request", True),
         ("link", False),
         ("pipe", False),
+        ("owner", False),
         ("folder", False),
     ],
 )
 def test_unusable_file_is_not_used_and_reported_once(
-    folder: Path, events_seen: list[object], change: str, is_deleted: bool
+    folder: Path, events_seen: list[object], change: str, is_deleted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(folder)
     data = path.read_bytes()
@@ -339,23 +355,32 @@ def test_unusable_file_is_not_used_and_reported_once(
     if change == "old":
         path.write_bytes(data)
         os.utime(path, (time.time() - 90000, time.time() - 90000))
-    elif change == "version":
-        path.write_bytes(data.replace(b"journal 1", b"journal 2"))
-    elif change == "digest":
-        path.write_bytes(data[: data.index(b"\n") + 1] + journal._encode("f" * 32))
-    elif change == "foreign":
-        path.write_bytes(b"an important file")
+    elif change == "version":  # the same text with a checksum of another version
+        checksum = hashlib.blake2b(data[17:-1], digest_size=8, key=b"2" + DIGEST.encode()).hexdigest()
+        path.write_bytes(checksum.encode() + data[16:])
+    elif change == "request":
+        path.write_bytes(journal._encode(Path("f" * 32), PIECES))
+    elif change == "owner":
+        path.write_bytes(data)
+        number, real = path.stat().st_ino, os.fstat
+
+        def report_other_owner(descriptor: int) -> Any:
+            status = real(descriptor)
+            uid = status.st_uid + (status.st_ino == number)
+            return os.stat_result((*status[:4], uid, *status[5:]))
+
+        monkeypatch.setattr(os, "fstat", report_other_owner)
     elif change == "link":
         (folder.parent / "secret").write_bytes(data)
         path.symlink_to(folder.parent / "secret")
     elif change == "pipe":
         os.mkfifo(path)
+        os.utime(path, (1, 1))
     else:
         path.mkdir()
     for _ in range(2):
-        file = journal_of(folder).open(DIGEST)
-        assert file
-        assert file.text == ""
+        file = open_file(folder)
+        assert text_of(file) == ""
         file.close(deletes=True)
     assert len(warnings_of(events_seen)) == 1
     assert os.path.lexists(path) is not is_deleted
@@ -364,9 +389,8 @@ def test_unusable_file_is_not_used_and_reported_once(
 def test_old_files_of_other_requests_are_deleted(folder: Path) -> None:
     path = write(folder)
     os.utime(path, (1, 1))
-    other = journal_of(folder).open("f" * 32)
-    assert other
-    assert journal_of(folder).paths() == [other.path]
+    other = open_file(folder, "f" * 32)
+    assert journal.paths(folder) == [other.path]
     other.close(deletes=True)
 
 
@@ -394,14 +418,11 @@ def test_folder_with_wider_rights_is_reported_once(folder: Path, events_seen: li
 
 def test_locked_file_is_left_to_its_owner(folder: Path) -> None:
     path = write(folder)
-    first = journal_of(folder).open(DIGEST)
-    second = journal_of(folder).open(DIGEST)
-    assert first
-    assert second
-    assert (first.path, first.text, second.text) == (path, "".join(PIECES), "")
+    first, second = open_file(folder), open_file(folder)
+    assert (first.path, text_of(first), text_of(second)) == (path, "".join(PIECES), "")
     first.close()
     second.close(deletes=True)
-    assert journal_of(folder).paths() == [path]
+    assert journal.paths(folder) == [path]
 
 
 def test_lock_ends_with_the_parent_although_a_child_lives(folder: Path) -> None:
@@ -409,8 +430,7 @@ def test_lock_ends_with_the_parent_although_a_child_lives(folder: Path) -> None:
     ready, go = os.pipe(), os.pipe()
     parent = os.fork()
     if parent == 0:
-        file = journal_of(folder).open(DIGEST)
-        assert file
+        file = open_file(folder)
         file._unwritten.append("text of the parent")
         file.write()
         if os.fork() == 0:
@@ -423,30 +443,44 @@ def test_lock_ends_with_the_parent_although_a_child_lives(folder: Path) -> None:
         os.read(ready[0], 1)
         os._exit(0)  # like a kill: nothing is closed
     os.waitpid(parent, 0)
-    reopened = journal_of(folder).open(DIGEST)
+    reopened = open_file(folder)
     os.write(go[1], b"x")
-    assert reopened
-    assert reopened.text == "text of the parent"
+    assert text_of(reopened) == "text of the parent"
     reopened.close(deletes=True)
     for descriptor in (*ready, *go):
         os.close(descriptor)
 
 
+@pytest.mark.parametrize("writes", [0, 1])
 async def test_full_disk_does_not_fail_the_answer(
-    folder: Path, events_seen: list[object], monkeypatch: pytest.MonkeyPatch
+    folder: Path, events_seen: list[object], monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
-    def fail(self: object, data: bytes) -> None:
-        if data.startswith(journal._VERSION):
-            return
-        raise OSError(28, "No space left on device")
+    """A write fails, or only a part of it is written."""
 
-    monkeypatch.setattr(journal.JournalFile, "_write", fail)
+    def write_some(descriptor: int, data: bytes, at: int) -> int:
+        if not writes:
+            raise OSError(28, "No space left on device")
+        return os.pwritev(descriptor, [data[:5]], at)
+
+    monkeypatch.setattr(os, "pwrite", write_some)
     monkeypatch.setattr(journal, "_MAX_UNWRITTEN_CHARS", 1)
     for _ in range(2):
         assert await router(ScriptedProvider(["a b c d e"])).generate("hi") == "a b c d e"
     (warning,) = warnings_of(events_seen)
-    assert "No space left" in warning.fault
+    assert ("the disk is full" if writes else "No space left") in warning.fault
     assert list(folder.iterdir()) == []
+
+
+def test_text_is_written_once_the_disk_has_space_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = open_file(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda descriptor, data, at: os.pwritev(descriptor, [data[:-1]], at))
+        file._unwritten.append("a longer first part, ")
+        file.write()
+        assert texts(folder) == [""]
+    file._unwritten.append("and a second one")
+    file.close()
+    assert texts(folder) == ["a longer first part, and a second one"]
 
 
 async def test_folder_that_cannot_be_made_does_not_fail_the_answer(
@@ -472,8 +506,8 @@ async def test_sync_writes_each_record_to_the_disk(folder: Path, monkeypatch: py
 
 
 async def test_without_the_variable_nothing_is_wrapped(tmp_path: Path) -> None:
-    work = router(Continuing()).start
-    assert journal.record(None, work, None).func is work  # type: ignore[arg-type, attr-defined]
+    run = router(Continuing())._run
+    assert journal.record(Settings(), 1.0, run, Call("hi")).func is run  # type: ignore[arg-type, attr-defined]
     await interrupt("stream")
     assert [path.name for path in tmp_path.iterdir()] == []
 
