@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TEXT, TOOL, Quiz, request_text, router
+from click.testing import CliRunner, Result
+from support import TEXT, TOOL, IdleClockLoop, Quiz, request_text, router
 
 from learnflow.llm import RouterProvider, TextDelta, errors, events, journal
 from learnflow.llm.adapter.routable import Facts, RoutableProvider
 from learnflow.llm.base import Call
+from learnflow.llm.cli.journal import journal as journal_command
 from learnflow.llm.completion import Completion, Resumed, ServedModel
 from learnflow.llm.journal import JournalFile
 from learnflow.llm.settings import Settings
@@ -257,6 +259,107 @@ async def test_text_that_no_provider_continues_begins_anew(folder: Path) -> None
     with no_waiting():
         assert await request_text(router(deviant), "stream") == "Something else entirely"
     assert list(folder.iterdir()) == []
+
+
+class SlowDeviant(ScriptedProvider):
+    """A provider that takes 6 seconds for an answer, and never continues a text."""
+
+    def start(self, call: Call) -> Work:
+        async def work(emit: Emit) -> Completion:
+            await asyncio.sleep(6)
+            emit(TextDelta("Something else"))
+            return Completion(text="Something else", finish="stop", provider=self.name, model=ServedModel("x"))
+
+        return work
+
+
+@pytest.mark.parametrize("how", METHODS)
+@pytest.mark.parametrize("keyword", ["timeout", "deadline"])
+@pytest.mark.usefixtures("folder")
+def test_answer_begun_anew_has_the_time_that_is_left(how: str, keyword: str) -> None:
+    """The continuation takes 6 of 10 seconds, so that 4 are left for the new answer."""
+
+    async def run() -> float:
+        await interrupt("stream")
+        began = asyncio.get_running_loop().time()
+        call, chain = ({"timeout": 10}, {}) if keyword == "timeout" else ({}, {"deadline": 10})
+        with pytest.raises(errors.TimedOut):
+            await request_text(router(SlowDeviant(), **chain), how, **call)
+        return asyncio.get_running_loop().time() - began
+
+    with asyncio.Runner(loop_factory=IdleClockLoop) as runner:
+        assert 9.9 < runner.run(run()) < 10.1
+
+
+@pytest.mark.parametrize("method", ["ainvoke", "astream", "stream"])
+async def test_langchain_model_continues_a_text(folder: Path, method: str) -> None:
+    from learnflow.llm.integrations.langchain import ChatLearnFlow  # noqa: PLC0415  # slow
+
+    async def send(chain: RouterProvider, method: str) -> str:
+        chat = ChatLearnFlow(provider=chain)
+        if method == "ainvoke":
+            return str((await chat.ainvoke("hi")).content)
+        if method == "stream":
+            return "".join(await asyncio.to_thread(lambda: [str(chunk.content) for chunk in chat.stream("hi")]))
+        return "".join([str(chunk.content) async for chunk in chat.astream("hi")])
+
+    with pytest.raises(errors.LLMError), no_waiting():
+        await send(cut_chain(TEXT[:40]), "astream")
+    assert texts(folder) == [TEXT[:40]]
+    assert await send(router(Continuing()), method) == TEXT
+    assert list(folder.iterdir()) == []
+
+
+async def test_resumed_answers_are_counted(folder: Path) -> None:
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415
+
+    from learnflow.llm.integrations import prometheus  # noqa: PLC0415
+
+    registry = CollectorRegistry()
+    detach = prometheus.attach(registry)
+
+    def count(source: str) -> float | None:
+        return registry.get_sample_value(
+            "learnflow_llm_resumed_answers_total", {"provider": "scripted", "source": source}
+        )
+
+    await interrupt("stream")
+    await request_text(router(Continuing()), "complete")
+    assert (count("journal"), count("call"), count("stream")) == (1, None, None)
+    await request_text(router(Continuing()), "complete", after=TEXT[:30])
+    await request_text(router(ScriptedProvider([Cut([TEXT[:40]])]), Continuing(), retries=0), "stream")
+    assert (count("journal"), count("call"), count("stream")) == (1, 1, 1)
+    detach()
+
+
+def run_command(*arguments: str) -> Result:
+    return CliRunner().invoke(journal_command, arguments, standalone_mode=False, catch_exceptions=False)
+
+
+def test_command_lists_and_clears_unfinished_answers(folder: Path) -> None:
+    assert "no answer is unfinished" in run_command("list").output
+    path, text = write(folder), "".join(PIECES)
+    used = open_file(folder, "f" * 32)
+    used._unwritten.append("secret answer")
+    used.write()
+    (folder / "of another program.journal").write_text("x", encoding="utf-8")
+    listed = run_command("list")
+    assert listed.return_value == 0
+    assert [line.split()[0] for line in listed.output.splitlines()] == ["FILE", path.name, used.path.name]
+    assert str(len(text)) in listed.output
+    assert "RSA" not in listed.output
+    assert "secret" not in listed.output
+    assert "1 unfinished answers deleted" in run_command("clear").output
+    assert journal.paths(folder) == [used.path]
+    assert len(list(folder.iterdir())) == 2
+    used.close(deletes=True)
+    assert "0 unfinished answers deleted" in run_command("clear").output
+
+
+def test_command_requires_the_variable() -> None:
+    result = run_command("list")
+    assert result.return_value == 3
+    assert "LLM_JOURNAL" in result.stderr
 
 
 async def test_unreachable_provider_does_not_lose_the_text(folder: Path) -> None:
