@@ -185,6 +185,8 @@ class Dialect:
         body: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
             the context length. None if the parameters are fields of the body, as in OpenAI's API.
+        text_path: the path of chat requests if LiteLLM passes a request of texts unchanged. Until LiteLLM is imported,
+            such a request is written without it, because the import takes seconds (ADR 10). None otherwise.
         stream_usage: whether the server supports ``stream_options``.
         finishes_turns: whether the server certainly starts a new answer if the last message is the assistant's.
         prefill: whether the server continues the last message if it is the assistant's.
@@ -203,6 +205,7 @@ class Dialect:
     session: str | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
+    text_path: str | None = None
     stream_usage: bool = True
     finishes_turns: bool = False
     prefill: bool = False

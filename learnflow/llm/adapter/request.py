@@ -14,6 +14,8 @@ from ..base import AtMost, Prompt, may_be_left_out
 from ..errors import InvalidRequest, LLMError, Unsupported
 from ..parameters import LEVELS, LOCAL_SAMPLING
 from ..provider_spec import ProviderSpec
+from ..transport.client import HttpRequest
+from ..transport.endpoint import Endpoint
 from . import structured_output
 from .options import messages_of, parts_of, strings_of, text_of
 
@@ -84,6 +86,12 @@ class Request:
     def texts(self) -> list[str]:
         """Return the texts of the messages."""
         return [text_of(part) for message in self.messages for part in parts_of(message)]
+
+    @property
+    def is_passed_by_litellm(self) -> bool:
+        """Return whether LiteLLM would pass it to the server unchanged, see ``Dialect.text_path``."""
+        has_only_texts = all(m.keys() <= {"role", "content"} and isinstance(m["content"], str) for m in self.messages)
+        return bool(self.spec.dialect.text_path and has_only_texts) and not (self.tools or self.response_format)
 
     @property
     def images(self) -> int:
@@ -239,6 +247,15 @@ class Request:
         hint = f"Use {', '.join(levels) or 'another model'}, or leave reasoning= out"
         hint += f". {self.spec.variable('capabilities')}=reasoning sends it anyway"
         raise Unsupported(f"the model does not support reasoning{'' if value is True else f'={value!r}'}", hint=hint)
+
+
+def write_texts(
+    spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
+) -> HttpRequest:
+    """Write a request that LiteLLM would pass unchanged; see ``_litellm.write``."""
+    body = {"messages": messages, "stream": True, **parameters, **parameters.get("extra_body", {}), "model": model}
+    body.pop("extra_body", None)
+    return HttpRequest(url=f"{endpoint.base}{spec.dialect.text_path}", body=body)
 
 
 def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
