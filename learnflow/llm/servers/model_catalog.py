@@ -412,18 +412,15 @@ class ModelCatalog:
             chosen: the model that a request would use; None if that is ambiguous.
         """
         spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the day of the user
-        variables: dict[str, list[str]] = {chosen.name: [spec.variable("model")]} if chosen else {}
-        for variable, name in self._other_models.items():
-            if name:
-                variables.setdefault(name, []).append(variable)
-        for name, names in variables.items():
+        configured = {spec.variable("model"): chosen.name if chosen else None, **self._other_models}
+        for name in filter(None, dict.fromkeys(configured.values())):
             listed = server.find(name)
             if spec.api.lists_all and server.models and not listed:
                 continue  # the model of another provider
             end = (listed and listed.ends) or model_prices.end_of(spec, name)
             if end and (end - today).days <= _END_NOTICE_DAYS:
-                verb = "ended" if end < today else "ends"
-                yield f"the model {name} {verb} on {end}. Set {' and '.join(names)} to a newer one"
+                variables = " and ".join(variable for variable, model in configured.items() if model == name)
+                yield f"the model {name} {'ended' if end < today else 'ends'} on {end}. Set {variables} to a newer one"
 
     def _remarks(self, result: ProbeResult) -> str:
         """Return "ready" and remarks, for example a cold model, another model, or another kind of server."""
