@@ -418,10 +418,8 @@ def _log(event: LogEvent) -> None:
         level = "error"
     if isinstance(event, RequestAdjusted) and event.tight:
         level = "warning"
-    if log.is_enabled(level):
-        fields_ = log_fields(event).items()
-        shown = {key: value for key, value in fields_ if value not in (None, {}) and key not in _UNLOGGED_FIELDS}
-        log.line(level, name, **shown)
+    shown = {key: value for key, value in log_fields(event).items() if value not in (None, {})}
+    log.line(level, name, **{key: value for key, value in shown.items() if key not in _UNLOGGED_FIELDS})
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
