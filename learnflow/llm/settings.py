@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from typing_extensions import override
 
 from . import settings_sources
 from .base import Routing
@@ -20,7 +22,7 @@ from .errors import NotConfigured
 from .parameters import Count, CountOrZero, Seconds, describe_faults
 from .provider_spec import ProviderSpec
 
-_SettingsT = TypeVar("_SettingsT", bound="_Variables")
+_SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
 
 def _parse_networks(value: object) -> object:
@@ -59,11 +61,24 @@ def parse_equals(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 
 
-class _Variables(BaseModel, use_attribute_docstrings=True, allow_inf_nan=False):
-    """Base of the settings."""
+class EnvSettings(BaseSettings, use_attribute_docstrings=True, allow_inf_nan=False):
+    """Base of the settings. ``settings_sources`` reads their values: each file once, and with its faults."""
+
+    @classmethod
+    @override
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the only source: the given values."""
+        return (init_settings,)
 
 
-class Settings(_Variables):
+class Settings(EnvSettings):
     """The variables of all providers. Each field is a variable, in upper case."""
 
     llm_provider: str | None = None
@@ -138,7 +153,7 @@ class Settings(_Variables):
         return ranks if self.llm_fallback_enabled else ranks[:1]
 
 
-class ProviderSettings(_Variables):
+class ProviderSettings(EnvSettings):
     """The variables of one provider. The field ``model`` is the variable ``<NAME>_MODEL``."""
 
     base_url: str | None = None
