@@ -18,13 +18,6 @@ Level = Literal["debug", "info", "warning", "error"]
 _NAME: Final = "learnflow.llm"
 
 
-def is_enabled(level: Level) -> bool:
-    """Return whether a line of this level would be written."""
-    with suppress(Exception):
-        return _logger(level) is not None
-    return False
-
-
 def line(level: Level, event: str, **fields: Any) -> None:
     """Write one line."""
     with suppress(Exception):
