@@ -58,7 +58,7 @@ def own_log_level() -> Iterator[None]:
 def own_sinks() -> Iterator[None]:
     """Detach the integrations that a test, or a variable of it, attached to this process."""
     yield
-    for detach in list(integrations._detachers.values()):
+    for detach in list(integrations._detachers.values()):  # noqa: SLF001
         detach()
 
 
