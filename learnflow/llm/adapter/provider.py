@@ -21,7 +21,7 @@ from ..servers import model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
 from ..stream import Emit, Work
 from ..timeouts import settle_times
-from ..transport import pool
+from ..transport import network
 from ..transport.client import NETWORK, Client
 from ..transport.endpoint import configure_endpoint
 from . import _litellm
@@ -188,7 +188,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
         The end of the event loop also closes them.
         """
-        await pool.close_idle(self.endpoint.origin)
+        await network.close_idle(self.endpoint.origin)
 
     async def list_models(self) -> list[str]:
         """Return the names of the chat models. Raise LLMError if they cannot be listed."""
