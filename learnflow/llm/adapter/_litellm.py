@@ -8,7 +8,7 @@ them.
 - ``get_complete_url``, ``transform_request``, ``get_error_class``: methods of that configuration
 - ``get_optional_params``: converts OpenAI's parameters to the provider's
 - ``exception_type``: raises the exception for an error response
-- ``model_cost``, ``cost_per_token``: the mode and the price of a cloud model
+- ``model_cost``, ``cost_per_token``: the price of a cloud model
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ..completion import Usage
 from ..errors import LLMError
 from ..process import register
 from ..provider_spec import ProviderSpec
+from ..servers.model_prices import find_row
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
 from ..transport.untrusted import dollars
@@ -84,8 +85,9 @@ def write(
         Unsupported: the model does not support a parameter, or does not support chat, or LiteLLM cannot write the
             messages for this provider.
     """
-    if _find_mode(spec, model) != _CHAT_MODE and not spec.local:  # also imports LiteLLM, outside of the try
+    if find_row(spec, model).get("mode", _CHAT_MODE) != _CHAT_MODE:
         raise errors.Unsupported("this model is not served by chat completions", hint="Choose a chat model")
+    _load()  # outside of the try
     try:
         return _build_request(spec, endpoint, model, messages, parameters)
     except Exception as error:  # noqa: BLE001  # LiteLLM may raise any exception
@@ -226,13 +228,6 @@ def _config(spec: ProviderSpec, model: str) -> Any:
     litellm = _load()
     provider = litellm.types.utils.LlmProviders(spec.litellm)
     return litellm.utils.ProviderConfigManager.get_provider_chat_config(model, provider)
-
-
-def _find_mode(spec: ProviderSpec, model: str) -> str:
-    """Return the mode of a cloud model in LiteLLM's table; "chat" if the table does not have the model."""
-    table = _load().model_cost
-    entry = table.get(f"{spec.price_prefix}/{model}") or table.get(model) or {}
-    return str(entry.get("mode") or _CHAT_MODE)
 
 
 def _convert_error(error: Exception, parameters: Mapping[str, Any]) -> LLMError:

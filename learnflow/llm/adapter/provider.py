@@ -144,7 +144,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             return True
         if server and server.models:
             return server.find(model) is not None
-        return not self.spec.local and bool(model_prices.capabilities_of(self.spec.price_prefix, model)["context"])
+        return bool(model_prices.capabilities_of(self.spec, model)["context"])
 
     def trouble(self, model: str | None) -> str | None:
         """Return why a request for this model would fail; see ``RoutableProvider.trouble``."""

@@ -292,7 +292,7 @@ class ModelCatalog:
         )
         cost = {} if runs_locally or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": runs_locally, **cost})  # type: ignore[typeddict-item]
-        by_map = model_prices.capabilities_of(spec.price_prefix, name) if priced and name and not spec.local else {}
+        by_map = model_prices.capabilities_of(spec, name) if priced else {}
         reported = dict(model.known) if model else {}
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
 
@@ -394,7 +394,7 @@ class ModelCatalog:
     def _describe_end(self, model: Model) -> str | None:
         """Return a sentence if the model ends within 90 days; None if it does not, or if its end is unknown."""
         spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the day of the user
-        end = model.ends or (None if spec.local else model_prices.end_of(spec.price_prefix, model.name))
+        end = model.ends or model_prices.end_of(spec, model.name)
         if end is None or (end - today).days > _END_NOTICE_DAYS:
             return None
         verb = "ended" if end < today else "ends"
