@@ -19,7 +19,7 @@ from . import settings_sources
 from .base import Routing
 from .capabilities import parse_capabilities
 from .errors import NotConfigured
-from .parameters import Count, CountOrZero, Seconds, describe_faults
+from .parameters import ApiName, Count, CountOrZero, Seconds, describe_faults
 from .provider_spec import ProviderSpec
 
 _SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
@@ -169,6 +169,9 @@ class ProviderSettings(EnvSettings):
     headers: SecretStr | None = None
     """Additional headers of every request to the server: `Name: value; Name: value`, or a JSON object. `{session}` is
     the `session=` of the call. The values are secrets, and are sent like the key."""
+    api: ApiName | None = None
+    """The API of all requests: `chat` (chat completions) or `responses` (OpenAI's Responses API). Unset: chat
+    completions, unless the model or the request needs the Responses API."""
     api_version: str | None = None
     """The version of the API, for a provider that has versions."""
     context: Count | None = None
