@@ -353,20 +353,20 @@ async def test_failing_sink_fails_no_request(caplog: pytest.LogCaptureFixture) -
 
 
 async def test_environment_variables_attach_sinks(
-    monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, bindable_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("LLM_METRICS_PORT", str(unused_tcp_port))
+    monkeypatch.setenv("LLM_METRICS_PORT", str(bindable_port))
     monkeypatch.setenv("LLM_OPENTELEMETRY", "true")
     monkeypatch.setattr(sinks, "_served", set())
     before = list(events._sinks)
     try:
-        with socket.create_server(("127.0.0.1", unused_tcp_port)):
+        with socket.create_server(("127.0.0.1", bindable_port)):
             get_provider("ollama")  # the port is in use: logged once
             get_provider("ollama")
             assert caplog.text.count("llm.metrics_unavailable") == 1
         get_provider("ollama")  # it is free now
         assert len(events._sinks) == len(before) + 2
-        url = f"http://127.0.0.1:{unused_tcp_port}/metrics"
+        url = f"http://127.0.0.1:{bindable_port}/metrics"
         page = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
         assert "learnflow_llm_requests_total" in page
         monkeypatch.setenv("LLM_METRICS_HOST", "a..b")
