@@ -17,12 +17,11 @@ from pydantic import BaseModel
 from support import provider_for
 
 from learnflow.llm import RouterProvider, errors
-from learnflow.llm.adapter import _litellm
 from learnflow.llm.adapter.provider import BaseProvider
-from learnflow.llm.adapter.request import build_request
 from learnflow.llm.completion import Usage
 from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider, OpenAIProvider, build
+from learnflow.llm.servers.model_prices import needs_responses
 from learnflow.llm.testing import Fault, FaultServer
 
 KEY: Final = "k-0123456789abcdef"
@@ -404,7 +403,8 @@ async def test_part_that_the_responses_api_lacks_is_refused() -> None:
 )
 def test_api_follows_from_model_and_tools(name: str, model: str, keywords: dict[str, Any], api: str) -> None:
     spec = build(name, "https://cloud.example/v1", model, KEY).spec
-    assert _litellm.choose_api(spec, model, build_request(spec, "hi", model, keywords)) == api
+    thinks = keywords.get("reasoning") not in (False, "none")
+    assert needs_responses(spec, model, tools="tools" in keywords, thinks=thinks) == (api == "responses")
 
 
 def switching(chat: Reply, responses: Reply) -> Callable[[dict[str, Any]], Reply]:

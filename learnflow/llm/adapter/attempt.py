@@ -16,12 +16,13 @@ from ..completion import CallId, Completion, ReasoningDelta, ServedModel, TextDe
 from ..errors import LLMError
 from ..parameters import ApiName
 from ..provider_spec import ProviderSpec
+from ..servers import model_prices
 from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.endpoint import add_provider
-from ..transport.error_mapping import map_exception
+from ..transport.error_mapping import change_class, map_exception
 from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
 from ..transport.responses_parser import ResponsesParser
@@ -32,12 +33,14 @@ from . import _litellm, structured_output
 from .capacity import CAPACITY
 from .context_window import ContextBudget
 from .redaction import redact
-from .request import Request, Variant
+from .request import Request, Variant, write_texts
 
 # An adjustment of a request for a server that would continue an assistant message at the end of a prompt.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _BAD_REQUEST: Final = 400
 _RETRIED_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
+# Errors with a message that ``error_mapping`` did not recognise.
+_UNEXPLAINED_ERRORS: Final = (errors.RequestRefused, errors.ErrorBody, errors.ErrorInAnswer)
 
 
 @dataclass(slots=True, eq=False)
@@ -198,8 +201,9 @@ class _AttemptRun:
                 self._report_adjusted(adjustment, tight=budget.tight)
                 if self._request.user_message_added:
                     self._report_adjusted(_MESSAGE_ADDED)
-                # Import LiteLLM last, because it is slow: a check above may fail first
-                await _litellm.prepare(spec, runner.client.endpoint)
+                if not self._request.is_passed_by_litellm:
+                    # Import LiteLLM last, because it is slow: a check above may fail first
+                    await _litellm.prepare(spec, runner.client.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
@@ -244,7 +248,9 @@ class _AttemptRun:
         is_continuation = self._attempt.prefix is not None
         while True:
             await self._check_locality(deadline)
-            api = variant.api or _litellm.choose_api(self._spec, model, self._request)
+            api = variant.api or self._choose_api()
+            if api == "responses":  # a request of texts may be the first that LiteLLM writes
+                await _litellm.prepare(self._spec, self._client.endpoint)
             make_parser = ResponsesParser if api == "responses" else self._spec.dialect.parser or SSEParser
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
             reader = AnswerReader(parser, self._time_limits(variant), self._load_probe())
@@ -265,7 +271,7 @@ class _AttemptRun:
                     send = partial(self._send, replace(variant, api=api), reader)
                     await reader.read(send, deadline, feed, emit.drain)
             except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
-                error = self._judge(failure)
+                error = await self._classify(failure)
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
                     variant = self._next_variant(variant, error, api)
                     continue
@@ -276,6 +282,12 @@ class _AttemptRun:
             self._budget.mark_loaded()
             answer.end()
             return answer
+
+    def _choose_api(self) -> ApiName:
+        """Choose the API for the request by the price map."""
+        request, thinks = self._request, self._request.reasoning not in (False, "none")
+        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), thinks=thinks)
+        return "responses" if needs else "chat"
 
     async def _check_locality(self, deadline: float) -> None:
         """Raise NotLocal if the model is forwarded now: the wait for a slot or a failed load may have taken minutes."""
@@ -297,15 +309,14 @@ class _AttemptRun:
         self._report_adjusted(adjustment)
         return variant
 
-    def _judge(self, error: Exception) -> Exception:
-        """Return a ContextOverflow if LiteLLM recognises one in an error object with status 200; else the error."""
-        message = error.server_message if isinstance(error, errors.ErrorBody | errors.ErrorInAnswer) else ""
-        kind = message and _litellm.classify_error(self._spec, self._model, _BAD_REQUEST, message.encode(), {})
-        if kind is not errors.ContextOverflow:
+    async def _classify(self, error: Exception) -> Exception:
+        """Return a more specific error if LiteLLM recognises the message of a server; else the error."""
+        if not (isinstance(error, _UNEXPLAINED_ERRORS) and error.server_message):
             return error
-        overflow = errors.ContextOverflow(errors.ContextOverflow.fault)
-        overflow.server_message = message
-        return overflow
+        await _litellm.prepare(self._spec, self._client.endpoint)
+        status, message = error.status or _BAD_REQUEST, error.server_message
+        kind = _litellm.classify_error(self._spec, self._model, status, message)
+        return change_class(error, kind) if kind in (errors.ContextOverflow, errors.ContentFiltered) else error
 
     def _report_adjusted(self, adjustment: str | None, *, tight: bool = False) -> None:
         if adjustment:
@@ -313,10 +324,10 @@ class _AttemptRun:
             events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
 
     def _first_variant(self) -> Variant:
-        """Return the variant for a new model: without a JSON schema if the operator configured it as unsupported."""
+        """Return the variant for a new model: without a JSON schema if the operator denies it."""
         no_schema = self._catalog.overrides.get("json_schema") is False
-        index = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0
-        return Variant(schema_mode_index=index, api=self._runner.api)
+        index, rejected = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0, self._catalog.rejected
+        return Variant(rejected=rejected(self._model), schema_mode_index=index, api=self._runner.api)
 
     def _time_limits(self, variant: Variant) -> Times:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
@@ -347,7 +358,7 @@ class _AttemptRun:
         runner = self._runner
         request = replace(await self._build_http_request(variant), on_timeout=reader.on_timeout)
         try:
-            return await self._client.send(request, partial(_litellm.classify_error, self._spec, self._model))
+            return await self._client.send(request)
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             runner.last_connect_failure = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
@@ -361,13 +372,16 @@ class _AttemptRun:
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
         prefill = attempt.raw if continuation_spec and continuation_spec.dialect.prefill else None
         messages, parameters = self._request.to_litellm(
-            model, variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
+            variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
         if continuation_spec and continuation_spec.dialect.continuation:
             write, body = continuation_spec.dialect.continuation, parameters.get("extra_body", {})
             request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
-        return _litellm.write(spec, self._client.endpoint, model, messages, parameters, variant.api or "chat")
+        arguments = spec, self._client.endpoint, model, messages, parameters
+        if variant.api == "responses":
+            return _litellm.write(*arguments, "responses")
+        return _litellm.write(*arguments) if _litellm.is_prepared(spec) else write_texts(*arguments)
 
     async def _complete(self, answer: Answer) -> Completion:
         """Check the answer, and return the completion.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
-from ..provider_spec import RESPONSES_PATH, SETTINGS, Api, Dialect, ProviderSpec
+from ..provider_spec import CHAT_PATH, RESPONSES_PATH, SETTINGS, Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="custom",
@@ -15,6 +15,6 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(responses_path=RESPONSES_PATH),
     settings=(*SETTINGS, "api"),
-    dialect=Dialect(parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
+    dialect=Dialect(text_path=CHAT_PATH, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
     known={"cost": None},
 )
