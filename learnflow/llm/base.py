@@ -152,6 +152,7 @@ class ProviderOptions(TimeOptions, total=False):
     api_key: str | None
     vision_model: parameters.Name | None
     headers: Mapping[str, str] | str | None
+    api: parameters.ApiName | None
     context: parameters.Count | None
     slots: parameters.Count | None
     threads: parameters.Count | None

@@ -19,7 +19,7 @@ from . import settings_sources
 from .base import Routing
 from .capabilities import parse_capabilities
 from .errors import NotConfigured
-from .parameters import Count, CountOrZero, Seconds, describe_faults
+from .parameters import ApiName, Count, CountOrZero, Seconds, describe_faults
 from .provider_spec import ProviderSpec
 
 NODE_PREFIX: Final = "LLM_MODEL_"  # of the variables with the models of nodes
@@ -169,6 +169,8 @@ class ProviderSettings(EnvSettings):
         api_key: the API key. It is sent only to `<NAME>_BASE_URL`, or to the provider's default address.
         headers: additional headers of every request to the server: `Name: value; Name: value`, or a JSON object.
             `{session}` is the `session=` of the call. The values are secrets, and are sent like the key.
+        api: the API of all requests: `chat` (chat completions) or `responses` (OpenAI's Responses API). Unset: chat
+            completions, unless the model or the request needs the Responses API.
         api_version: the version of the API, for a provider that has versions.
         context: the context length that is served, if the server does not report it. It is sent if the API has such
             a parameter.
@@ -188,6 +190,7 @@ class ProviderSettings(EnvSettings):
     vision_model: str | None = None
     api_key: SecretStr | None = None
     headers: SecretStr | None = None
+    api: ApiName | None = None
     api_version: str | None = None
     context: Count | None = None
     max_concurrency: Count | None = None

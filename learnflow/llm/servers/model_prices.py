@@ -28,6 +28,9 @@ _CAPABILITY_KEYS: Final = {
     "reasoning": "supports_reasoning",
     "prefill": "supports_assistant_prefill",
 }
+# The endpoints of a model.
+_CHAT: Final = "/v1/chat/completions"
+_RESPONSES: Final = "/v1/responses"
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p")  # what "supports_sampling_params" is about
 
 
@@ -87,6 +90,22 @@ def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
     always_thinks = spec.dialect.marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected
     rejected |= {"none"} if always_thinks or row.get("thinking_always_on") is True else set()
     return frozenset(rejected.union(_SAMPLING if row.get("supports_sampling_params") is False else ()))
+
+
+def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, thinks: bool) -> bool:
+    """Return whether a request needs the Responses API: the model has no other, or reasons before it calls tools.
+
+    Args:
+        spec: the provider's spec.
+        model: the model's name at the provider.
+        tools: the request has tools.
+        thinks: the request does not switch reasoning off.
+    """
+    row = find_row(spec, model)
+    paths = row.get("supported_endpoints") or ()
+    is_served = spec.api.responses_path is not None and (_RESPONSES in paths or row.get("mode") == "responses")
+    reasons = row.get("supports_reasoning") and (thinks or not row.get("supports_none_reasoning_effort"))
+    return is_served and bool(_CHAT not in paths or (tools and reasons))
 
 
 def end_of(spec: ProviderSpec, model: str) -> date | None:
