@@ -18,6 +18,7 @@ from typing import Any, Final
 from .. import errors
 from ..capabilities import Capabilities, Health, State, find_similar, is_same_model, merge_capabilities
 from ..errors import LLMError
+from ..parameters import LEVELS
 from ..process import switches
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
@@ -295,6 +296,16 @@ class ModelCatalog:
         by_map = model_prices.capabilities_of(spec, name) if priced else {}
         reported = dict(model.known) if model else {}
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
+
+    def rejected(self, name: str) -> frozenset[str]:
+        """Return the parameters and levels of reasoning that a model rejects; "reasoning" if it cannot think.
+
+        A model that can think according to the operator has every level.
+        """
+        rejected = model_prices.rejected_by(self._spec, name)
+        if self.overrides.get("reasoning"):
+            rejected -= frozenset(LEVELS)
+        return rejected.union(["reasoning"] if self.capabilities(name)["reasoning"] is False else [])
 
     def _normalize_name(self, name: str | None) -> str | None:
         """Return the requested name; None if it is empty or the placeholder for the loaded model."""

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from ..parameters import LEVELS
 from ..provider_spec import ProviderSpec
 from ..transport.untrusted import day
 
@@ -27,6 +28,7 @@ _CAPABILITY_KEYS: Final = {
     "reasoning": "supports_reasoning",
     "prefill": "supports_assistant_prefill",
 }
+_SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p")  # what "supports_sampling_params" is about
 
 
 @cache
@@ -54,13 +56,28 @@ def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
     context, output = row.get("max_input_tokens"), row.get("max_output_tokens")
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
+    marks = [key for key in row if key.startswith("supports_")]
+    is_unmarked = spec.dialect.marks_reasoning and marks and not any("reasoning" in key for key in marks)
     return {
+        "reasoning": False if is_unmarked else None,
         **{name: row[key] for name, key in _CAPABILITY_KEYS.items() if isinstance(row.get(key), bool)},
         "context": context if isinstance(context, int) else None,
         "context_served": context if isinstance(context, int) else None,
         "max_output": output if isinstance(output, int) else None,
         "cost": dollars if len(dollars) == len(prices) else None,
     }
+
+
+def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
+    """Return the sampling parameters and the levels of reasoning that a model rejects according to the price map."""
+    row = find_row(spec, model)
+    levels = row.get("reasoning_effort_levels") or LEVELS
+    rejected = {
+        level for level in LEVELS if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
+    }
+    always_thinks = spec.dialect.marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected
+    rejected |= {"none"} if always_thinks or row.get("thinking_always_on") is True else set()
+    return frozenset(rejected.union(_SAMPLING if row.get("supports_sampling_params") is False else ()))
 
 
 def end_of(spec: ProviderSpec, model: str) -> date | None:

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from learnflow.llm import RouterProvider, errors, events, get_provider
 from learnflow.llm import integrations as sinks
+from learnflow.llm.base import Call
 from learnflow.llm.completion import Completion, ServedModel, TextDelta
 from learnflow.llm.integrations import opentelemetry, prometheus
 from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider
@@ -109,7 +110,7 @@ async def test_broken_continuation_is_counted(registry: CollectorRegistry) -> No
 
 
 def test_mismatched_continuation_is_counted(registry: CollectorRegistry) -> None:
-    progress = Progress(Emit(), 0.0, [])
+    progress = Progress(Emit(), 0.0, [], Call("hi"))
     for error in (errors.NotContinued("x"), errors.AnswerCut("x")):
         progress.begin_attempt(Option(OllamaProvider()), None, continues=True)
         progress.record_failure(error, [], 2.0, is_free=True)
