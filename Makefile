@@ -75,3 +75,6 @@ coverage: install ## which branches of learnflow/llm the tests do not run
 bench: install ## what the layer costs, beside LiteLLM and httpx
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/failover.py
+
+release: install ## the wheel and sdist of a tagged version, into dist/: built, checked, with SHA-256; uploads nothing
+	@$(BIN)/python tools/release.py
