@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from .. import errors, settings
+from .. import discovery, errors, settings
 from ..adapter.provider import BaseProvider
 from ..capabilities import FLAGS, Health
 from ..discovery import Candidate, scan, select_usable
@@ -25,7 +25,7 @@ from ..replay import active
 from .command import ExitCode, command, json_option, provider_option, timeout_option
 from .terminal import format_size, notify, progress, table, write, write_json
 
-NO_SERVER: Final = "no provider is configured, and no server answers on this machine. Run learnflow-llm doctor"
+NO_SERVER: Final = f"{discovery.NO_SERVER}. Run learnflow-llm doctor"
 _SHOWN_CAPABILITIES: Final = tuple(name for name in FLAGS if name not in ("streaming", "local"))
 
 
