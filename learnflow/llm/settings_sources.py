@@ -33,7 +33,6 @@ _FILES: Final = (".env", ".env.local")
 _MAX_FILE_BYTES: Final = 1024 * 1024
 _MAX_LINES_LOGGED: Final = 20
 _MIN_SECRET_CHARS: Final = 8  # a shorter value is a placeholder
-_VARIABLE: Final = re.compile(r"[\w.]+")  # not //NAME, which was meant as a comment
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|HEADERS", re.IGNORECASE)
 
 
@@ -139,7 +138,7 @@ def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
     """Return the values as written, and the numbers of the lines without one, which are also logged once."""
     values, unreadable = dict[str, str](), list[int]()
     for line in parse_stream(io.StringIO(text)):
-        if line.key is not None and line.value is not None and _VARIABLE.fullmatch(line.key):
+        if line.key and line.value is not None and re.fullmatch(r"[\w.]+", line.key):  # not //NAME
             values[line.key] = line.value
         elif line.key is not None or line.error:  # not a comment
             statement = line.original.string

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 
+import bench
 import pytest
 from llama import RSA, TEXTS, LlamaServer
 from support import relay
@@ -72,7 +73,7 @@ def test_answer_that_filled_the_context_is_no_reason_to_raise_max_tokens(
 ) -> None:
     assert main(["ask", f"{RSA}. " + "word " * 480, "-t", "0"]) == 0
     err = capsys.readouterr().err
-    assert "because the context was full" in err
+    assert "because the context was full" in " ".join(err.split())
     assert "--max-tokens" not in err
 
 
@@ -89,3 +90,14 @@ async def test_sole_server_killed_in_the_middle_is_exit_code_1(
     assert len(out) > 20
     assert TEXTS[RSA].startswith(out.removesuffix("\n"))
     assert err.startswith("learnflow-llm: llamacpp")
+
+
+def test_bench_has_a_rate_for_fast_answers(configured: LlamaServer, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every answer of the tiny model takes a few hundredths of a second."""
+    assert bench.main(["--max-tokens", "12"]) == 0
+    out, err = capfd.readouterr()
+    _, row = out.splitlines()
+    name, model, _, first, rate, total, tokens, failed = row.split()
+    assert (name, model, tokens, failed, err) == ("llamacpp", "tiny", "12", "-", "")
+    assert float(rate) > 12 / float(total) > 0
+    assert 0 < float(first) < float(total)

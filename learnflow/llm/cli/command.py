@@ -116,7 +116,7 @@ timeout_option = click.option(
     "timeout_s",
     type=click.FloatRange(0, 3600, min_open=True),
     default=1,
-    show_default="1 second",
+    show_default=True,
     metavar="SECONDS",
     callback=_require_number,
     help="Time limit of all probes together.",

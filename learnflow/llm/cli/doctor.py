@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from .. import settings, settings_sources
-from ..discovery import NO_SERVER, Candidate, scan
+from ..discovery import NO_SERVER, Candidate
 from ..process import switches
 from ..provider_spec import ProviderSpec
 from ..transport.endpoint import is_loopback
 from .command import ExitCode, command, provider_option, timeout_option
 from .env_lines import default_lines, print_lines, provider_lines
-from .status import chain_of, report_replay, select, state
-from .terminal import progress, table, write
+from .status import probe, report_replay, select, state
+from .terminal import table, write
 from .variables import ineffective, known_specs, variables
 
 
@@ -34,9 +34,7 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
         settings.load_provider(spec)
     _print_section("Invalid values, ignored below", (f"{name} {fault}" for name, fault in faults.items()))
     _print_section("Settings without effect", ineffective(specs))
-    chain = chain_of(provider)
-    with progress("probing servers"):
-        candidates = await scan(timeout_s, chain, embedded=True)
+    chain, candidates = await probe(provider, timeout_s, requires_names=False)
     if candidates:
         write("\nProbed servers:")
         table(("  PROVIDER", "STATE", "ADDRESS", "DETAIL"), map(_row, candidates))

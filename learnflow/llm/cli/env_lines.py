@@ -22,7 +22,6 @@ from .terminal import write
 
 _UNKNOWN: Final = "…"  # a value that the user must fill in
 _PLAIN_NAME: Final = re.compile(r"[\w./:@+,=%-]+")  # the same in .env and in a shell, without quotes
-_MAX_OTHERS: Final = 5  # further models in a comment
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +108,12 @@ def _missing_lines(candidate: Candidate) -> Iterator[Line]:
 def _lines_of(candidate: Candidate, *, is_alternative: bool) -> Iterator[Line]:
     """Yield the lines that configure a server and its model."""
     assert candidate.provider  # noqa: S101  # it is ready
-    spec, address, health = candidate.provider.spec, candidate.provider.endpoint, candidate.health
-    comment = "" if spec.local else "prompts leave this machine"
-    lines = [_provider_line(spec.name, "or" if is_alternative else comment)]
+    spec, health = candidate.provider.spec, candidate.health
+    lines = [_provider_line(spec.name, "or" if is_alternative else "" if spec.local else "prompts leave this machine")]
     if not (candidate.configured or _is_default(candidate.provider)):
-        root_is_enough = parse_endpoint(spec, address.root).base == address.base
-        lines.append(Line(spec.spellings("base_url"), address.root if root_is_enough else address.base))
+        lines.append(Line(spec.spellings("base_url"), candidate.provider.endpoint.base))
     lines += _model_lines(spec, [health.model] if health.model else health.models)
-    for line in lines:
-        yield replace(line, is_alternative=is_alternative)
+    yield from (replace(line, is_alternative=is_alternative) for line in lines)
 
 
 def _is_default(provider: BaseProvider) -> bool:
@@ -130,4 +126,4 @@ def _is_default(provider: BaseProvider) -> bool:
 def _model_lines(spec: ProviderSpec, models: Sequence[str]) -> Iterator[Line]:
     """Yield the line that selects the first model with a name that can be pasted."""
     value, *others = [name for name in models if _PLAIN_NAME.fullmatch(name)] or [_UNKNOWN]
-    yield Line(spec.spellings("model"), value, f"or {', '.join(others[:_MAX_OTHERS])}" if others else "")
+    yield Line(spec.spellings("model"), value, f"or {', '.join(others[:5])}" if others else "")

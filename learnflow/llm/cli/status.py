@@ -136,17 +136,19 @@ def chain_of(provider: str | None) -> list[str]:
     return [name for rank in settings.load().chain for name in rank]
 
 
-async def probe(provider: str | None, timeout_s: float) -> tuple[list[str], list[Candidate]]:
+async def probe(
+    provider: str | None, timeout_s: float, *, requires_names: bool = True
+) -> tuple[list[str], list[Candidate]]:
     """Probe the chain, the other configured providers, and the local servers.
 
     Returns:
         The names of the chain, and the results.
 
     Raises:
-        NotConfigured: a name is invalid.
+        NotConfigured: a name is invalid, and ``requires_names`` is True.
     """
     chain = chain_of(provider)
-    for name in chain:
+    for name in chain if requires_names else ():
         check(name)
     with progress("probing servers"):
         return chain, await scan(timeout_s, chain, embedded=True)
