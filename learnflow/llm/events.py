@@ -18,7 +18,7 @@ from .base import Attempt, describe_limit
 from .completion import Completion
 from .completion import Failover as Failover  # noqa: PLC0414  # one class for the log and for streams
 from .completion import Resumed as Resumed  # noqa: PLC0414
-from .errors import AnswerTruncated, ConfigError, LLMError, RequestRefused
+from .errors import ConfigError, LLMError, RequestRefused
 from .process import register
 from .stream import Emit, Work
 
@@ -367,7 +367,7 @@ async def run_attempt(
     emit(AttemptSucceeded(completion=completion.without_text(), **ended()))
     if completion.finish == "length":
         limit = model_and_max_tokens()[1]
-        hint = f"The answer ended at {describe_limit(limit, completion.usage)}. {AnswerTruncated.advice}"
+        hint = "The answer ended at {}. {}".format(*describe_limit(limit, completion.usage))
         emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
     return completion
 

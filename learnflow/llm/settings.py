@@ -20,6 +20,7 @@ from .base import Routing
 from .capabilities import parse_capabilities
 from .errors import NotConfigured
 from .parameters import ApiName, Count, CountOrZero, Seconds, describe_faults
+from .process import switches
 from .provider_spec import ProviderSpec
 
 NODE_PREFIX: Final = "LLM_MODEL_"  # of the variables with the models of nodes
@@ -237,5 +238,9 @@ def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]],
     try:
         return settings(**{name: variable.value for name, variable in variables.items()})
     except ValidationError as error:
-        faults = [f"{variables[name].name} {fault}" for name, fault in describe_faults(error).items()]
-    raise NotConfigured("; ".join(faults), hint="Correct it in the environment or .env", provider=provider)
+        faults = {variables.pop(name).name: fault for name, fault in describe_faults(error).items()}
+    if switches.faults is None:
+        what = "; ".join(f"{name} {fault}" for name, fault in faults.items())
+        raise NotConfigured(what, hint="Correct it in the environment or .env", provider=provider)
+    switches.faults.update(faults)
+    return settings(**{name: variable.value for name, variable in variables.items()})

@@ -241,6 +241,18 @@ class ModelCatalog:
         model = self._models.get(self._normalize_name(name))
         return self.client.stopped or (model is not None and model.loaded is False)
 
+    def find_other(self, requested: str, served: str | None) -> str | None:
+        """Return the name of the model that answered, if it is not the requested one, according to the last probe.
+
+        Args:
+            requested: the requested name.
+            served: the name in the response. If it repeats the requested name, or is None, the server's list decides.
+        """
+        model = self._models.get(requested) or Model(name=requested)
+        if served in (None, requested) or model.has_name(str(served)):
+            served = model.name
+        return None if model.has_name(requested) and served == model.name else served
+
     def mark_loaded(self, name: str, context_length: int | None = None) -> None:
         """Record that this model is loaded, because it has responded. Record its context length if known."""
         known = {"context_served": context_length} if context_length else {}
