@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from typing_extensions import override
 
-from . import settings_sources
+from . import log, settings_sources
 from .base import Routing
 from .capabilities import parse_capabilities
 from .errors import NotConfigured
@@ -103,6 +103,8 @@ class Settings(EnvSettings):
         llm_local_only: if `true`, no byte leaves this machine and its private network.
         llm_local_networks: networks of yours with non-private addresses, for example a VPN's: `100.64.0.0/10`;
             separated by commas.
+        llm_log_format: the format of the log lines: `text` (`event='llm.failover' provider='ollama'`) or `json` (an
+            object with level and time).
         llm_log_content: if `true`, prompts and answers are logged, at DEBUG.
         llm_metrics_port: serves metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra
             `[prometheus]`). Unset: no metrics.
@@ -139,6 +141,7 @@ class Settings(EnvSettings):
     llm_routing: Routing = "order"
     llm_local_only: bool = False
     llm_local_networks: Annotated[tuple[str, ...], BeforeValidator(_parse_networks)] = ()
+    llm_log_format: Literal["text", "json"] = "text"
     llm_log_content: bool = False
     llm_metrics_port: Annotated[int, Field(gt=0, lt=65536)] | None = None
     llm_metrics_host: str | None = None
@@ -206,8 +209,10 @@ class ProviderSettings(EnvSettings):
 
 
 def load() -> Settings:
-    """Read the settings of all providers. Raise NotConfigured with the variable if a value is invalid."""
-    return _read(Settings, lambda field: (field.upper(),), None)
+    """Read the settings of all providers, and set the format of the log. Raise NotConfigured if a value is invalid."""
+    common = _read(Settings, lambda field: (field.upper(),), None)
+    log.set_format(common.llm_log_format)
+    return common
 
 
 def load_provider(spec: ProviderSpec) -> ProviderSettings:
