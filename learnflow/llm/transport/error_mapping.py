@@ -86,6 +86,7 @@ _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
         errors.Overloaded: "overloaded",
     }.items()
 }
+_DROPPED_REASON: Final = "-request-dropped-reason"  # the end of the name of a header
 _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     401: errors.AuthenticationFailed,
     402: errors.QuotaExceeded,
@@ -205,6 +206,9 @@ def map_response(
         kind = classify(status, body, headers)
         if kind not in (errors.ContextOverflow, errors.ContentFiltered):
             kind = None
+    dropped = next((value for name, value in headers.items() if name.endswith(_DROPPED_REASON)), "")
+    if dropped and status in (429, 503):  # a router of several servers has no place in its queue
+        kind, details = errors.Overloaded, replace(details, message=f"{details.message} ({dropped})".strip())
     error = _build(kind or _kind_of_status(status, details), details, status)
     if isinstance(error, errors.Unavailable) and (wait_s := retry_after(headers)) is not None:
         error.retry_after = wait_s
