@@ -74,6 +74,7 @@ async def configure(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Configure]
         lines = {
             "LLM_PROVIDER": "gpus",
             "LLM_LOCAL_ONLY": "true",
+            "LLM_RETRIES": "4",
             "GPUS_BASE_URL": engine.url,
             "GPUS_API_KEY": KEY,
             "GPUS_KIND": "llamacpp",

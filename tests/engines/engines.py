@@ -25,8 +25,8 @@ from learnflow.llm import RouterProvider
 # The options that docs/scaling.md advises. By default a server that has ended gets requests until ten have failed.
 REJOIN: Final = (
     "--disable-retries",
-    *("--cb-failure-threshold", "1", "--cb-success-threshold", "1", "--cb-timeout-duration-secs", "5"),
-    *("--health-check-interval-secs", "5", "--health-failure-threshold", "1", "--health-success-threshold", "1"),
+    *("--health-check-interval-secs", "2", "--health-failure-threshold", "1", "--health-success-threshold", "1"),
+    *("--cb-failure-threshold", "2", "--cb-success-threshold", "1", "--cb-timeout-duration-secs", "2"),
 )
 
 
