@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Old ones do not know the groups of pyproject.toml, so pip itself comes first.
 PIP := -m pip install --quiet --disable-pip-version-check
 PACKAGE := -e '.[langchain,prometheus,opentelemetry,embedded]'
-.PHONY: help install demo test test-newest lint format live engines record vendors tables docs docs-serve coverage bench
+.PHONY: help install demo test test-newest lint format live engines record vendors models tables docs docs-serve coverage bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ record: install ## make the cassettes of a row anew: make record PROVIDER=llamac
 
 vendors: install ## the table of LiteLLM's vendors anew, from the LiteLLM that is installed
 	@PYTHONPATH=tests:tests/contract $(BIN)/python tests/contract/vendors.py
+
+models: install ## what is sent to each model of LiteLLM's price map anew, from the LiteLLM that is installed
+	@PYTHONPATH=tests:tests/contract $(BIN)/python tests/contract/sent_to_models.py
 
 tables: install ## what README and docs have from the code: tables and settings
 	@$(BIN)/python docs/generate.py

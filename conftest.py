@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -68,6 +69,21 @@ def events_seen() -> Iterator[list[object]]:
     remove = events.add_sink(seen.append)
     yield seen
     remove()
+
+
+@pytest.fixture
+def bindable_port() -> Iterator[int]:
+    """Reserve a port for a server of this test, which binds it with SO_REUSEADDR, as asyncio and http.server do.
+
+    No other process gets it: it is bound here without listening. Only Linux permits to bind it again.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        if sys.platform != "linux":
+            held.close()
+        yield port
 
 
 @pytest.fixture

@@ -224,7 +224,7 @@ def test_gpu_is_requested_only_in_gpu_files() -> None:
 
 def test_replicas_wait_for_servers_and_only_router_is_published() -> None:
     router, *servers = (SERVICES[name] for name in ("vllm-router", "llamacpp-1", "llamacpp-2"))
-    assert router["depends_on"] == dict.fromkeys(["llamacpp-1", "llamacpp-2"], {"condition": "service_healthy"})
+    assert router["depends_on"] == {server: {"condition": "service_healthy"} for server in ("llamacpp-1", "llamacpp-2")}
     assert [server["ports"] for server in servers] == [[], []]
     assert servers[0] == servers[1]
     assert servers[0]["image"] == SERVICES["llamacpp"]["image"]

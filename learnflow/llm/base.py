@@ -158,31 +158,6 @@ class ProviderOptions(TimeOptions, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Prior:
-    """The beginning of an answer, from an earlier request. Its repr shows no text.
-
-    Attributes:
-        after: the text that the caller gave as ``after=``.
-        recorded: the text behind it that the journal recorded.
-        tokens: the tokens of ``recorded``.
-    """
-
-    after: str = field(default="", repr=False)
-    recorded: str = field(default="", repr=False)
-    tokens: int = 0
-
-    @property
-    def text(self) -> str:
-        """Return the whole text."""
-        return self.after + self.recorded
-
-    @property
-    def source(self) -> Source:
-        """Return the source of the text, see ``Resumed``."""
-        return "journal" if self.recorded else "call"
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
     """The arguments of one call. Its repr shows no text.
 
@@ -191,9 +166,10 @@ class Call:
         options: the optional keywords except ``metadata``, ``after`` and ``include_prior``, see ``Options``.
         method: the name of the called method.
         metadata: the labels of the request.
-        prior: the text that the answer continues; None to begin one.
+        after: the text that the answer continues, see ``Options``.
         include_prior: a stream yields the text of ``after``.
-        is_recorded: the journal records the text while it arrives, so that it is not held back.
+        recorded: the pieces of text behind ``after`` that are in the journal; None if the journal does not record the
+            answer.
     """
 
     prompt: Prompt = field(repr=False)
@@ -203,9 +179,9 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     method: Method = "complete"
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    prior: Prior | None = None
+    after: str = field(default="", repr=False)
     include_prior: bool = False
-    is_recorded: bool = False
+    recorded: Sequence[str] | None = field(default=None, repr=False)
 
     def checked(self) -> Call:
         """Return the call without keywords that are None. Raise InvalidRequest if a value is invalid."""
@@ -216,15 +192,21 @@ class Call:
         options = {name: value for name, value in self.options.items() if value is not None and name != "n"}
         if options.get("tools") and self.method == "generate":
             raise InvalidRequest("generate() does not support tools", hint="Use complete() or stream()")
-        prior, include_prior = Prior(options.pop("after", "")), options.pop("include_prior", False)
-        if prior.after and self.format_keyword:
-            hint = f"Leave after= or {self.format_keyword}= out"
-            raise InvalidRequest(
-                f"after= with {self.format_keyword}=: JSON and tool calls cannot be continued", hint=hint
-            )
-        labels = dict(options.pop("metadata", {}))
-        prior_text = prior if prior.after else None
-        return replace(self, metadata=labels, options=options, prior=prior_text, include_prior=include_prior)
+        own = {name: options.pop(name) for name in ("after", "include_prior") if name in options}
+        if own.get("after") and (keyword := self.format_keyword):
+            what = f"after= with {keyword}=: JSON and tool calls cannot be continued"
+            raise InvalidRequest(what, hint=f"Leave after= or {keyword}= out")
+        return replace(self, metadata=dict(options.pop("metadata", {})), options=options, **own)
+
+    @property
+    def prior_text(self) -> str:
+        """Return the text that the answer continues; "" to begin one."""
+        return self.after + "".join(self.recorded or ())
+
+    @property
+    def prior_source(self) -> Source:
+        """Return the source of this text, see ``Resumed``."""
+        return "journal" if self.recorded else "call"
 
     @property
     def buffered(self) -> bool:
@@ -467,7 +449,7 @@ class AbstractProvider(LLMProvider):
     ) -> TextStream:
         call = Call(prompt, model, temperature, max_tokens, more, "stream").checked()
         work = self.start(call)
-        return TextStream(partial(_emit_prior, work, call.prior.after) if call.prior and call.include_prior else work)
+        return TextStream(partial(_emit_prior, work, call.after) if call.after and call.include_prior else work)
 
     @override
     async def complete(

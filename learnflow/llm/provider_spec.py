@@ -6,7 +6,6 @@ packages work with any vendor and import none.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -180,12 +179,14 @@ class Dialect:
         tool_choices: the supported values of ``tool_choice``; None for all values.
         schema_modes: the supported ways to request a schema, the best first. "words" is a prompt.
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
-        reasoning_models: a pattern for the names of models that can think; None if any model may. For other models,
-            ``reasoning=False`` adds no field, and any other value is an error.
+        marks_reasoning: whether LiteLLM's price map marks all thinking of the vendor's models. A model with other
+            marks then cannot think, and one without the levels "minimal" and "none" always does.
         session: the name of the field for ``session=``; None if it is not sent in the body.
         body: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
             the context length. None if the parameters are fields of the body, as in OpenAI's API.
+        text_path: the path of chat requests if LiteLLM passes a request of texts unchanged. Until LiteLLM is imported,
+            such a request is written without it, because the import takes seconds (ADR 10). None otherwise.
         stream_usage: whether the server supports ``stream_options``.
         finishes_turns: whether the server certainly starts a new answer if the last message is the assistant's.
         prefill: whether the server continues the last message if it is the assistant's.
@@ -200,10 +201,11 @@ class Dialect:
     tool_choices: tuple[str, ...] | None = None
     schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "words")
     reasoning: Reasoning = field(default_factory=dict)
-    reasoning_models: re.Pattern[str] | None = None
+    marks_reasoning: bool = False
     session: str | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
+    text_path: str | None = None
     stream_usage: bool = True
     finishes_turns: bool = False
     prefill: bool = False

@@ -40,6 +40,6 @@ def test_documents_name_models_of_clouds() -> None:
 def test_example_model_lives_a_year_longer(name: str, model: str) -> None:
     spec = kind_of(name)
     assert spec
-    end = model_prices.end_of(spec.price_prefix, model)
+    end = model_prices.end_of(spec, model)
     last = date.today() + timedelta(days=365)  # noqa: DTZ011  # any time zone will do
     assert end is None or end > last, f"{model} ends on {end}"

@@ -31,7 +31,7 @@ from learnflow_checkout import (
 )
 from support import LIVE
 
-from learnflow.llm.testing import FaultServer
+from learnflow.llm.testing import FaultServer, closed_port
 
 __all__ = ["checkout", "service"]  # fixtures
 needed = (*NEEDED, "LEARNFLOW_DATABASE_URL")
@@ -242,7 +242,11 @@ async def test_the_students_text_shows_no_hint_of_ours(changed: Path, service: A
 
 
 async def test_the_response_of_process_shows_no_hint_of_ours(changed: Path, service: Any) -> None:
-    nowhere = {"LLM_PROVIDER": "llamacpp", "LLAMACPP_BASE_URL": f"http://127.0.0.1:{free_port()}", "LLM_PATIENCE": "1"}
+    nowhere = {
+        "LLM_PROVIDER": "llamacpp",
+        "LLAMACPP_BASE_URL": f"http://127.0.0.1:{closed_port()}",
+        "LLM_PATIENCE": "1",
+    }
     async with learnflow(changed, service, **nowhere) as app:
         response = await app.client.post("/process", json={"thread_id": "1", "message": QUESTION})
     assert response.status_code == 500

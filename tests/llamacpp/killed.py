@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,7 +32,9 @@ from llama import HANG_S, TEXTS, LlamaServer, answer  # noqa: E402
 from support import _characters  # noqa: E402
 
 from learnflow.llm import get_provider  # noqa: E402
-from learnflow.llm.journal import Journal  # noqa: E402
+from learnflow.llm.journal import open_file, paths, read  # noqa: E402
+from learnflow.llm.settings import Settings  # noqa: E402
+from learnflow.llm.stream import Emit  # noqa: E402
 
 START_S = 180.0  # a limit for hanging tests: the first process imports LiteLLM
 MAX_HELD_CHARS = len("<think>")
@@ -138,12 +140,10 @@ def environment_of(server: LlamaServer, folder: Path, url: str = "") -> dict[str
 
 def recorded(folder: Path) -> list[str]:
     """Return the texts in a journal."""
-    journal = Journal(folder, sync=False, ttl_s=86400)
     texts = []
-    for path in journal.paths() if folder.exists() else ():
-        if file := journal.reopen(path, locks=False):
-            texts.append(file.text)
-            file.close()
+    for path in paths(folder):
+        with suppress(FileNotFoundError):
+            texts.append("".join(read(path)[0]))
     return texts
 
 
@@ -187,9 +187,9 @@ def resume(server: LlamaServer, folder: Path, how: str, prompt: str, *, processe
 
 def write_and_die(folder: Path, number: int, barrier: Any, results: Connection) -> None:
     """Record a text and wait for the others. Then die without closing the file."""
-    file = Journal(folder, sync=False, ttl_s=60).open("0" * 32)
+    file = open_file(Settings(llm_journal=folder), "0" * 32, Emit())
     assert file
-    results.send(file.text)
+    results.send("".join(file.pieces))
     file._unwritten.append(f"text {number}")
     file.write()
     barrier.wait(START_S)

@@ -26,9 +26,9 @@ DECIDED: list[dict[str, Any]] = [
 class Port:
     """A relay at a fixed address to a server that restarts."""
 
-    def __init__(self) -> None:
-        self.port = closed_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.characters = 0
@@ -96,9 +96,9 @@ async def test_extra_body_with_the_servers_own_field_continues_the_message(llama
     assert begun + text == TEXTS[RSA]
 
 
-async def test_answer_to_finished_turn_is_continued_after_break(llama_server: LlamaServer) -> None:
+async def test_answer_to_finished_turn_is_continued_after_break(llama_server: LlamaServer, bindable_port: int) -> None:
     expected = await llama_server.provider().generate(DECIDED, temperature=0, max_tokens=60)
-    async with Port() as port:
+    async with Port(bindable_port) as port:
         await port.open(llama_server)
         first, second = llama_server.provider(port.url), llama_server.provider()
         stream = router(first, second).stream(DECIDED, temperature=0, max_tokens=60)
@@ -123,10 +123,10 @@ async def test_schema_cut_at_max_tokens_is_sent_once_and_error_names_limit(
 
 
 async def test_request_waits_for_only_server_to_restart_and_continues_its_text(
-    start_llama: Callable[..., LlamaServer], monkeypatch: pytest.MonkeyPatch
+    start_llama: Callable[..., LlamaServer], monkeypatch: pytest.MonkeyPatch, bindable_port: int
 ) -> None:
     monkeypatch.setenv("LLM_PATIENCE", "60")
-    async with Port() as port:
+    async with Port(bindable_port) as port:
         first = start_llama()
         await port.open(first)
         provider = LlamaCppProvider(base_url=port.url, api_key=first.key, model="tiny")

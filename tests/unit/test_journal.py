@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import stat
 import time
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TEXT, TOOL, Quiz, request_text, router
+from click.testing import CliRunner, Result
+from support import TEXT, TOOL, IdleClockLoop, Quiz, request_text, router
 
 from learnflow.llm import RouterProvider, TextDelta, errors, events, journal
 from learnflow.llm.adapter.routable import Facts, RoutableProvider
 from learnflow.llm.base import Call
+from learnflow.llm.cli.journal import journal as journal_command
 from learnflow.llm.completion import Completion, Resumed, ServedModel
-from learnflow.llm.journal import Journal
+from learnflow.llm.journal import JournalFile
+from learnflow.llm.settings import Settings
 from learnflow.llm.stream import Emit, Work
 from learnflow.llm.testing import Cut, ScriptedProvider, no_waiting
 
@@ -33,14 +37,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "journal"
 
 
-def journal_of(folder: Path, ttl_s: float = 86400.0) -> Journal:
-    return Journal(folder, sync=False, ttl_s=ttl_s)
+def open_file(folder: Path, digest: str = DIGEST) -> JournalFile:
+    file = journal.open_file(Settings(llm_journal=folder), digest, Emit())
+    assert file
+    return file
+
+
+def text_of(file: JournalFile) -> str:
+    return "".join(file.pieces)
 
 
 def write(folder: Path, pieces: list[str] = PIECES) -> Path:
     """Write a file as a process that was killed leaves it. Return its path."""
-    file = journal_of(folder).open(DIGEST)
-    assert file
+    file = open_file(folder)
     for piece in pieces:
         file._unwritten.append(piece)
         file.write()
@@ -50,12 +59,7 @@ def write(folder: Path, pieces: list[str] = PIECES) -> Path:
 
 def texts(folder: Path) -> list[str]:
     """Return the texts of all files."""
-    texts = []
-    for path in journal_of(folder).paths() if folder.exists() else ():
-        if file := journal_of(folder).reopen(path, locks=False):
-            texts.append(file.text)
-            file.close()
-    return texts
+    return ["".join(journal.read(path)[0]) for path in journal.paths(folder)]
 
 
 class Continuing(ScriptedProvider, RoutableProvider):
@@ -234,7 +238,7 @@ async def test_two_equal_requests_at_once_are_two_answers(folder: Path) -> None:
     provider = Stalling()
     first, second = router(provider).stream("hi"), router(provider).stream("hi")
     assert [await anext(first), await anext(second)] == [TEXT[:40], TEXT[:40]]
-    assert len(journal_of(folder).paths()) == 2
+    assert len(journal.paths(folder)) == 2
     provider.released.set()
     assert [await anext(first), await anext(second)] == [TEXT[40:], TEXT[40:]]
 
@@ -255,6 +259,107 @@ async def test_text_that_no_provider_continues_begins_anew(folder: Path) -> None
     with no_waiting():
         assert await request_text(router(deviant), "stream") == "Something else entirely"
     assert list(folder.iterdir()) == []
+
+
+class SlowDeviant(ScriptedProvider):
+    """A provider that takes 6 seconds for an answer, and never continues a text."""
+
+    def start(self, call: Call) -> Work:
+        async def work(emit: Emit) -> Completion:
+            await asyncio.sleep(6)
+            emit(TextDelta("Something else"))
+            return Completion(text="Something else", finish="stop", provider=self.name, model=ServedModel("x"))
+
+        return work
+
+
+@pytest.mark.parametrize("how", METHODS)
+@pytest.mark.parametrize("keyword", ["timeout", "deadline"])
+@pytest.mark.usefixtures("folder")
+def test_answer_begun_anew_has_the_time_that_is_left(how: str, keyword: str) -> None:
+    """The continuation takes 6 of 10 seconds, so that 4 are left for the new answer."""
+
+    async def run() -> float:
+        await interrupt("stream")
+        began = asyncio.get_running_loop().time()
+        call, chain = ({"timeout": 10}, {}) if keyword == "timeout" else ({}, {"deadline": 10})
+        with pytest.raises(errors.TimedOut):
+            await request_text(router(SlowDeviant(), **chain), how, **call)
+        return asyncio.get_running_loop().time() - began
+
+    with asyncio.Runner(loop_factory=IdleClockLoop) as runner:
+        assert 9.9 < runner.run(run()) < 10.1
+
+
+@pytest.mark.parametrize("method", ["ainvoke", "astream", "stream"])
+async def test_langchain_model_continues_a_text(folder: Path, method: str) -> None:
+    from learnflow.llm.integrations.langchain import ChatLearnFlow  # noqa: PLC0415  # slow
+
+    async def send(chain: RouterProvider, method: str) -> str:
+        chat = ChatLearnFlow(provider=chain)
+        if method == "ainvoke":
+            return str((await chat.ainvoke("hi")).content)
+        if method == "stream":
+            return "".join(await asyncio.to_thread(lambda: [str(chunk.content) for chunk in chat.stream("hi")]))
+        return "".join([str(chunk.content) async for chunk in chat.astream("hi")])
+
+    with pytest.raises(errors.LLMError), no_waiting():
+        await send(cut_chain(TEXT[:40]), "astream")
+    assert texts(folder) == [TEXT[:40]]
+    assert await send(router(Continuing()), method) == TEXT
+    assert list(folder.iterdir()) == []
+
+
+async def test_resumed_answers_are_counted(folder: Path) -> None:
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415
+
+    from learnflow.llm.integrations import prometheus  # noqa: PLC0415
+
+    registry = CollectorRegistry()
+    detach = prometheus.attach(registry)
+
+    def count(source: str) -> float | None:
+        return registry.get_sample_value(
+            "learnflow_llm_resumed_answers_total", {"provider": "scripted", "source": source}
+        )
+
+    await interrupt("stream")
+    await request_text(router(Continuing()), "complete")
+    assert (count("journal"), count("call"), count("stream")) == (1, None, None)
+    await request_text(router(Continuing()), "complete", after=TEXT[:30])
+    await request_text(router(ScriptedProvider([Cut([TEXT[:40]])]), Continuing(), retries=0), "stream")
+    assert (count("journal"), count("call"), count("stream")) == (1, 1, 1)
+    detach()
+
+
+def run_command(*arguments: str) -> Result:
+    return CliRunner().invoke(journal_command, arguments, standalone_mode=False, catch_exceptions=False)
+
+
+def test_command_lists_and_clears_unfinished_answers(folder: Path) -> None:
+    assert "no answer is unfinished" in run_command("list").output
+    path, text = write(folder), "".join(PIECES)
+    used = open_file(folder, "f" * 32)
+    used._unwritten.append("secret answer")
+    used.write()
+    (folder / "of another program.journal").write_text("x", encoding="utf-8")
+    listed = run_command("list")
+    assert listed.return_value == 0
+    assert [line.split()[0] for line in listed.output.splitlines()] == ["FILE", path.name, used.path.name]
+    assert str(len(text)) in listed.output
+    assert "RSA" not in listed.output
+    assert "secret" not in listed.output
+    assert "1 unfinished answers deleted" in run_command("clear").output
+    assert journal.paths(folder) == [used.path]
+    assert len(list(folder.iterdir())) == 2
+    used.close(deletes=True)
+    assert "0 unfinished answers deleted" in run_command("clear").output
+
+
+def test_command_requires_the_variable() -> None:
+    result = run_command("list")
+    assert result.return_value == 3
+    assert "LLM_JOURNAL" in result.stderr
 
 
 async def test_unreachable_provider_does_not_lose_the_text(folder: Path) -> None:
@@ -288,22 +393,15 @@ async def test_record_cut_at_every_byte_is_used_up_to_its_last_whole_record(
 ) -> None:
     path = write(folder)
     data = path.read_bytes()
-    beginnings = {"".join(PIECES[:count]) for count in range(len(PIECES) + 1)}
-    for length in range(len(data)):
+    for length in range(1, len(data)):
         path.write_bytes(data[:length])
-        file = journal_of(folder).open(DIGEST)
-        assert file
-        assert file.text in beginnings
-        assert len(file.text) >= len("".join(PIECES[: max(0, data[:length].count(b"\n") - 2)]))
-        file.add("new text")
+        file = open_file(folder)
+        assert text_of(file) == "".join(PIECES[: data[:length].count(b"\n")])
+        file(TextDelta("new text"))
         file.close()
-        (again,) = texts(folder)
-        assert again == file.text + "new text"
+        assert texts(folder) == [text_of(file) + "new text"]
         file.path.unlink()
-    assert {event.fault for event in warnings_of(events_seen)} <= {
-        "it is not used: it is damaged",
-        "it is not used: it is damaged, or of another version",
-    }
+    assert {event.fault for event in warnings_of(events_seen)} == {"it is not used (damaged, or of another version)"}
 
 
 def test_changed_byte_is_never_used(folder: Path) -> None:
@@ -311,11 +409,32 @@ def test_changed_byte_is_never_used(folder: Path) -> None:
     data = path.read_bytes()
     for at in range(len(data)):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-        file = journal_of(folder).open(DIGEST)
-        assert file
-        assert "".join(PIECES).startswith(file.text)
+        file = open_file(folder)
+        assert "".join(PIECES).startswith(text_of(file))
         file.close(deletes=True)
         path.unlink(missing_ok=True)
+
+
+def test_text_behind_a_damaged_record_is_not_used_again(folder: Path) -> None:
+    """A new record may be as long as the damaged one, so that the record behind it would be whole again."""
+    path = write(folder, ["first", "other", "third"])
+    path.write_bytes(path.read_bytes().replace(b"other", b"wrong"))
+    file = open_file(folder)
+    assert text_of(file) == "first"
+    file._unwritten.append("OTHER")
+    file.close()
+    assert texts(folder) == ["firstOTHER"]
+
+
+@pytest.mark.parametrize("data", [b"\xff\n", b"x [\n", b"x " + b"[" * 100_000 + b"\n", b'x {"a": 1}\n', b"x 7\n"])
+def test_file_of_another_format_is_deleted(folder: Path, data: bytes) -> None:
+    path = write(folder)
+    path.write_bytes(data)
+    file = open_file(folder)
+    assert text_of(file) == ""
+    assert journal.paths(folder) == [file.path]
+    assert file.path != path
+    file.close(deletes=True)
 
 
 @pytest.mark.parametrize(
@@ -323,15 +442,15 @@ def test_changed_byte_is_never_used(folder: Path) -> None:
     [
         ("old", True),
         ("version", True),
-        ("digest", True),
-        ("foreign", False),
+        ("request", True),
         ("link", False),
         ("pipe", False),
+        ("owner", False),
         ("folder", False),
     ],
 )
 def test_unusable_file_is_not_used_and_reported_once(
-    folder: Path, events_seen: list[object], change: str, is_deleted: bool
+    folder: Path, events_seen: list[object], change: str, is_deleted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(folder)
     data = path.read_bytes()
@@ -339,23 +458,32 @@ def test_unusable_file_is_not_used_and_reported_once(
     if change == "old":
         path.write_bytes(data)
         os.utime(path, (time.time() - 90000, time.time() - 90000))
-    elif change == "version":
-        path.write_bytes(data.replace(b"journal 1", b"journal 2"))
-    elif change == "digest":
-        path.write_bytes(data[: data.index(b"\n") + 1] + journal._encode("f" * 32))
-    elif change == "foreign":
-        path.write_bytes(b"an important file")
+    elif change == "version":  # the same text with a checksum of another version
+        checksum = hashlib.blake2b(data[17:-1], digest_size=8, key=b"2" + DIGEST.encode()).hexdigest()
+        path.write_bytes(checksum.encode() + data[16:])
+    elif change == "request":
+        path.write_bytes(journal._encode(Path("f" * 32), PIECES))
+    elif change == "owner":
+        path.write_bytes(data)
+        number, real = path.stat().st_ino, os.fstat
+
+        def report_other_owner(descriptor: int) -> Any:
+            status = real(descriptor)
+            uid = status.st_uid + (status.st_ino == number)
+            return os.stat_result((*status[:4], uid, *status[5:]))
+
+        monkeypatch.setattr(os, "fstat", report_other_owner)
     elif change == "link":
         (folder.parent / "secret").write_bytes(data)
         path.symlink_to(folder.parent / "secret")
     elif change == "pipe":
         os.mkfifo(path)
+        os.utime(path, (1, 1))
     else:
         path.mkdir()
     for _ in range(2):
-        file = journal_of(folder).open(DIGEST)
-        assert file
-        assert file.text == ""
+        file = open_file(folder)
+        assert text_of(file) == ""
         file.close(deletes=True)
     assert len(warnings_of(events_seen)) == 1
     assert os.path.lexists(path) is not is_deleted
@@ -364,9 +492,8 @@ def test_unusable_file_is_not_used_and_reported_once(
 def test_old_files_of_other_requests_are_deleted(folder: Path) -> None:
     path = write(folder)
     os.utime(path, (1, 1))
-    other = journal_of(folder).open("f" * 32)
-    assert other
-    assert journal_of(folder).paths() == [other.path]
+    other = open_file(folder, "f" * 32)
+    assert journal.paths(folder) == [other.path]
     other.close(deletes=True)
 
 
@@ -394,14 +521,11 @@ def test_folder_with_wider_rights_is_reported_once(folder: Path, events_seen: li
 
 def test_locked_file_is_left_to_its_owner(folder: Path) -> None:
     path = write(folder)
-    first = journal_of(folder).open(DIGEST)
-    second = journal_of(folder).open(DIGEST)
-    assert first
-    assert second
-    assert (first.path, first.text, second.text) == (path, "".join(PIECES), "")
+    first, second = open_file(folder), open_file(folder)
+    assert (first.path, text_of(first), text_of(second)) == (path, "".join(PIECES), "")
     first.close()
     second.close(deletes=True)
-    assert journal_of(folder).paths() == [path]
+    assert journal.paths(folder) == [path]
 
 
 def test_lock_ends_with_the_parent_although_a_child_lives(folder: Path) -> None:
@@ -409,8 +533,7 @@ def test_lock_ends_with_the_parent_although_a_child_lives(folder: Path) -> None:
     ready, go = os.pipe(), os.pipe()
     parent = os.fork()
     if parent == 0:
-        file = journal_of(folder).open(DIGEST)
-        assert file
+        file = open_file(folder)
         file._unwritten.append("text of the parent")
         file.write()
         if os.fork() == 0:
@@ -423,30 +546,44 @@ def test_lock_ends_with_the_parent_although_a_child_lives(folder: Path) -> None:
         os.read(ready[0], 1)
         os._exit(0)  # like a kill: nothing is closed
     os.waitpid(parent, 0)
-    reopened = journal_of(folder).open(DIGEST)
+    reopened = open_file(folder)
     os.write(go[1], b"x")
-    assert reopened
-    assert reopened.text == "text of the parent"
+    assert text_of(reopened) == "text of the parent"
     reopened.close(deletes=True)
     for descriptor in (*ready, *go):
         os.close(descriptor)
 
 
+@pytest.mark.parametrize("writes", [0, 1])
 async def test_full_disk_does_not_fail_the_answer(
-    folder: Path, events_seen: list[object], monkeypatch: pytest.MonkeyPatch
+    folder: Path, events_seen: list[object], monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
-    def fail(self: object, data: bytes) -> None:
-        if data.startswith(journal._VERSION):
-            return
-        raise OSError(28, "No space left on device")
+    """A write fails, or only a part of it is written."""
 
-    monkeypatch.setattr(journal.JournalFile, "_write", fail)
+    def write_some(descriptor: int, data: bytes, at: int) -> int:
+        if not writes:
+            raise OSError(28, "No space left on device")
+        return os.pwritev(descriptor, [data[:5]], at)
+
+    monkeypatch.setattr(os, "pwrite", write_some)
     monkeypatch.setattr(journal, "_MAX_UNWRITTEN_CHARS", 1)
     for _ in range(2):
         assert await router(ScriptedProvider(["a b c d e"])).generate("hi") == "a b c d e"
     (warning,) = warnings_of(events_seen)
-    assert "No space left" in warning.fault
+    assert ("the disk is full" if writes else "No space left") in warning.fault
     assert list(folder.iterdir()) == []
+
+
+def test_text_is_written_once_the_disk_has_space_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = open_file(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda descriptor, data, at: os.pwritev(descriptor, [data[:-1]], at))
+        file._unwritten.append("a longer first part, ")
+        file.write()
+        assert texts(folder) == [""]
+    file._unwritten.append("and a second one")
+    file.close()
+    assert texts(folder) == ["a longer first part, and a second one"]
 
 
 async def test_folder_that_cannot_be_made_does_not_fail_the_answer(
@@ -472,8 +609,8 @@ async def test_sync_writes_each_record_to_the_disk(folder: Path, monkeypatch: py
 
 
 async def test_without_the_variable_nothing_is_wrapped(tmp_path: Path) -> None:
-    work = router(Continuing()).start
-    assert journal.record(None, work, None).func is work  # type: ignore[arg-type, attr-defined]
+    run = router(Continuing())._run
+    assert journal.record(Settings(), 1.0, run, Call("hi")).func is run  # type: ignore[arg-type, attr-defined]
     await interrupt("stream")
     assert [path.name for path in tmp_path.iterdir()] == []
 

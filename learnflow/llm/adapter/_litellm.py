@@ -8,7 +8,7 @@ them.
 - ``get_complete_url``, ``transform_request``, ``get_error_class``: methods of that configuration
 - ``get_optional_params``: converts OpenAI's parameters to the provider's
 - ``exception_type``: raises the exception for an error response
-- ``model_cost``, ``cost_per_token``: the mode and the price of a cloud model
+- ``model_cost``, ``cost_per_token``: the price of a cloud model
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ..completion import Usage
 from ..errors import LLMError
 from ..process import register
 from ..provider_spec import ProviderSpec
+from ..servers.model_prices import find_row
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
 from ..transport.untrusted import dollars
@@ -49,7 +50,6 @@ _UNDECIDED: Final = ("tools", "tool_choice", "response_format")  # the server de
 _OWN_FIELDS: Final = frozenset({"model", "messages", "stream", "stream_options", "extra_body"})
 _NO_KEY: Final = "no-key"  # without any key, LiteLLM reads one from the environment, perhaps of another host
 _CHAT_MODE: Final = "chat"
-_MAX_CLASSIFIED_BYTES: Final = 4000  # of an error response, because LiteLLM searches it for many sentences
 # By name, because importing LiteLLM's exceptions takes seconds.
 _CLASSES: Final[Mapping[str, type[LLMError]]] = {
     "ContextWindowExceededError": errors.ContextOverflow,
@@ -63,9 +63,14 @@ _prepared: Final = register("prepared prefixes of LiteLLM", set[str]())
 
 async def prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
     """Import LiteLLM, and fill its caches for this provider, in a thread. The first call takes seconds."""
-    if spec.litellm not in _prepared:
+    if not is_prepared(spec):
         await asyncio.to_thread(_prepare, spec, endpoint)
         await NETWORK.prepare()
+
+
+def is_prepared(spec: ProviderSpec) -> bool:
+    """Return whether LiteLLM is imported and prepared for this provider."""
+    return spec.litellm in _prepared
 
 
 def write(
@@ -84,29 +89,26 @@ def write(
         Unsupported: the model does not support a parameter, or does not support chat, or LiteLLM cannot write the
             messages for this provider.
     """
-    if _find_mode(spec, model) != _CHAT_MODE and not spec.local:  # also imports LiteLLM, outside of the try
+    if find_row(spec, model).get("mode", _CHAT_MODE) != _CHAT_MODE:
         raise errors.Unsupported("this model is not served by chat completions", hint="Choose a chat model")
+    _load()  # outside of the try
     try:
         return _build_request(spec, endpoint, model, messages, parameters)
     except Exception as error:  # noqa: BLE001  # LiteLLM may raise any exception
         raise _convert_error(error, parameters) from None
 
 
-def classify_error(
-    spec: ProviderSpec, model: str, status: int, body: bytes, headers: Mapping[str, str]
-) -> type[LLMError] | None:
-    """Return the error class for an error response, by LiteLLM's exception for it; None if that has no class here.
+def classify_error(spec: ProviderSpec, model: str, status: int, message: str) -> type[LLMError] | None:
+    """Return the error class for a server's message, by LiteLLM's exception for it; None if that has no class here.
 
     Args:
         spec: the provider's spec.
         model: the model's name at the provider.
         status: the HTTP status.
-        body: the body of the response.
-        headers: the headers of the response.
+        message: the server's message, of at most some hundred characters, because LiteLLM searches many sentences.
     """
-    message = body[:_MAX_CLASSIFIED_BYTES].decode("utf-8", "replace")
     try:
-        cause = _config(spec, model).get_error_class(error_message=message, status_code=status, headers=dict(headers))
+        cause = _config(spec, model).get_error_class(error_message=message, status_code=status, headers={})
         _load().exception_type(model=model, original_exception=cause, custom_llm_provider=spec.litellm)
     except Exception as error:  # noqa: BLE001  # ``exception_type`` always raises
         return _find_class(error)
@@ -228,13 +230,6 @@ def _config(spec: ProviderSpec, model: str) -> Any:
     return litellm.utils.ProviderConfigManager.get_provider_chat_config(model, provider)
 
 
-def _find_mode(spec: ProviderSpec, model: str) -> str:
-    """Return the mode of a cloud model in LiteLLM's table; "chat" if the table does not have the model."""
-    table = _load().model_cost
-    entry = table.get(f"{spec.price_prefix}/{model}") or table.get(model) or {}
-    return str(entry.get("mode") or _CHAT_MODE)
-
-
 def _convert_error(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
     """Return the LLMError for an exception of LiteLLM. It does not quote the message, which may repeat the request."""
     if isinstance(error, LLMError):
@@ -254,7 +249,7 @@ def _convert_error(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
 def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
     """Write one request without sending it, so that LiteLLM does its imports and fills its caches in this thread."""
     with _lock:
-        if spec.litellm not in _prepared:
+        if not is_prepared(spec):
             with suppress(errors.Unsupported):  # LiteLLM has no parameters for this vendor
                 write(spec, endpoint, "-", [{"role": "user", "content": "-"}], {"temperature": 0.0, "max_tokens": 1})
             _prepared.add(spec.litellm)

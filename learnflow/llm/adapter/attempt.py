@@ -20,7 +20,7 @@ from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.endpoint import add_provider
-from ..transport.error_mapping import map_exception
+from ..transport.error_mapping import change_class, map_exception
 from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
 from ..transport.sse_parser import SSEParser
@@ -30,12 +30,14 @@ from . import _litellm, structured_output
 from .capacity import CAPACITY
 from .context_window import ContextBudget
 from .redaction import redact
-from .request import Request, Variant
+from .request import Request, Variant, write_texts
 
 # An adjustment of a request for a server that would continue an assistant message at the end of a prompt.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _BAD_REQUEST: Final = 400
 _RETRIED_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed)
+# Errors with a message that ``error_mapping`` did not recognise.
+_UNEXPLAINED_ERRORS: Final = (errors.RequestRefused, errors.ErrorBody, errors.ErrorInAnswer)
 
 
 @dataclass(slots=True, eq=False)
@@ -192,8 +194,9 @@ class _AttemptRun:
                 self._report_adjusted(adjustment, tight=budget.tight)
                 if self._request.user_message_added:
                     self._report_adjusted(_MESSAGE_ADDED)
-                # Import LiteLLM last, because it is slow: a check above may fail first
-                await _litellm.prepare(spec, runner.client.endpoint)
+                if not self._request.is_passed_by_litellm:
+                    # Import LiteLLM last, because it is slow: a check above may fail first
+                    await _litellm.prepare(spec, runner.client.endpoint)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
@@ -257,7 +260,7 @@ class _AttemptRun:
                     feed = partial(self._feed, answer)
                     await reader.read(partial(self._send, variant, reader), deadline, feed, emit.drain)
             except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
-                error = self._judge(failure)
+                error = await self._classify(failure)
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
                     variant = self._next_variant(variant, error)
                     continue
@@ -289,15 +292,14 @@ class _AttemptRun:
         self._report_adjusted(adjustment)
         return variant
 
-    def _judge(self, error: Exception) -> Exception:
-        """Return a ContextOverflow if LiteLLM recognises one in an error object with status 200; else the error."""
-        message = error.server_message if isinstance(error, errors.ErrorBody | errors.ErrorInAnswer) else ""
-        kind = message and _litellm.classify_error(self._spec, self._model, _BAD_REQUEST, message.encode(), {})
-        if kind is not errors.ContextOverflow:
+    async def _classify(self, error: Exception) -> Exception:
+        """Return a more specific error if LiteLLM recognises the message of a server; else the error."""
+        if not (isinstance(error, _UNEXPLAINED_ERRORS) and error.server_message):
             return error
-        overflow = errors.ContextOverflow(errors.ContextOverflow.fault)
-        overflow.server_message = message
-        return overflow
+        await _litellm.prepare(self._spec, self._client.endpoint)
+        status, message = error.status or _BAD_REQUEST, error.server_message
+        kind = _litellm.classify_error(self._spec, self._model, status, message)
+        return change_class(error, kind) if kind in (errors.ContextOverflow, errors.ContentFiltered) else error
 
     def _report_adjusted(self, adjustment: str | None, *, tight: bool = False) -> None:
         if adjustment:
@@ -305,9 +307,10 @@ class _AttemptRun:
             events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
 
     def _first_variant(self) -> Variant:
-        """Return the variant for a new model: without a JSON schema if the operator configured it as unsupported."""
+        """Return the variant for a new model: without a JSON schema if the operator denies it."""
         no_schema = self._catalog.overrides.get("json_schema") is False
-        return Variant(schema_mode_index=1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0)
+        schema_mode_index = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0
+        return Variant(rejected=self._catalog.rejected(self._model), schema_mode_index=schema_mode_index)
 
     def _time_limits(self, variant: Variant) -> Times:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
@@ -338,7 +341,7 @@ class _AttemptRun:
         runner = self._runner
         request = replace(await self._build_http_request(variant), on_timeout=reader.on_timeout)
         try:
-            return await self._client.send(request, partial(_litellm.classify_error, self._spec, self._model))
+            return await self._client.send(request)
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             runner.last_connect_failure = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
@@ -352,13 +355,14 @@ class _AttemptRun:
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
         prefill = attempt.raw if continuation_spec and continuation_spec.dialect.prefill else None
         messages, parameters = self._request.to_litellm(
-            model, variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
+            variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
         if continuation_spec and continuation_spec.dialect.continuation:
             write, body = continuation_spec.dialect.continuation, parameters.get("extra_body", {})
             request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
-        return _litellm.write(spec, self._client.endpoint, model, messages, parameters)
+        write_request = _litellm.write if _litellm.is_prepared(spec) else write_texts
+        return write_request(spec, self._client.endpoint, model, messages, parameters)
 
     async def _complete(self, answer: Answer) -> Completion:
         """Check the answer, and return the completion.

@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from .. import errors, events
-from ..base import Attempt, Call, Prior, Prompt
+from ..base import Attempt, Call, Prompt
 from ..completion import Completion, Event, Resumed, Source, TextDelta, ToolCallDelta
 from ..errors import LLMError
 from ..stream import Emit, Relay, Transcript, Work
@@ -371,9 +371,10 @@ async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -
     return completion
 
 
-def count_tokens(prior: Prior) -> int:
-    """Return the tokens of a prior text. Those of ``after`` are estimated."""
-    return prior.tokens + (estimate_min_tokens([prior.after]) + estimate_max_tokens([prior.after])) // 2
+def count_prior_tokens(call: Call) -> int:
+    """Return the tokens of the text that a call continues. Those of ``after`` are estimated."""
+    estimate = (estimate_min_tokens([call.after]) + estimate_max_tokens([call.after])) // 2
+    return estimate + len(call.recorded or ())
 
 
 def limit_rest(call: Call, tokens: int, repeated_chars: int) -> Call:
@@ -412,14 +413,13 @@ async def continue_prior(
     Raises:
         LLMError: the attempt failed. Its partial text is the whole text so far.
     """
-    prior = call.prior or Prior()
-    emitted = split_text(prior.text, at_last_word=True, prefills=True)
-    joiner, new = Joiner(emitted, source=prior.source), _NewText(emit)
-    call = limit_rest(call, count_tokens(prior), len(emitted.rest))
+    emitted = split_text(call.prior_text, at_last_word=True, prefills=True)
+    joiner, new = Joiner(emitted, source=call.prior_source), _NewText(emit)
+    call = limit_rest(call, count_prior_tokens(call), len(emitted.rest))
     work = start(call, replace(attempt, prefix=emitted.prefix or None))
     try:
         completion = await join_continuation(work, joiner, name, new)
     except LLMError as error:
-        error.partial = prior.text + new.text
+        error.partial = call.prior_text + new.text
         raise
-    return replace(completion, text=prior.text + new.text, resumed=1)
+    return replace(completion, text=call.prior_text + new.text, resumed=1)

@@ -25,7 +25,8 @@ def supported_keywords(spec: ProviderSpec, call: Call) -> dict[str, Any]:
             raise Unsupported(f"{spec.title} does not support {name}=", hint=f"Leave {name}= out")
     if "reasoning" in values and values["reasoning"] not in spec.dialect.reasoning:
         levels = ", ".join(map(str, spec.dialect.reasoning))
-        raise Unsupported(f"{spec.title} does not support this reasoning=", hint=f"Use one of {levels}")
+        hint = f"Use {levels}, or set the vendor's own field in extra_body="
+        raise Unsupported(f"{spec.title} does not support this reasoning=", hint=hint)
     if "model" in values.get("extra_body", ()):
         raise InvalidRequest("extra_body= cannot set the model", hint="Use model=")
     _check_format(spec, values.get("response_format"))

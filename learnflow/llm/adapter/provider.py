@@ -90,7 +90,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         overrides, ages = own.configured_capabilities, replay is None
         self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, ages=ages)
         log_content, reask = common.llm_log_content, common.llm_reask
-        self._journal = journal.configured(common)
+        self._common = common
         self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
 
     def __repr__(self) -> str:
@@ -144,7 +144,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             return True
         if server and server.models:
             return server.find(model) is not None
-        return not self.spec.local and bool(model_prices.capabilities_of(self.spec.price_prefix, model)["context"])
+        return bool(model_prices.capabilities_of(self.spec, model)["context"])
 
     def trouble(self, model: str | None) -> str | None:
         """Return why a request for this model would fail; see ``RoutableProvider.trouble``."""
@@ -154,13 +154,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return a coroutine function that runs a call; see ``AbstractProvider.start``."""
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         work = self.attempt(call, attempt)  # checks the call
-        if call.prior or self._journal:
-            work = journal.record(self._journal, partial(self._continue_or_start, attempt), call)
+        if call.after or self._common.llm_journal:
+            run = partial(self._continue_or_start, attempt)
+            work = journal.record(self._common, self._times.deadline, run, call)
         return partial(events.run_request, self.name, call.model or self.model, attempt, work)
 
     def _continue_or_start(self, attempt: Attempt, call: Call, emit: Emit) -> Coroutine[Any, Any, Completion]:
         """Run a call, which may continue a prior text."""
-        if call.prior:
+        if call.prior_text:
             return continue_prior(self.attempt, call, attempt, self.name, emit)
         return self.attempt(call, attempt)(emit)
 
@@ -176,7 +177,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise
         if self.vision_model and not call.model and prepared.images:
             prepared = replace(prepared, model=self.vision_model)
-        prepared = replace(prepared, buffered=call.buffered, is_recorded=call.is_recorded)
+        prepared = replace(prepared, buffered=call.buffered, is_recorded=call.recorded is not None)
         return self.runner.start(prepared, attempt)
 
     async def prepare(self) -> None:

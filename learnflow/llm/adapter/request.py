@@ -12,8 +12,10 @@ from typing import Any, Final
 from .. import errors
 from ..base import AtMost, Prompt, may_be_left_out
 from ..errors import InvalidRequest, LLMError, Unsupported
-from ..parameters import LOCAL_SAMPLING
+from ..parameters import LEVELS, LOCAL_SAMPLING
 from ..provider_spec import ProviderSpec
+from ..transport.client import HttpRequest
+from ..transport.endpoint import Endpoint
 from . import structured_output
 from .options import messages_of, parts_of, strings_of, text_of
 
@@ -36,11 +38,13 @@ class Variant:
 
     Attributes:
         omitted: the parameters that this package adds and the model rejects.
+        rejected: the parameters and levels of reasoning that the model does not support, from ``ModelCatalog``.
         schema_mode_index: the index of the schema's format in ``Dialect.schema_modes``.
         max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
     omitted: frozenset[str] = frozenset()
+    rejected: frozenset[str] = frozenset()
     schema_mode_index: int = 0
     max_completion_tokens: bool = False
 
@@ -84,6 +88,12 @@ class Request:
         return [text_of(part) for message in self.messages for part in parts_of(message)]
 
     @property
+    def is_passed_by_litellm(self) -> bool:
+        """Return whether LiteLLM would pass it to the server unchanged, see ``Dialect.text_path``."""
+        has_only_texts = all(m.keys() <= {"role", "content"} and isinstance(m["content"], str) for m in self.messages)
+        return bool(self.spec.dialect.text_path and has_only_texts) and not (self.tools or self.response_format)
+
+    @property
     def images(self) -> int:
         """Return the number of images."""
         return sum(part.get("type") == "image_url" for message in self.messages for part in parts_of(message))
@@ -112,29 +122,27 @@ class Request:
         return replace(self, messages=[*self.messages, answer, correction], corrections=self.corrections + 2)
 
     def to_litellm(
-        self, model: str, variant: Variant, *, context_length: int | None, max_tokens: int | None, prefill: str | None
+        self, variant: Variant, *, context_length: int | None, max_tokens: int | None, prefill: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return messages and parameters in LiteLLM's format.
 
         Args:
-            model: the model's name at the provider.
             variant: the format that the model accepts.
             context_length: the context length to request, in tokens; None for the server's default.
             max_tokens: the limit of the answer in tokens, if it is lower than the caller's; else None.
             prefill: the text that the model continues; None for a new answer.
 
         Raises:
-            Unsupported: the call requires reasoning, and the model does not support it.
+            Unsupported: the model does not support a sampling parameter of the caller, or this reasoning.
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
         streams = self.streams(variant)
-        body = {**dialect.body, **self._reasoning_fields(model), **self._session_field()}
+        body = {**dialect.body, **self._reasoning_fields(variant.rejected), **self._session_field()}
         body |= {**self.extra_body} if streams else {"stream": False, **self.extra_body}
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
             body |= _PREFILL_FIELDS
-        omitted = {name for name in variant.omitted if may_be_left_out(self.sampling.get(name))}
-        sampling = {name: value for name, value in self.sampling.items() if name not in omitted}
+        sampling = self._sampling_of(variant)
         if max_tokens and "max_tokens" in sampling:
             sampling["max_tokens"] = max_tokens
         if dialect.format_options:
@@ -214,17 +222,40 @@ class Request:
             return {}
         return {name: session if len(session) <= _MAX_SESSION_CHARS else hashlib.sha256(session.encode()).hexdigest()}
 
-    def _reasoning_fields(self, model: str) -> Mapping[str, Any]:
+    def _sampling_of(self, variant: Variant) -> dict[str, Any]:
+        """Return the sampling parameters without rejected defaults. Raise Unsupported if the caller set a rejected one.
+
+        Such a model accepts the value 1, its default.
+        """
+        omitted = variant.omitted | variant.rejected
+        sampling = {n: value for n, value in self.sampling.items() if n not in omitted or not may_be_left_out(value)}
+        for name in sorted(name for name in sampling.keys() & variant.rejected if sampling[name] != 1):
+            hint = f"Leave {name}= out; extra_body= sends it anyway"
+            raise Unsupported(f"the model does not support {name}=", hint=hint)
+        return sampling
+
+    def _reasoning_fields(self, rejected: frozenset[str]) -> Mapping[str, Any]:
         """Return the body fields for ``reasoning=``. Raise Unsupported if the model does not support it."""
-        if self.reasoning is None:
+        fields, value = self.spec.dialect.reasoning, self.reasoning
+        if value is None or ("reasoning" in rejected and value in (False, "none")):
             return {}
-        reasoning_models = self.spec.dialect.reasoning_models
-        if reasoning_models and not reasoning_models.search(model):
-            if self.reasoning is False:
-                return {}
-            hint = "Leave reasoning= out, or choose another model"
-            raise Unsupported("the model does not support reasoning", hint=hint)
-        return self.spec.dialect.reasoning[self.reasoning]
+        if value is True and "medium" in rejected:
+            value = "high"
+        if not rejected & {"reasoning", value or "none"}:
+            return fields[value]
+        levels = () if "reasoning" in rejected else [level for level in LEVELS if level in fields.keys() - rejected]
+        hint = f"Use {', '.join(levels) or 'another model'}, or leave reasoning= out"
+        hint += f". {self.spec.variable('capabilities')}=reasoning sends it anyway"
+        raise Unsupported(f"the model does not support reasoning{'' if value is True else f'={value!r}'}", hint=hint)
+
+
+def write_texts(
+    spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
+) -> HttpRequest:
+    """Write a request that LiteLLM would pass unchanged; see ``_litellm.write``."""
+    body = {"messages": messages, "stream": True, **parameters, **parameters.get("extra_body", {}), "model": model}
+    body.pop("extra_body", None)
+    return HttpRequest(url=f"{endpoint.base}{spec.dialect.text_path}", body=body)
 
 
 def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:

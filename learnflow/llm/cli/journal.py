@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import click
 
 from .. import journal as journals
 from .. import settings
 from ..errors import NotConfigured
+from ..stream import Emit
 from .command import ExitCode, command
 from .terminal import table, write
 
@@ -21,12 +24,11 @@ def journal() -> None:
 @command
 def list_() -> int:
     """List the unfinished answers, without their text."""
-    folder, rows = _configured(), []
-    for path in folder.paths():
-        modified = path.stat().st_mtime if path.exists() else time.time()
-        if file := folder.reopen(path, locks=False):
-            rows.append([path.name, f"{time.time() - modified:.0f} s", f"{len(file.text):,}"])
-            file.close()
+    rows = []
+    for path in _paths():
+        with suppress(OSError):
+            age_s, (pieces, _) = time.time() - path.stat().st_mtime, journals.read(path)
+            rows.append([path.name, f"{age_s:.0f} s", f"{len(''.join(pieces)):,}"])
     if rows:
         table(["FILE", "AGE", "CHARACTERS"], rows)
     else:
@@ -37,20 +39,20 @@ def list_() -> int:
 @command
 def clear() -> int:
     """Delete the unfinished answers, except those that a process is writing."""
-    folder, deleted = _configured(), 0
-    for path in folder.paths():
-        if file := folder.reopen(path):
-            file.close(deletes=True)
+    deleted = 0
+    for path in _paths():
+        with suppress(OSError):
+            journals.JournalFile(path, Emit()).close(deletes=True)
         deleted += not path.exists()
     write(f"{deleted} unfinished answers deleted")
     return ExitCode.OK
 
 
-def _configured() -> journals.Journal:
-    configured = journals.configured(settings.load())
-    if configured is None:
+def _paths() -> list[Path]:
+    folder = settings.load().llm_journal
+    if folder is None:
         raise NotConfigured("LLM_JOURNAL is not set", hint="Set it to the folder of the journal")
-    return configured
+    return journals.paths(folder)
 
 
 journal.add_command(list_, "list")

@@ -1,7 +1,8 @@
 """Anthropic, at its OpenAI-compatible address (platform.claude.com/docs/en/api/openai-sdk, read 2026-11).
 
 The server silently ignores ``seed``, penalties and ``reasoning_effort``, so that this spec does not support them. It
-enforces a schema with ``strict``, but not ``json_object``. Newer models refuse a last message of the assistant.
+forwards ``thinking``. It enforces a schema with ``strict``, but not ``json_object``. Newer models refuse a last message
+of the assistant.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ SPEC: Final = ProviderSpec(
     api=Api(default_url="https://api.anthropic.com/v1", lists_all=False),
     dialect=Dialect(
         parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
-        parameters=(ALWAYS | {"temperature", "max_tokens", "top_p", "stop"}) - {"reasoning"},
+        parameters=ALWAYS | {"temperature", "max_tokens", "top_p", "stop"},
+        reasoning={False: {"thinking": {"type": "disabled"}}},  # the address has no field for a level
         schema_modes=("json_schema", "words"),
     ),
     other_spellings={"base_url": ("ANTHROPIC_API_BASE",)},

@@ -21,6 +21,7 @@ SPEC: Final = ProviderSpec(
     name="azure",
     title="Azure OpenAI",
     litellm="azure",
+    priced="azure",  # also for the variant
     genai="azure.ai.openai",
     api=Api(
         api_path="",
@@ -34,7 +35,7 @@ SPEC: Final = ProviderSpec(
         models_path="/openai/models",
         lists_all=False,  # its list has the models that can be deployed
     ),
-    dialect=Dialect(reasoning=REASONING_EFFORT, finishes_turns=True),
+    dialect=Dialect(reasoning=REASONING_EFFORT, marks_reasoning=True, finishes_turns=True),
     settings=(*SETTINGS, "api_version"),
     other_spellings={
         "base_url": ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
@@ -42,5 +43,5 @@ SPEC: Final = ProviderSpec(
         "api_key": ("AZURE_OPENAI_API_KEY",),
         "api_version": ("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
     },
-    known={"json_schema": True, "tools": True, "prefill": False},
+    known={"prefill": False},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
-from ..provider_spec import Dialect, ProviderSpec
+from ..provider_spec import CHAT_PATH, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="custom",
@@ -13,6 +13,6 @@ SPEC: Final = ProviderSpec(
     tested_versions="llama.cpp, Ollama behind it",
     litellm="hosted_vllm",
     local=True,
-    dialect=Dialect(parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
+    dialect=Dialect(text_path=CHAT_PATH, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
     known={"cost": None},
 )

@@ -23,5 +23,4 @@ SPEC: Final = ProviderSpec(
         reasoning=REASONING_EFFORT,
     ),
     other_spellings={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},
-    known={"json_schema": True},
 )

@@ -22,6 +22,7 @@ SPEC: Final = ProviderSpec(
         # An unknown field is a 400 ("Cannot find field").
         parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
         reasoning=REASONING_EFFORT,
+        marks_reasoning=True,
     ),
     other_spellings={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
 )

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from .. import errors
 from ..capabilities import State
 from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
-from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
+from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport.client import Client
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
@@ -134,7 +134,7 @@ SPEC: Final = ProviderSpec(
         ),
         start_command="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     ),
-    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=TEMPLATE_THINKING),
+    dialect=Dialect(text_path=CHAT_PATH, prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=TEMPLATE_THINKING),
     other_spellings={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
     max_concurrency=4,
     known={"json_schema": True, "prefill": True},

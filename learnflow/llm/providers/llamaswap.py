@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..parameters import ALWAYS, LOCAL_SAMPLING
-from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
+from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import flag, non_negative_int, part, text, texts
 
 _MODELS: Final = "/v1/models"
@@ -58,6 +58,6 @@ SPEC: Final = ProviderSpec(
         forwards_requests=True,
         probe=Probe(pages=(_MODELS,), read=_read),
     ),
-    dialect=Dialect(parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),
+    dialect=Dialect(text_path=CHAT_PATH, parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),
     known={"cost": None},
 )

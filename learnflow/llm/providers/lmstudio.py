@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from .. import errors
 from ..parameters import ALWAYS, LOCAL_SAMPLING
-from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
+from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import flag, non_negative_int, part, text
 
 _MODELS: Final = "/api/v1/models"
@@ -85,6 +85,7 @@ SPEC: Final = ProviderSpec(
         probe=Probe(pages=(_MODELS, "/api/v0/models"), read=_read),
     ),
     dialect=Dialect(
+        text_path=CHAT_PATH,
         parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
         tool_choices=("auto", "none", "required"),
         schema_modes=("json_schema", "words"),

@@ -242,6 +242,7 @@ SPEC: Final = ProviderSpec(
         # By default Ollama silently drops the beginning of a long prompt, and shifts the context while it answers. With
         # these fields it returns an error (0.33); older versions ignore them.
         body={"truncate": False, **_LAUNCH_OPTIONS},
+        text_path="/api/chat",
         stream_usage=False,
     ),
     api=Api(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from ..parameters import REASONING_EFFORT
 from ..provider_spec import Api, Dialect, ProviderSpec
-
-_REASONING_MODELS: Final = re.compile(r"^(?!(?:ft:)?(?:chatgpt|gpt-[34]))", re.IGNORECASE)  # all but the older ones
 
 SPEC: Final = ProviderSpec(
     name="openai",
@@ -18,10 +15,10 @@ SPEC: Final = ProviderSpec(
     api=Api(default_url="https://api.openai.com/v1"),
     dialect=Dialect(
         reasoning=REASONING_EFFORT,
-        reasoning_models=_REASONING_MODELS,
+        marks_reasoning=True,
         session="prompt_cache_key",  # https://developers.openai.com/docs/guides/prompt-caching
         finishes_turns=True,
     ),
     other_spellings={"base_url": ("OPENAI_API_BASE",)},
-    known={"json_schema": True, "tools": True, "prefill": False},
+    known={"prefill": False},
 )

@@ -7,7 +7,7 @@ from typing import Final
 
 from .. import errors
 from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
-from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
+from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import non_negative_int, text
 
 
@@ -39,7 +39,13 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(default_url="http://localhost:8000/v1"),
     server=ServerSupport(service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read)),
-    dialect=Dialect(prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=TEMPLATE_THINKING, finishes_turns=True),
+    dialect=Dialect(
+        text_path=CHAT_PATH,
+        prefill=True,
+        parameters=ALWAYS | LOCAL_SAMPLING,
+        reasoning=TEMPLATE_THINKING,
+        finishes_turns=True,
+    ),
     other_spellings={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
     max_concurrency=64,
     known={"json_schema": True, "prefill": True},

@@ -159,7 +159,7 @@ class Execution:
     async def _prepare_next(self, option: Option | None, error: LLMError, state: decision.RequestState) -> None:
         """Decide what follows a failure, and reset the options to try again. Raise if no attempt follows."""
         progress, chain = self._progress, self._chain
-        text, streams = progress.text, not self._call.buffered or self._call.prior is not None
+        text, streams = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
         not_continued, loading = chain.failed_with(errors.NotContinued), self._loading()
         refused = not (self._omitted_defaults or isinstance(error, errors.RequestRefused)) and self._refused()

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .. import events
-from ..adapter.joining import count_tokens
-from ..base import Prior
+from ..adapter.joining import count_prior_tokens
+from ..base import Call
 from ..completion import Completion, Event, Failover, Resumed, Source, TextDelta, Usage
 from ..errors import LLMError, NotContinued, Tried
 from ..stream import Emit, Transcript
@@ -25,7 +25,7 @@ class Progress(Transcript):
         emit: receives the events for the caller.
         started: the time when the request began.
         tried: a list to which the failed attempts are added.
-        prior: the text that the answer continues; None to begin one.
+        call: the call, which may continue a prior text.
 
     Attributes:
         source: the source of the text so far, see ``Resumed``.
@@ -34,13 +34,11 @@ class Progress(Transcript):
         resumed: the number of continuations.
     """
 
-    def __init__(self, emit: Emit, started: float, tried: list[Tried], prior: Prior | None = None) -> None:
+    def __init__(self, emit: Emit, started: float, tried: list[Tried], call: Call) -> None:
         super().__init__(emit)
-        self.source: Source = "stream"
-        self.tokens = 0
-        if prior:
-            self._text.append(prior.text)
-            self.source, self.tokens = prior.source, count_tokens(prior)
+        self._text.append(call.prior_text)
+        self.source: Source = call.prior_source if call.prior_text else "stream"
+        self.tokens = count_prior_tokens(call)
         self.partial_thinking = ""
         self.tried = tried
         self.resumed = 0

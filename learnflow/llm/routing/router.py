@@ -104,7 +104,6 @@ class RouterProvider(AbstractProvider):
         self._settings = settings.load().model_copy(update=given)
         if switches.is_command and "llm_patience" not in self._settings.model_fields_set:
             self._settings.llm_patience = 0.0
-        self._journal = journal.configured(self._settings)
         if find is None and not self._options:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
         creation_errors = [option.creation_error for option in self._options if option.creation_error]
@@ -138,12 +137,15 @@ class RouterProvider(AbstractProvider):
             hint = "They are secrets of one server. Set <NAME>_HEADERS, or give headers= to its class"
             raise errors.InvalidRequest("a router does not support headers=", hint=hint)
         run = partial(self._run, resume, template)
-        work = journal.record(self._journal if resume == "continue" else None, run, replace(call, options=options))
+        call = replace(call, options=options)
+        work: Work = partial(run, call)
+        if resume == "continue":
+            work = journal.record(self._settings, self._settings.llm_deadline, run, call)
         return partial(events.run_request, self.name, call.model, template, work)
 
     async def _run(self, resume: Resume, template: Attempt, call: Call, emit: Emit) -> Completion:
         """Run a request through the chain. Raise only LLMError."""
-        progress = Progress(emit, asyncio.get_running_loop().time(), template.tried, call.prior)
+        progress = Progress(emit, asyncio.get_running_loop().time(), template.tried, call)
         try:
             return await Execution(call, resume, template, await self._build_chain(call), progress).run()
         except errors.Unavailable:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from .. import errors
 from ..capabilities import Capabilities, Health, State, find_similar, is_same_model, merge_capabilities
 from ..errors import LLMError
+from ..parameters import LEVELS
 from ..process import switches
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
@@ -306,9 +307,19 @@ class ModelCatalog:
         )
         cost = {} if runs_locally or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": runs_locally, **cost})  # type: ignore[typeddict-item]
-        by_map = model_prices.capabilities_of(spec.price_prefix, name) if priced and name and not spec.local else {}
+        by_map = model_prices.capabilities_of(spec, name) if priced else {}
         reported = dict(model.known) if model else {}
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
+
+    def rejected(self, name: str) -> frozenset[str]:
+        """Return the parameters and levels of reasoning that a model rejects; "reasoning" if it cannot think.
+
+        A model that can think according to the operator has every level.
+        """
+        rejected = model_prices.rejected_by(self._spec, name)
+        if self.overrides.get("reasoning"):
+            rejected -= frozenset(LEVELS)
+        return rejected.union(["reasoning"] if self.capabilities(name)["reasoning"] is False else [])
 
     def _normalize_name(self, name: str | None) -> str | None:
         """Return the requested name; None if it is empty or the placeholder for the loaded model."""
@@ -408,7 +419,7 @@ class ModelCatalog:
     def _describe_end(self, model: Model) -> str | None:
         """Return a sentence if the model ends within 90 days; None if it does not, or if its end is unknown."""
         spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the day of the user
-        end = model.ends or (None if spec.local else model_prices.end_of(spec.price_prefix, model.name))
+        end = model.ends or model_prices.end_of(spec, model.name)
         if end is None or (end - today).days > _END_NOTICE_DAYS:
             return None
         verb = "ended" if end < today else "ends"

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from ..parameters import LEVELS
+from ..provider_spec import ProviderSpec
 from ..transport.untrusted import day
 
 _FILE: Final = "model_prices_and_context_window_backup.json"
@@ -26,6 +28,7 @@ _CAPABILITY_KEYS: Final = {
     "reasoning": "supports_reasoning",
     "prefill": "supports_assistant_prefill",
 }
+_SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p")  # what "supports_sampling_params" is about
 
 
 @cache
@@ -42,18 +45,21 @@ def price_map() -> Mapping[str, Mapping[str, Any]]:
     return {}
 
 
-def capabilities_of(prefix: str, model: str) -> dict[str, Any]:
-    """Return the capabilities and prices that the price map has for a model. None means unknown.
+def find_row(spec: ProviderSpec, model: str | None) -> Mapping[str, Any]:
+    """Return the row of a cloud's model in the price map; empty for a local server, and if the map lacks the model."""
+    return {} if spec.local or model is None else price_map().get(_key(spec, model), {})
 
-    Args:
-        prefix: LiteLLM's prefix for the provider, like "fireworks_ai".
-        model: the model's name at the provider.
-    """
-    row = price_map().get(_key(prefix, model), {})
+
+def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
+    """Return the capabilities and prices that the price map has for a model. None means unknown."""
+    row = find_row(spec, model)
     context, output = row.get("max_input_tokens"), row.get("max_output_tokens")
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
+    marks = [key for key in row if key.startswith("supports_")]
+    is_unmarked = spec.dialect.marks_reasoning and marks and not any("reasoning" in key for key in marks)
     return {
+        "reasoning": False if is_unmarked else None,
         **{name: row[key] for name, key in _CAPABILITY_KEYS.items() if isinstance(row.get(key), bool)},
         "context": context if isinstance(context, int) else None,
         "context_served": context if isinstance(context, int) else None,
@@ -62,14 +68,23 @@ def capabilities_of(prefix: str, model: str) -> dict[str, Any]:
     }
 
 
-def end_of(prefix: str, model: str) -> date | None:
-    """Return the day on which a model ends, for an alias the last day of its dated snapshots; None if unknown.
+def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
+    """Return the sampling parameters and the levels of reasoning that a model rejects according to the price map."""
+    row = find_row(spec, model)
+    levels = row.get("reasoning_effort_levels") or LEVELS
+    rejected = {
+        level for level in LEVELS if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
+    }
+    always_thinks = spec.dialect.marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected
+    rejected |= {"none"} if always_thinks or row.get("thinking_always_on") is True else set()
+    return frozenset(rejected.union(_SAMPLING if row.get("supports_sampling_params") is False else ()))
 
-    Args:
-        prefix: LiteLLM's prefix for the provider.
-        model: the model's name at the provider.
-    """
-    key = _key(prefix, model)
+
+def end_of(spec: ProviderSpec, model: str) -> date | None:
+    """Return the day on which a cloud's model ends, for an alias the last day of its snapshots; None if unknown."""
+    if spec.local:
+        return None
+    key = _key(spec, model)
     snapshot = re.compile(re.escape(key) + r"-\d{4}-?\d{2}-?\d{2}")
     own = day(price_map().get(key, {}).get("deprecation_date"))
     ends = [day(row.get("deprecation_date")) for name, row in price_map().items() if snapshot.fullmatch(name)]
@@ -77,6 +92,7 @@ def end_of(prefix: str, model: str) -> date | None:
     return own or (max(known) if ends and len(known) == len(ends) else None)
 
 
-def _key(prefix: str, model: str) -> str:
+def _key(spec: ProviderSpec, model: str) -> str:
     """Return the key of a model in the price map."""
-    return f"{prefix}/{model}" if f"{prefix}/{model}" in price_map() else model
+    key = f"{spec.price_prefix}/{model}"
+    return key if key in price_map() else model

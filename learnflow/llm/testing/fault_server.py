@@ -350,10 +350,12 @@ class FaultServer:
 
 
 def closed_port() -> int:
-    """Return a port of loopback that refuses connections."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """Return a port of loopback that refuses connections. Until this process ends, no other process gets it."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))  # bound without listening
+    port = int(held.getsockname()[1])
+    held.detach()
+    return port
 
 
 async def _read(reader: asyncio.StreamReader, connection: int) -> Seen | None:

@@ -94,7 +94,7 @@ class ScriptedProvider(AbstractProvider):
 
     def start(self, call: Call) -> Work:
         """Return the work of a request. It uses the next answer of the script when it runs."""
-        if call.prior:
+        if call.prior_text:
             raise errors.Unsupported("the script cannot continue an answer with after=", provider=self.name)
         request = ScriptedRequest(call.method, call.prompt, call.model, call.temperature, call.max_tokens, call.options)
         return partial(self._answer, request)

@@ -22,7 +22,6 @@ from ..errors import LLMError
 from ..process import ending_tasks, switches
 from . import error_mapping, network, pool
 from .endpoint import Endpoint, origin
-from .error_mapping import Classifier
 from .untrusted import MAX_JSON_BYTES
 
 _MAX_ERROR_BYTES: Final = 256 * 1024  # the rest of the body of an error response is not read
@@ -135,12 +134,11 @@ class Client:
         """Return whether the server is an embedded one that does not run. The next request starts it."""
         return bool(getattr(self.transport, "stopped", False))
 
-    async def send(self, request: HttpRequest, classify: Classifier | None = None) -> HttpResponse:
+    async def send(self, request: HttpRequest) -> HttpResponse:
         """Send a request.
 
         Args:
             request: a request to the client's endpoint.
-            classify: returns the error class of an error response if the tables of ``error_mapping`` have none.
 
         Returns:
             A response with a 2xx status.
@@ -150,7 +148,7 @@ class Client:
         """
         response = await self._exchange(request)
         if not 200 <= response.status < 300:
-            raise await self._read_error(request, response, classify)
+            raise await self._read_error(request, response)
         return response
 
     async def fetch(self, request: HttpRequest) -> tuple[Mapping[str, str], bytes | LLMError]:
@@ -165,7 +163,7 @@ class Client:
         """
         response = await self._exchange(request)
         if not 200 <= response.status < 300:
-            return response.headers, await self._read_error(request, response, None)
+            return response.headers, await self._read_error(request, response)
         body = bytearray()
         try:
             await response.read_into(body, MAX_JSON_BYTES + 1)
@@ -183,7 +181,7 @@ class Client:
         except Exception as error:  # noqa: BLE001  # every exception becomes an LLMError
             raise error_mapping.map_exception(error) from None
 
-    async def _read_error(self, request: HttpRequest, response: HttpResponse, classify: Classifier | None) -> LLMError:
+    async def _read_error(self, request: HttpRequest, response: HttpResponse) -> LLMError:
         """Return the error for a response with a status other than 2xx."""
         body = bytearray()
         try:
@@ -193,7 +191,7 @@ class Client:
             pass  # the status and the partial body are enough
         finally:
             await response.aclose()
-        error = error_mapping.map_response(response.status, bytes(body[:_MAX_ERROR_BYTES]), response.headers, classify)
+        error = error_mapping.map_response(response.status, bytes(body[:_MAX_ERROR_BYTES]), response.headers)
         error.server_message = self.endpoint.mask(error.server_message)
         error.quotable = request.body is None  # a GET sends no prompt that the message could repeat
         return error

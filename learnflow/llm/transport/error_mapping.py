@@ -10,7 +10,7 @@ import re
 import socket
 import ssl
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -21,9 +21,6 @@ import httpx
 from .. import errors
 from ..errors import LLMError
 from .untrusted import json_object, non_negative_int, parse_json, part, printable, texts, word
-
-Classifier = Callable[[int, bytes, Mapping[str, str]], type[LLMError] | None]
-"""Chooses the error class of an error response by its status, body and headers. Returns None if it cannot."""
 
 _MAX_SHOWN_CHARS: Final = 300  # length of a server's message in an LLMError
 _MAX_SEARCHED_CHARS: Final = 2000  # length of a server's message for regular expressions, which are slow on long texts
@@ -173,17 +170,13 @@ def _parse_wait(text: str) -> float | None:
     return sum(float(number) * _UNIT_SECONDS[unit.lower()] for number, unit in parts) if wait else None
 
 
-def map_response(
-    status: int, body: bytes, headers: Mapping[str, str] | None = None, classify: Classifier | None = None
-) -> LLMError:
+def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> LLMError:
     """Return the error for a response with a status other than 2xx.
 
     Args:
         status: the HTTP status.
         body: the body of the response, or its beginning.
         headers: the headers of the response, with lower-case names.
-        classify: chooses the error class if codes, status and message do not decide. Only ``ContextOverflow`` and
-            ``ContentFiltered`` count.
     """
     headers = headers or {}
     if 300 <= status < 400:
@@ -201,15 +194,11 @@ def map_response(
             "or let the server listen on 0.0.0.0. Otherwise check proxies in between",
         )
     details = ErrorDetails() if is_web_page else parse_error_body(body)
-    kind = _classify(status, details)
-    if kind is None and classify:
-        kind = classify(status, body, headers)
-        if kind not in (errors.ContextOverflow, errors.ContentFiltered):
-            kind = None
+    kind = _classify(status, details) or _kind_of_status(status, details)
     dropped = next((value for name, value in headers.items() if name.endswith(_DROPPED_REASON)), "")
     if dropped and status in (429, 503):  # a router of several servers has no place in its queue
         kind, details = errors.Overloaded, replace(details, message=f"{details.message} ({dropped})".strip())
-    error = _build(kind or _kind_of_status(status, details), details, status)
+    error = _build(kind, details, status)
     if isinstance(error, errors.Unavailable) and (wait_s := retry_after(headers)) is not None:
         error.retry_after = wait_s
     return error
@@ -230,6 +219,12 @@ def map_error_object(value: Any, *, began: bool) -> LLMError:
     if not began and _NO_ROUTE in details.message.lower():
         return not_a_server(200)
     return _build(kind, details)
+
+
+def change_class(error: LLMError, kind: type[LLMError]) -> LLMError:
+    """Return an error of another class for the response that an error was mapped from."""
+    codes, param, lengths = (error.code or "",), next(iter(error.params), None), _parse_lengths(error.server_message)
+    return _build(kind, ErrorDetails(error.server_message, codes, param, lengths), error.status)
 
 
 def not_a_server(status: int | None = None) -> LLMError:
@@ -289,7 +284,7 @@ def _build(kind: type[LLMError], details: ErrorDetails, status: int | None = Non
     error = kind(kind.fault, status=status)
     message = printable(details.message, _MAX_SHOWN_CHARS)
     error.server_message = "" if message.startswith("<") else message  # a web page
-    error.code = details.codes[0] if details.codes else None
+    error.code = next(iter(details.codes), None) or None
     error.params = (details.param,) if details.param else ()
     if isinstance(error, errors.Unavailable):
         error.retry_after = details.wait_s

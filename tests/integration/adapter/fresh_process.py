@@ -53,9 +53,23 @@ def imported_with_a_provider() -> bool:
     return "litellm" in sys.modules
 
 
+async def imported_with_text_requests() -> bool:
+    """Send requests of texts to local servers, which LiteLLM would pass unchanged."""
+    from learnflow.llm.providers import CustomProvider, OllamaProvider
+    from learnflow.llm.testing import Fault, FaultServer
+
+    async with FaultServer("openai") as one, FaultServer("ollama") as two:
+        for provider in (CustomProvider(base_url=one.root, model="m"), OllamaProvider(base_url=two.root, model="m")):
+            await provider.generate("hi", system="Be brief", temperature=0.2, max_tokens=9, stop="x", seed=1)
+        one.script = [Fault("status", status=500)]
+        with suppress(learnflow.llm.LLMError):
+            await CustomProvider(base_url=one.root, model="m").generate("hi")
+    return "litellm" in sys.modules
+
+
 async def first_call() -> dict[str, object]:
     """Count the turns of the loop while LiteLLM is imported; its import costs more than the first token's timeout."""
-    from learnflow.llm.providers import CustomProvider
+    from learnflow.llm.providers import OpenAIProvider
     from learnflow.llm.testing import FaultServer
 
     turns, over = 0, asyncio.Event()
@@ -68,7 +82,7 @@ async def first_call() -> dict[str, object]:
 
     async with FaultServer() as server:
         heart, began, cpu = asyncio.create_task(beat()), time.monotonic(), time.process_time()
-        provider = CustomProvider(base_url=server.root, model="m", first_token_timeout=1.0)
+        provider = OpenAIProvider(base_url=server.root, api_key="k", model="m", first_token_timeout=1.0)
         text = await provider.generate("hi")
         took, cpu_s = time.monotonic() - began, time.process_time() - cpu
         over.set()
@@ -107,7 +121,7 @@ def refusals_and_prices() -> None:
 
     for spec in SPECS.values():
         _litellm._prepare(spec, configure_endpoint(spec, ProviderSettings(), "http://127.0.0.1:9", "k"))
-        _litellm.classify_error(spec, "llama3", 400, b'{"error": {"message": "no"}}', {})
+        _litellm.classify_error(spec, "llama3", 400, "no")
         _litellm.price(spec, "llama3", completion.Usage(1, 1, 2))
 
 
@@ -190,7 +204,14 @@ def unsupported_parameter() -> list[str]:
 
 
 CHECKS = (
-    *(imported_with_the_package, imported_with_a_provider, first_call, requests, refusals_and_prices),
+    *(
+        imported_with_the_package,
+        imported_with_a_provider,
+        imported_with_text_requests,
+        first_call,
+        requests,
+        refusals_and_prices,
+    ),
     *(connections_and_names, variables_of_litellm, unsupported_parameter, written_requests),
 )
 

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import inspect
 import io
+import itertools
 import json
 import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import ROOT
 
+from learnflow.llm import AtMost
+from learnflow.llm.adapter import _litellm
 from learnflow.llm.adapter._litellm import _load
+from learnflow.llm.adapter.request import Variant, build_request, write_texts
+from learnflow.llm.parameters import LEVELS
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenAIProvider
 from learnflow.llm.providers.registry import SPECS
+from learnflow.llm.settings import ProviderSettings
 from learnflow.llm.testing import FaultServer
+from learnflow.llm.transport.endpoint import configure_endpoint
 
 # Variables that LiteLLM's configurations read if they are given no base URL and no key.
 NOISE = {
@@ -61,6 +69,86 @@ def test_importing_package_imports_nothing_heavy(fresh: dict[str, Any]) -> None:
 
 def test_making_provider_does_not_import_litellm(fresh: dict[str, Any]) -> None:
     assert fresh["imported_with_a_provider"] is False
+
+
+def test_text_requests_to_local_servers_do_not_import_litellm(fresh: dict[str, Any]) -> None:
+    assert fresh["imported_with_text_requests"] is False
+
+
+TEXTS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": ""},
+    {"role": "system", "content": "Ünicode \ud83d\ude00 <|im_start|>"},
+    {"role": "assistant", "content": "{}"},
+]
+KEYWORDS: list[dict[str, Any]] = [
+    {},
+    *({"temperature": value} for value in (0, 0.0, 0.7, 2)),
+    {"max_tokens": 5},
+    {"max_tokens": AtMost(5000)},
+    {"top_p": 1.0, "seed": 0, "stop": ["a", "b"], "frequency_penalty": -0.5, "presence_penalty": 0.0},
+    {"top_k": -1, "min_p": 0.05},
+    {"system": "Be brief"},
+    {"session": "s" * 80},
+    {"extra_body": {"model": "other", "options": {"num_ctx": 9}, "keep_alive": "5m", "temperature": 1, "x": [None]}},
+    *({"reasoning": value} for value in (False, True, *LEVELS)),
+]
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.dialect.text_path])
+def test_request_of_texts_equals_the_one_of_litellm(name: str, buffered: bool) -> None:
+    spec = SPECS[name]
+    endpoint = configure_endpoint(spec, ProviderSettings(), "http://127.0.0.1:9/v1", "k")
+    compared = 0
+    for keywords in KEYWORDS:
+        if not keywords.keys() <= spec.dialect.parameters | {"system"}:
+            continue
+        if keywords.get("reasoning") not in (None, *spec.dialect.reasoning):
+            continue
+        for prompt, prefill in itertools.product((TEXTS, "Hi"), (None, "The quick")):
+            request = replace(build_request(spec, prompt, "m", keywords), buffered=buffered)
+            assert request.is_passed_by_litellm
+            for omitted in (frozenset[str](), frozenset({"stream", "stream_options", "max_tokens", "temperature"})):
+                messages, parameters = request.to_litellm(
+                    "qwen/m:1b", Variant(omitted=omitted), context_length=64, max_tokens=None, prefill=prefill
+                )
+                ours = write_texts(spec, endpoint, "qwen/m:1b", messages, parameters)
+                theirs = _litellm.write(spec, endpoint, "qwen/m:1b", messages, parameters)
+                for message in theirs.body["messages"]:
+                    assert message.pop("images", []) == []  # LiteLLM adds an empty list for Ollama
+                assert (ours.url, ours.body) == (theirs.url, theirs.body)
+                compared += 1
+    assert compared >= 80
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+        {"response_format": {"type": "json_object"}},
+    ],
+)
+def test_other_requests_are_written_by_litellm(keywords: dict[str, Any]) -> None:
+    assert not build_request(SPECS["llamacpp"], "Hi", "m", keywords).is_passed_by_litellm
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
+        {"role": "tool", "content": "1", "tool_call_id": "1"},
+        {"role": "user", "content": "Hi", "name": "Ann"},
+    ],
+)
+def test_messages_with_other_fields_are_written_by_litellm(message: dict[str, Any]) -> None:
+    request = build_request(SPECS["llamacpp"], [{"role": "user", "content": "Hi"}, message], "m", {})
+    assert not request.is_passed_by_litellm
+
+
+def test_openai_requests_are_written_by_litellm() -> None:
+    assert not build_request(SPECS["openai"], "Hi", "m", {}).is_passed_by_litellm
 
 
 def test_importing_package_costs_a_tenth_of_preparing_litellm(fresh: dict[str, Any]) -> None:

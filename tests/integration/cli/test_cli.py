@@ -210,12 +210,12 @@ def test_unknown_provider_suggests_similar_name(
 
 
 def test_command_line_opens_no_metrics_port(
-    server: FaultServer, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, bindable_port: int
 ) -> None:
-    monkeypatch.setenv("LLM_METRICS_PORT", str(unused_tcp_port))
+    monkeypatch.setenv("LLM_METRICS_PORT", str(bindable_port))
     assert cli.main(["ask", "hi"]) == 0
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", unused_tcp_port), timeout=1)
+        socket.create_connection(("127.0.0.1", bindable_port), timeout=1)
 
 
 WRONG = [["status", "--timeout", "nan"], ["explain", "--tokens", "-5"]]

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from learnflow.llm import RouterProvider, errors, events, get_provider
 from learnflow.llm import integrations as sinks
+from learnflow.llm.base import Call
 from learnflow.llm.completion import Completion, ServedModel, TextDelta
 from learnflow.llm.integrations import opentelemetry, prometheus
 from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider
@@ -109,7 +110,7 @@ async def test_broken_continuation_is_counted(registry: CollectorRegistry) -> No
 
 
 def test_mismatched_continuation_is_counted(registry: CollectorRegistry) -> None:
-    progress = Progress(Emit(), 0.0, [])
+    progress = Progress(Emit(), 0.0, [], Call("hi"))
     for error in (errors.NotContinued("x"), errors.AnswerCut("x")):
         progress.begin_attempt(Option(OllamaProvider()), None, continues=True)
         progress.record_failure(error, [], 2.0, is_free=True)
@@ -353,20 +354,20 @@ async def test_failing_sink_fails_no_request(caplog: pytest.LogCaptureFixture) -
 
 
 async def test_environment_variables_attach_sinks(
-    monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, bindable_port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("LLM_METRICS_PORT", str(unused_tcp_port))
+    monkeypatch.setenv("LLM_METRICS_PORT", str(bindable_port))
     monkeypatch.setenv("LLM_OPENTELEMETRY", "true")
     monkeypatch.setattr(sinks, "_served", set())
     before = list(events._sinks)
     try:
-        with socket.create_server(("127.0.0.1", unused_tcp_port)):
+        with socket.create_server(("127.0.0.1", bindable_port)):
             get_provider("ollama")  # the port is in use: logged once
             get_provider("ollama")
             assert caplog.text.count("llm.metrics_unavailable") == 1
         get_provider("ollama")  # it is free now
         assert len(events._sinks) == len(before) + 2
-        url = f"http://127.0.0.1:{unused_tcp_port}/metrics"
+        url = f"http://127.0.0.1:{bindable_port}/metrics"
         page = await asyncio.to_thread(lambda: urllib.request.urlopen(url).read().decode())
         assert "learnflow_llm_requests_total" in page
         monkeypatch.setenv("LLM_METRICS_HOST", "a..b")
