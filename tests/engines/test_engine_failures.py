@@ -90,6 +90,20 @@ async def test_requests_after_death_of_server(
         assert answered == 8
 
 
+async def test_first_request_is_answered_while_one_server_is_unhealthy(
+    start_engine: StartEngine, configure: Configure, report: Report
+) -> None:
+    """vllm-router then responds with 503 on ``/health``, as a vLLM does whose engine is dead."""
+    async with FaultServer("vllm") as living:
+        async with FaultServer("vllm") as dying:
+            engine = await start_engine([living.root, dying.root], key="").healthy()
+        await engine.healthy(1)
+        provider = configure(engine, GPUS_API_KEY="", GPUS_KIND="vllm")
+        answers = [await provider.generate("hi", session=f"lesson-{at}") for at in range(4)]
+    report("one of two vLLM servers is unhealthy", f"{len(answers)} of 4 answered")
+    assert answers == ["The quick brown fox jumps over the lazy dog."] * 4
+
+
 async def test_all_answers_while_one_server_is_killed(
     start_llama: Start, start_engine: StartEngine, configure: Configure, report: Report
 ) -> None:

@@ -27,6 +27,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
         if (name := text(row.get("id")))
     )
     failed = isinstance(health.error, errors.Overloaded | errors.ServerFailed)
+    failed = failed and not health.error.server_message  # vllm-router lists dead servers; the others respond
     sentence = "the engine is dead according to /health: check the server's log and restart it"
     return Server(version=version, models=models, fault=("down", sentence) if failed else None)
 

@@ -37,7 +37,7 @@ def test_request_is_sent_although_model_list_fails_later(dialect: str, status: i
     [
         ({"/v1/models": (401, {"error": "Unauthorized"})}, errors.AuthenticationFailed),
         ({"/v1/models": {"data": []}}, errors.ModelNotFound),
-        ({"/health": (503, {})}, errors.ServerFailed),  # the server's own report
+        ({"/health": (503, b"")}, errors.ServerFailed),  # the server's own report
     ],
 )
 def test_report_of_server_about_itself_is_believed(responses: dict[str, Any], error: type[errors.LLMError]) -> None:
@@ -64,3 +64,11 @@ async def test_first_probe_that_fails_is_the_error(dialect: str) -> None:
         provider = type(provider_for(server))(base_url=server.base_url)
         with pytest.raises(errors.ServerFailed, match="error sending request"):
             await provider.generate("hi")
+
+
+async def test_router_with_unhealthy_server_is_ready() -> None:
+    page = (503, b'Unhealthy servers: ["http://10.0.0.6:8000"]')
+    async with FaultServer("vllm", TEXT, responses={"/health": page}) as server:
+        provider = type(provider_for(server))(base_url=server.base_url)
+        assert (await provider.refresh()).ready
+        assert await provider.generate("hi") == TEXT
