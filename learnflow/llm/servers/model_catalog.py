@@ -193,10 +193,24 @@ class ModelCatalog:
         if name is None:
             if not self._spec.local:
                 self._choose(Server(), None)  # raises NotConfigured, without a probe of the cloud
-            name = (self._models[None] if self._is_fresh(None, MAX_AGE_S) else await self.find(None)).name
+            name = await self._find_loaded()
         if self.client.local_only and self._spec.local:
             await self._refuse_remote(name)
         return name
+
+    async def _find_loaded(self) -> str:
+        """Return the name of the loaded model, else of the only one. Use an older result if the pages fail.
+
+        A router of several servers may send the probe to one that has ended, and the request to another one.
+        """
+        known = self._models.get(None)
+        if known is None or not self._is_fresh(None, MAX_AGE_S):
+            try:
+                known = await self.find(None)
+            except (errors.FirstTokenTimeout, errors.ServerFailed, errors.Overloaded, errors.RateLimited):
+                if known is None or (self.server and self.server.fault):
+                    raise
+        return known.name
 
     async def find(self, requested: str | None) -> Model:
         """Probe, and return the model that a request would use. Raise LLMError if the request would fail."""
