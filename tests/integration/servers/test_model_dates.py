@@ -122,6 +122,7 @@ def test_announced_dates_are_in_price_map(model: str, day: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "doctor"])
+@pytest.mark.usefixtures("usual")
 def test_command_shows_date_in_one_line(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
