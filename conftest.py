@@ -46,12 +46,16 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_log_level() -> Iterator[None]:
-    """Restore the log level, which commands change in this process."""
+def own_log() -> Iterator[None]:
+    """Restore the logger, which commands and the examples of the documents change in this process."""
     logger = logging.getLogger("learnflow.llm")
-    before = logger.level
+    before, handlers = (logger.level, logger.propagate, logger.disabled), [*logger.handlers]
     yield
-    logger.setLevel(before)
+    logger.setLevel(before[0])
+    _, logger.propagate, logger.disabled = before
+    for handler in {*logger.handlers} - {*handlers}:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture(autouse=True)

@@ -39,12 +39,22 @@ from learnflow.llm.testing.fault_server import Seen, closed_port
 
 ROOT = Path(__file__).parents[1]
 TINY_MODEL = ROOT / "tests" / "models" / "learnflow-tiny.gguf"
+
+
+class ResponsesProvider(CustomProvider):
+    """A provider that uses the Responses API."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **{"api": "responses", **keywords})
+
+
 KINDS: dict[str, type[BaseProvider]] = {
     "openai": CustomProvider,
     "lmstudio": LMStudioProvider,
     "vllm": VLLMProvider,
     "llamacpp": LlamaCppProvider,
     "ollama": OllamaProvider,
+    "responses": ResponsesProvider,
 }
 DIALECTS = list(KINDS)
 LIVE = os.environ.copy()

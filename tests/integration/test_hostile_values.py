@@ -151,8 +151,8 @@ def create_provider(variable: str) -> str:
     try:
         variables([spec_of(name)])
         get_provider(None if variable.startswith("LLM_PROVIDER") else name)
-        if variable == "LLM_MODEL_X":
-            settings.node_model("x")
+        if variable.startswith("LLM_MODEL"):
+            settings.node_models()
     except LLMError as error:
         return check(error)
     return "created"
