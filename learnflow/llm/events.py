@@ -18,7 +18,7 @@ from .base import Attempt, describe_limit
 from .completion import Completion
 from .completion import Failover as Failover  # noqa: PLC0414  # one class for the log and for streams
 from .completion import Resumed as Resumed  # noqa: PLC0414
-from .errors import AnswerTruncated, ConfigError, LLMError, RequestRefused
+from .errors import ConfigError, LLMError, RequestRefused
 from .process import register
 from .stream import Emit, Work
 
@@ -91,15 +91,10 @@ class AttemptSucceeded(AttemptEnded):
 
 
 class AttemptFailed(AttemptEnded):
-    """An attempt failed. ``request`` is 0 if the provider could not be created."""
+    """An attempt failed."""
 
     model: str | None
     error: LLMError
-
-    @property
-    def is_configuration_error(self) -> bool:
-        """Return whether the operator must change a setting."""
-        return isinstance(self.error, ConfigError)
 
 
 class ProviderRefused(AttemptFailed):
@@ -215,6 +210,19 @@ class BreakerClosed(BaseEvent):
     model: str | None
 
 
+class ProviderUnusable(BaseEvent):
+    """A provider of a chain has an invalid or missing setting. It gets no request, and the others serve all requests.
+
+    Attributes:
+        error: the fault.
+        hint: the fault and the variable to set.
+    """
+
+    provider: str
+    error: LLMError
+    hint: str
+
+
 class NothingConfigured(BaseEvent):
     """No provider is configured and no local server responds. The embedded small model is used."""
 
@@ -261,7 +269,7 @@ _S = TypeVar("_S")
 _sinks: Final = register("sinks", list[Sink]())
 _content_sinks: Final = register("sinks of content", list[Callable[[ContentRecorded], None]]())
 _numbers: Final = itertools.count(1)
-# The name and the level of each event that is logged
+# The name and the level of each event that is logged; docs/generate.py shows them
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     AttemptSucceeded: ("llm.request_completed", "info"),
     AttemptFailed: ("llm.request_failed", "info"),
@@ -274,12 +282,12 @@ _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     Resumed: ("llm.stream_continued", "warning"),
     BreakerOpened: ("llm.breaker_opened", "warning"),
     BreakerClosed: ("llm.breaker_closed", "info"),
+    ProviderUnusable: ("llm.provider_unusable", "error"),
     NothingConfigured: ("llm.nothing_configured", "warning"),
     Replaying: ("llm.replaying", "warning"),
     RecordingFailed: ("llm.recording_failed", "error"),
     JournalFailed: ("llm.journal_failed", "warning"),
 }
-_UNLOGGED_FIELDS: Final = ("request", "tight")
 
 
 def next_request() -> int:
@@ -367,7 +375,7 @@ async def run_attempt(
     emit(AttemptSucceeded(completion=completion.without_text(), **ended()))
     if completion.finish == "length":
         limit = model_and_max_tokens()[1]
-        hint = f"The answer ended at {describe_limit(limit, completion.usage)}. {AnswerTruncated.advice}"
+        hint = "The answer ended at {}. {}".format(*describe_limit(limit, completion.usage))
         emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
     return completion
 
@@ -414,18 +422,17 @@ def _call_sink(sink: Callable[[Any], None], event: object) -> None:
 
 def _log(event: LogEvent) -> None:
     name, level = _LOGGED[type(event)]
-    if isinstance(event, AttemptFailed) and event.is_configuration_error:
+    if isinstance(event, AttemptFailed) and isinstance(event.error, ConfigError):
         level = "error"
     if isinstance(event, RequestAdjusted) and event.tight:
         level = "warning"
-    shown = {key: value for key, value in log_fields(event).items() if value not in (None, {})}
-    log.line(level, name, **{key: value for key, value in shown.items() if key not in _UNLOGGED_FIELDS})
+    log.line(level, name, **log_fields(event))
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
-    """Return the fields of an event for a log. An error is replaced by its class and status.
+    """Return the fields of the log line of an event. An error is replaced by its class and status.
 
-    A completion is replaced by its usage, finish reason, first-token time and cost.
+    A completion is replaced by its usage, finish reason, first-token time and cost. Empty values are omitted.
     """
     values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
     completion, error = values.pop("completion", None), values.get("error")
@@ -437,4 +444,4 @@ def log_fields(event: LogEvent) -> dict[str, Any]:
         values["error"] = type(error).__name__
         values["status"] = error.status if isinstance(event, AttemptFailed) else None
         values["message"] = error.server_message if isinstance(event, ProviderRefused) else None
-    return values
+    return {key: value for key, value in values.items() if value not in (None, {}) and key not in ("request", "tight")}

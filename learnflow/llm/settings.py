@@ -9,19 +9,21 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from typing_extensions import override
 
-from . import settings_sources
+from . import log, settings_sources
 from .base import Routing
 from .capabilities import parse_capabilities
 from .errors import NotConfigured
-from .parameters import Count, CountOrZero, Seconds, describe_faults
+from .parameters import ApiName, Count, CountOrZero, Seconds, describe_faults
+from .process import switches
 from .provider_spec import ProviderSpec
 
+NODE_PREFIX: Final = "LLM_MODEL_"  # of the variables with the models of nodes
 _SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
 
@@ -101,6 +103,8 @@ class Settings(EnvSettings):
         llm_local_only: if `true`, no byte leaves this machine and its private network.
         llm_local_networks: networks of yours with non-private addresses, for example a VPN's: `100.64.0.0/10`;
             separated by commas.
+        llm_log_format: the format of the log lines: `text` (`event='llm.failover' provider='ollama'`) or `json` (an
+            object with level and time).
         llm_log_content: if `true`, prompts and answers are logged, at DEBUG.
         llm_metrics_port: serves metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra
             `[prometheus]`). Unset: no metrics.
@@ -137,6 +141,7 @@ class Settings(EnvSettings):
     llm_routing: Routing = "order"
     llm_local_only: bool = False
     llm_local_networks: Annotated[tuple[str, ...], BeforeValidator(_parse_networks)] = ()
+    llm_log_format: Literal["text", "json"] = "text"
     llm_log_content: bool = False
     llm_metrics_port: Annotated[int, Field(gt=0, lt=65536)] | None = None
     llm_metrics_host: str | None = None
@@ -168,6 +173,8 @@ class ProviderSettings(EnvSettings):
         api_key: the API key. It is sent only to `<NAME>_BASE_URL`, or to the provider's default address.
         headers: additional headers of every request to the server: `Name: value; Name: value`, or a JSON object.
             `{session}` is the `session=` of the call. The values are secrets, and are sent like the key.
+        api: the API of all requests: `chat` (chat completions) or `responses` (OpenAI's Responses API). Unset: chat
+            completions, unless the model or the request needs the Responses API.
         api_version: the version of the API, for a provider that has versions.
         context: the context length that is served, if the server does not report it. It is sent if the API has such
             a parameter.
@@ -187,6 +194,7 @@ class ProviderSettings(EnvSettings):
     vision_model: str | None = None
     api_key: SecretStr | None = None
     headers: SecretStr | None = None
+    api: ApiName | None = None
     api_version: str | None = None
     context: Count | None = None
     max_concurrency: Count | None = None
@@ -201,8 +209,10 @@ class ProviderSettings(EnvSettings):
 
 
 def load() -> Settings:
-    """Read the settings of all providers. Raise NotConfigured with the variable if a value is invalid."""
-    return _read(Settings, lambda field: (field.upper(),), None)
+    """Read the settings of all providers, and set the format of the log. Raise NotConfigured if a value is invalid."""
+    common = _read(Settings, lambda field: (field.upper(),), None)
+    log.set_format(common.llm_log_format)
+    return common
 
 
 def load_provider(spec: ProviderSpec) -> ProviderSettings:
@@ -210,10 +220,12 @@ def load_provider(spec: ProviderSpec) -> ProviderSettings:
     return _read(ProviderSettings, spec.spellings, spec.name)
 
 
-def node_model(node: str) -> str | None:
-    """Return ``LLM_MODEL_<NODE>``, the model of a node of LearnFlow's graph; None if unset."""
-    variables = settings_sources.find_variables([f"LLM_MODEL_{node.upper()}"], settings_sources.read_sources())
-    return next((variable.value for variable in variables), None)
+def node_models() -> dict[str, str]:
+    """Return the models of the nodes of LearnFlow's graph, by their variables: ``LLM_MODEL_<NODE>``."""
+    sources = settings_sources.read_sources()
+    names = {name for values in sources.values() for name in values if name.startswith(NODE_PREFIX)}
+    variables = (next(settings_sources.find_variables([name], sources), None) for name in sorted(names))
+    return {variable.name: variable.value for variable in variables if variable}
 
 
 def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]], provider: str | None) -> _SettingsT:
@@ -231,5 +243,9 @@ def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]],
     try:
         return settings(**{name: variable.value for name, variable in variables.items()})
     except ValidationError as error:
-        faults = [f"{variables[name].name} {fault}" for name, fault in describe_faults(error).items()]
-    raise NotConfigured("; ".join(faults), hint="Correct it in the environment or .env", provider=provider)
+        faults = {variables.pop(name).name: fault for name, fault in describe_faults(error).items()}
+    if switches.faults is None:
+        what = "; ".join(f"{name} {fault}" for name, fault in faults.items())
+        raise NotConfigured(what, hint="Correct it in the environment or .env", provider=provider)
+    switches.faults.update(faults)
+    return settings(**{name: variable.value for name, variable in variables.items()})

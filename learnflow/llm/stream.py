@@ -242,6 +242,13 @@ class TextStream(AsyncIterator[str]):
         self._channel: _Channel | None = None
         self._failed = self._closed = False
 
+    def __repr__(self) -> str:
+        outcome = self._channel and self._channel.outcome
+        state = "closed" if self._closed else "open" if self._channel else "not started"
+        if isinstance(outcome, Completion | LLMError):
+            state = f"complete: {outcome!r}" if isinstance(outcome, Completion) else f"failed: {type(outcome).__name__}"
+        return f"<{type(self).__name__} {state}>"
+
     @property
     def completion(self) -> Completion:
         """Return the completion. Raise InvalidRequest if the stream has not ended, or failed."""
@@ -347,6 +354,9 @@ class _Events(AsyncGenerator[Event, None]):
 
     def __init__(self, stream: TextStream) -> None:
         self._stream, self._first = stream, True
+
+    def __repr__(self) -> str:
+        return f"<events of {self._stream!r}>"
 
     async def asend(self, _: None) -> Event:
         stream, first, self._first = self._stream, self._first, False

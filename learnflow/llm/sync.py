@@ -26,6 +26,9 @@ class TextStream:
         self._text = BACKGROUND.iterate(cast(AsyncGenerator[str, None], stream))  # it has the methods that are used
         self._events: BlockingIterator[Event] | None = None
 
+    def __repr__(self) -> str:
+        return repr(self._stream)
+
     @property
     def completion(self) -> Completion:
         """Return the completion. Raise InvalidRequest if the stream has not ended, or failed."""
