@@ -21,6 +21,7 @@ LEARNFLOWS_SERVICES = {
     *("redis", "minio", "clickhouse", "langfuse-web", "langfuse-worker"),
 }
 TEMPLATES = ["compose/learnflow.env.example", "compose/learnflow.env.local.example"]
+DOCKERFILES = sorted(path.relative_to(ROOT) for path in (ROOT / "compose").glob("*/Dockerfile"))
 FILES = ["docker-compose.yml", "compose/gpu.yml", "compose/amd.yml"]
 DOCKERFILES = sorted(path.relative_to(ROOT) for path in (ROOT / "compose").rglob("Dockerfile"))
 
@@ -66,6 +67,7 @@ def test_every_service_has_profile() -> None:
         "llamacpp",
         "embedded",
         "vllm",
+        "replicas",
         "demo",
         "monitoring",
     }
@@ -228,6 +230,30 @@ def test_gpu_is_requested_only_in_gpu_files() -> None:
         assert "devices" in str(load(name))
         for service in load(name)["services"].values():
             assert set(service) <= {"image", "build", "deploy", "devices", "group_add"}
+
+
+def test_replicas_wait_for_servers_and_only_router_is_published() -> None:
+    router, *servers = (SERVICES[name] for name in ("vllm-router", "llamacpp-1", "llamacpp-2"))
+    assert router["depends_on"] == {server: {"condition": "service_healthy"} for server in ("llamacpp-1", "llamacpp-2")}
+    assert [server["ports"] for server in servers] == [[], []]
+    assert servers[0] == servers[1]
+    assert servers[0]["image"] == SERVICES["llamacpp"]["image"]
+    gpus = [load("compose/gpu.yml")["services"][name] for name in ("llamacpp-1", "llamacpp-2")]
+    devices = [gpu["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for gpu in gpus]
+    assert devices == [["0"], ["1"]]
+
+
+def test_router_has_options_that_tests_and_page_have() -> None:
+    """``make engines`` shows what they do."""
+    command = " ".join(SERVICES["vllm-router"]["command"]).replace("=", " ")
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    code = (ROOT / "tests" / "engines" / "engines.py").read_text(encoding="utf-8")
+    tested = code.partition("REJOIN: Final = (")[2].partition("\n)\n")[0]
+    options = re.findall(r"--[a-z-]+(?: \d+)?", re.sub(r'[",()*]', "", tested))
+    assert len(options) == 7
+    for option in [*options, "--policy sticky_least_loaded"]:
+        assert option in command
+        assert option in page
 
 
 def test_override_adds_variables_and_model_to_learnflow_service() -> None:
