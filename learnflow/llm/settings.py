@@ -119,7 +119,7 @@ class Settings(EnvSettings):
     llm_local_networks: Annotated[tuple[str, ...], BeforeValidator(_parse_networks)] = ()
     """Networks of yours with non-private addresses, for example a VPN's: `100.64.0.0/10`; separated by commas."""
     llm_log_format: Literal["text", "json"] = "text"
-    """The format of the log lines: `text` (`event='llm.failover' provider='ollama'`) or `json` (an object with level
+    """The format of the log lines: `text` (`event='llm.failover' provider='gpu1'`) or `json` (an object with level
     and time)."""
     llm_log_content: bool = False
     """If `true`, prompts and answers are logged, at DEBUG."""
