@@ -76,9 +76,11 @@ def store_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "smollm2.gguf").write_bytes(TINY_MODEL.read_bytes())
     monkeypatch.setenv("LLM_MODELS_DIR", str(folder))
+    monkeypatch.setenv("EMBEDDED_THREADS", "1")  # more threads than cores spin
     for name in ("FIRST", "SECOND"):  # the demo sets them
         for variable in (f"{name}_KIND", f"{name}_MODEL"):
             monkeypatch.setenv(variable, "")
+        monkeypatch.setenv(f"{name}_THREADS", "1")
 
 
 def read_variables() -> set[str]:

@@ -272,7 +272,6 @@ class ProviderSpec:
         name: the value for ``LLM_PROVIDER``.
         title: the name in messages.
         litellm: the name in LiteLLM, whose configuration for it writes requests and maps errors.
-        priced: the prefix of its models in LiteLLM's price map; None if it is ``litellm``.
         genai: the name in OpenTelemetry's GenAI conventions; None if it is ``name``.
         kind: for an operator's endpoint, the name of the vendor's spec that it copies; None for other specs.
         is_tested: whether tests cover the spec; False if it comes from LiteLLM's table of vendors.
@@ -290,7 +289,6 @@ class ProviderSpec:
     name: str
     title: str
     litellm: str
-    priced: str | None = None
     genai: str | None = None
     kind: str | None = None
     is_tested: bool = True
@@ -309,11 +307,6 @@ class ProviderSpec:
     def capabilities(self) -> Capabilities:
         """Return the capabilities before a probe. They are None, for unknown, unless ``known`` has them."""
         return default_capabilities(local=self.local, **self.known)
-
-    @property
-    def price_prefix(self) -> str:
-        """Return the prefix of its models in LiteLLM's price map."""
-        return self.priced or self.litellm
 
     @property
     def starts_server(self) -> bool:

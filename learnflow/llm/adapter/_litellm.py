@@ -9,7 +9,7 @@ them.
 - ``get_optional_params``: converts OpenAI's parameters to the provider's
 - ``LiteLLMResponsesTransformationHandler.transform_request``: writes the body of the Responses API
 - ``exception_type``: raises the exception for an error response
-- ``model_cost``, ``cost_per_token``: the price of a cloud model
+- ``cost_per_token``: the price of a cloud model
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ..errors import LLMError
 from ..parameters import ApiName
 from ..process import register
 from ..provider_spec import ProviderSpec
-from ..servers.model_prices import find_row
+from ..servers.model_prices import find_key, find_row
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
 from ..transport.responses_parser import REASONING_ITEMS
@@ -142,12 +142,11 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
     """Return the price of an answer in US dollars; None if LiteLLM has no price, or the tokens are unknown."""
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
-    litellm = _load()
-    name = f"{spec.price_prefix}/{model}"
-    if name not in litellm.model_cost and model not in litellm.model_cost:  # LiteLLM would send a request
+    name = find_key(spec, model)
+    if name is None:  # LiteLLM would send a request
         return None
     try:
-        parts = litellm.cost_per_token(
+        parts = _load().cost_per_token(
             model=name,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,

@@ -411,9 +411,10 @@ class _AttemptRun:
         except errors.BrokenAnswer as error:
             limit, tokens = self.model_and_max_tokens()[1], answer.parser.usage.completion_tokens
             if answer.parser.finish == "length" or (limit and tokens == limit):
-                what = f"{error.what}; it ended at {describe_limit(limit, answer.parser.usage)}"
-                hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
-                failure = errors.AnswerTruncated(what, hint=hint)
+                reached, remedy = describe_limit(limit, answer.parser.usage)
+                is_specific = isinstance(error, errors.AnswerTruncated) and error.hint != error.advice
+                hint = error.hint if is_specific else remedy
+                failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
                 is_empty, is_full = not (answer.text or answer.parser.calls), not limit or (tokens or limit) < limit
                 failure.failover = is_empty or is_full  # otherwise the next answer would end at the same number
                 raise failure from None
@@ -437,8 +438,9 @@ class _AttemptRun:
         return 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
 
     def _report_other_model(self, served: str | None) -> None:
-        """Emit an event if the response names another model, unless the server's names are aliases."""
+        """Emit an event if another model answered, unless the server's names are aliases."""
         runner, name = self._runner, self._spec.name
+        served = self._catalog.find_other(self._model, served)
         kind = (self._catalog.server and self._catalog.server.kind) or self._spec
         pair = (self._model, served)
         if served and not (kind.api.has_aliases or pair in runner.other_models or is_same_model(self._model, served)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,14 +12,14 @@ from typing import Any, Unpack
 from .. import errors, events, journal, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
-from ..completion import Completion, restore_extra
+from ..completion import restore_extra
 from ..errors import LLMError, bare
 from ..parameters import ApiName, check_keywords
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
 from ..servers import model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
-from ..stream import Emit, Work
+from ..stream import Work
 from ..timeouts import settle_times
 from ..transport import network
 from ..transport.client import NETWORK, Client
@@ -27,7 +27,7 @@ from ..transport.endpoint import configure_endpoint
 from . import _litellm
 from .attempt import Runner
 from .context_window import requested_context
-from .joining import continue_prior
+from .joining import run_with_prior
 from .options import supported_keywords
 from .request import build_request
 from .routable import Facts, RoutableProvider, comparable_names
@@ -93,7 +93,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         overrides, ages = own.configured_capabilities, replay is None
-        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, ages=ages)
+        others = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
+        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, others, ages=ages)
         log_content, reask = common.llm_log_content, common.llm_reask
         self._common = common
         self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask, api)
@@ -160,15 +161,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         work = self.attempt(call, attempt)  # checks the call
         if call.after or self._common.llm_journal:
-            run = partial(self._continue_or_start, attempt)
+            run = partial(run_with_prior, self.attempt, attempt, self.name)
             work = journal.record(self._common, self._times.deadline, run, call)
         return partial(events.run_request, self.name, call.model or self.model, attempt, work)
-
-    def _continue_or_start(self, attempt: Attempt, call: Call, emit: Emit) -> Coroutine[Any, Any, Completion]:
-        """Run a call, which may continue a prior text."""
-        if call.prior_text:
-            return continue_prior(self.attempt, call, attempt, self.name, emit)
-        return self.attempt(call, attempt)(emit)
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return a coroutine function that runs one attempt; see ``RoutableProvider.attempt``."""

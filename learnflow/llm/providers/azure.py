@@ -21,7 +21,6 @@ SPEC: Final = ProviderSpec(
     name="azure",
     title="Azure OpenAI",
     litellm="azure",
-    priced="azure",  # also for the variant
     genai="azure.ai.openai",
     api=Api(
         api_path="",

@@ -368,6 +368,11 @@ async def _read(reader: asyncio.StreamReader, connection: int) -> Seen | None:
     method, path, _ = first.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
+    while headers.get("transfer-encoding") == "chunked":
+        size = int(await reader.readline(), 16)
+        body += (await reader.readexactly(size + 2))[:size]
+        if not size:
+            break
     return Seen(method, path, headers, json.loads(body) if body else None, connection)
 
 
