@@ -120,7 +120,7 @@ class RequestEnded(BaseEvent):
     attempts: int
 
 
-class AnswerCut(BaseEvent):
+class TokenLimitReached(BaseEvent):
     """A text ended at ``max_tokens``. It was returned to the caller, although it may be incomplete.
 
     Attributes:
@@ -150,14 +150,14 @@ class RequestAdjusted(BaseEvent):
     """A request was changed, for example because the model refused a parameter.
 
     Attributes:
-        why: a description of the change.
+        change: a description of the change.
         tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. Such a change is logged as a
             warning.
     """
 
     provider: str
     model: str
-    why: str
+    change: str
     tight: bool = False
 
 
@@ -275,7 +275,7 @@ _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     AttemptFailed: ("llm.request_failed", "info"),
     ProviderRefused: ("llm.provider_refused", "warning"),
     AttemptCancelled: ("llm.request_cancelled", "info"),
-    AnswerCut: ("llm.answer_truncated", "warning"),
+    TokenLimitReached: ("llm.token_limit_reached", "warning"),
     OtherModelAnswered: ("llm.other_model_answered", "warning"),
     RequestAdjusted: ("llm.request_adjusted", "info"),
     Failover: ("llm.failover", "warning"),
@@ -376,7 +376,7 @@ async def run_attempt(
     if completion.finish == "length":
         limit = model_and_max_tokens()[1]
         hint = "The answer ended at {}. {}".format(*describe_limit(limit, completion.usage))
-        emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
+        emit(TokenLimitReached(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
     return completion
 
 

@@ -323,7 +323,7 @@ class _AttemptRun:
     def _report_adjusted(self, adjustment: str | None, *, tight: bool = False) -> None:
         if adjustment:
             name, model = self._spec.name, self._model
-            events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
+            events.emit(events.RequestAdjusted(provider=name, model=model, change=adjustment, tight=tight))
 
     def _first_variant(self) -> Variant:
         """Return the variant for a new model. The operator may deny JSON schemas, and choose the API."""
