@@ -165,11 +165,11 @@ class Execution:
         refused = not (self._omitted_defaults or isinstance(error, errors.RequestRefused)) and self._refused()
         state = replace(
             state,
-            text_shown=has_partial and streams,
-            only_space_shown=bool(text) and not has_partial and streams,
+            text_emitted=has_partial and streams,
+            only_space_emitted=bool(text) and not has_partial and streams,
             has_partial=has_partial,
             can_continue=self._resume == "continue" and self._call.is_continuable,
-            tool_call_shown=bool(progress.calls),
+            tool_call_emitted=bool(progress.calls),
             has_other_provider=bool(chain.limit_distance(chain.alternatives(option), loading)),
             can_wait_for_load=bool(loading),
             can_restart=bool(not_continued) and not self._restarted,
@@ -193,13 +193,13 @@ class Execution:
         self, action: decision.Action, option: Option | None, error: LLMError, pause_s: float
     ) -> Sequence[Option]:
         """Perform the waits of an action. Return the failed options to try again."""
-        if action == "alternative" and option:
+        if action == "change_prefill" and option:
             if isinstance(error, errors.NotContinued):
                 self._splits_at_last_word = False
             else:
                 option.rejects_prefill = True
             return [option]
-        if action == "load":
+        if action == "wait_for_load":
             loading = self._loading()
             with self._progress.waiting(Waiting("load", chain_name(loading))):
                 return await self._wait_for_load(loading)
