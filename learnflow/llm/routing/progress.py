@@ -15,7 +15,7 @@ from ..base import Call
 from ..completion import Completion, Event, Failover, Resumed, Source, TextDelta, Usage
 from ..errors import LLMError, NotContinued, Tried
 from ..stream import Emit, Transcript
-from .option import Option
+from .candidate import Candidate
 
 
 class Progress(Transcript):
@@ -44,10 +44,12 @@ class Progress(Transcript):
         self.resumed = 0
         self.started = started
         self._first_text_s: float | None = None
-        self._usage_known = self._cost_known = True  # usage is unknown after a partial answer, cost unless it was free
-        self._option: Option | None = None  # the option of the current attempt
+        self._usage_known = self._cost_known = True  # False after a partial answer, whose usage is not reported
+        self._candidate: Candidate | None = None  # the candidate of the current attempt
         self._continues = False  # the current attempt is a continuation
-        self._first_failure: tuple[Option | None, float] | None = None  # option and time, until text arrives again
+        self._first_failure: tuple[Candidate | None, float] | None = (
+            None  # candidate and time, until text arrives again
+        )
 
     def __call__(self, event: Event) -> None:
         """Record an event, and forward it to the caller."""
@@ -61,19 +63,19 @@ class Progress(Transcript):
             return
         super().__call__(event)
 
-    def begin_attempt(self, option: Option, previous_error: LLMError | None, *, continues: bool) -> None:
+    def begin_attempt(self, candidate: Candidate, previous_error: LLMError | None, *, continues: bool) -> None:
         """Record the beginning of an attempt.
 
         Args:
-            option: the option of the attempt.
+            candidate: the candidate of the attempt.
             previous_error: the failure of the previous attempt; None for the first attempt.
             continues: whether the attempt continues an interrupted text.
         """
-        if previous_error and self._option and self._option is not option:
-            failover = Failover(self._option.name, option.name, previous_error.without_text())
+        if previous_error and self._candidate and self._candidate is not candidate:
+            failover = Failover(self._candidate.name, candidate.name, previous_error.without_text())
             events.emit(failover)
             self(failover)
-        self._option, self._continues = option, continues
+        self._candidate, self._continues = candidate, continues
 
     def record_failure(self, error: LLMError, tried: Sequence[Tried], now: float, *, is_free: bool) -> None:
         """Record the failure of the current attempt.
@@ -85,7 +87,7 @@ class Progress(Transcript):
             is_free: whether the provider costs nothing, so that the cost stays known.
         """
         self.tried.extend(tried)
-        self._first_failure = self._first_failure or (self._option, now)
+        self._first_failure = self._first_failure or (self._candidate, now)
         self._end_continuation("mismatched" if isinstance(error, NotContinued) else "broken")
         if error.partial or error.tokens or self.text:
             self._usage_known = False
@@ -141,11 +143,11 @@ class Progress(Transcript):
         if self._first_failure:
             failed, failed_at = self._first_failure
             self._first_failure = None
-            if failed and self._option and failed is not self._option:
+            if failed and self._candidate and failed is not self._candidate:
                 seconds = now - failed_at
-                events.emit(events.FailedOver(provider=failed.name, to=self._option.name, seconds=seconds))
+                events.emit(events.FailedOver(provider=failed.name, to=self._candidate.name, seconds=seconds))
 
     def _end_continuation(self, outcome: str) -> None:
-        if self._continues and self._option:
-            events.emit(events.StreamContinued(provider=self._option.name, outcome=outcome))
+        if self._continues and self._candidate:
+            events.emit(events.StreamContinued(provider=self._candidate.name, outcome=outcome))
         self._continues = False
