@@ -400,7 +400,11 @@ async def run_request(chain: str, model: str | None, attempt: Attempt, work: Wor
         outcome, attempts = error.without_text(), max(1, len(error.attempts))
         raise
     finally:
-        emit(RequestEnded(request=attempt.request, outcome=outcome, attempts=attempts or len(attempt.tried) + 1))
+        emit(
+            RequestEnded(
+                request=attempt.request, outcome=outcome, attempts=attempts or len(attempt.failed_attempts) + 1
+            )
+        )
     return completion
 
 

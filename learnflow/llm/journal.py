@@ -116,7 +116,7 @@ class JournalFile(Relay):
             with suppress(RuntimeError):  # without an event loop, the request was dropped
                 asyncio.get_running_loop().run_in_executor(None, _sync, self.path)
 
-    def forget_text(self) -> None:
+    def drop_text(self) -> None:
         """Delete the text, because the answer starts from the beginning."""
         self._unwritten, self._size = [], 0
         self.write()
@@ -191,7 +191,7 @@ async def _run_with_file(run: Run, call: Call, file: JournalFile, deadline: floa
         restarts = file.pieces and (error.discards_text or isinstance(error, _NOT_CONTINUABLE))
         if is_shown or not (restarts or isinstance(error, errors.ThinkingLeaked)):
             raise
-    file.forget_text()
+    file.drop_text()
     left_s = max(0.001, deadline - asyncio.get_running_loop().time())
     return await run(replace(call, recorded=(), options={**call.options, "timeout": left_s}), file)
 

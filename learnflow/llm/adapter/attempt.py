@@ -165,7 +165,7 @@ class _AttemptRun:
         self._spec, self._catalog, self._times = runner.spec, runner.catalog, runner.times
         self._model = request.model or ""
         self._client = runner.client_for(request)
-        self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.raw)
+        self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.prefill_with_thinking)
         self._answer: Answer | None = None
         self._refusal: LLMError | None = None  # of the Responses API, before the request was sent to the other
 
@@ -338,10 +338,10 @@ class _AttemptRun:
 
         An answer that is not streamed may take the whole time of the request.
         """
-        times, patience = self._times, self._attempt.patience
+        times, max_first_s = self._times, self._attempt.max_first_token_s
         first = max(times.first_token, times.load) if self._budget.must_load_model else times.first_token
         first = first if self._request.streams(variant) else times.deadline
-        return replace(times, first_token=first if patience is None else min(first, patience))
+        return replace(times, first_token=first if max_first_s is None else min(first, max_first_s))
 
     def _load_probe(self) -> IsLoading | None:
         """Return a probe for a load that may begin although the model was loaded; None if none can begin."""
@@ -374,7 +374,7 @@ class _AttemptRun:
         if attempt.prefix is not None and continuation_spec is None:
             hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
-        prefill = attempt.raw if continuation_spec and continuation_spec.dialect.prefill else None
+        prefill = attempt.prefill_with_thinking if continuation_spec and continuation_spec.dialect.prefill else None
         messages, parameters = self._request.to_litellm(
             variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
@@ -507,7 +507,7 @@ class Answer(Transcript):
 
     def _emit_delta(self, delta: Delta) -> None:
         if self._splitter.leaked and self.text:
-            self.forget_text()
+            self.drop_text()
             self._thinking.append(delta.thinking)
             raise errors.ThinkingLeaked("the text so far was thinking: </think> arrived without <think>")
         if delta.thinking:

@@ -13,7 +13,7 @@ from .. import errors, events, journal, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..completion import restore_extra
-from ..errors import LLMError, bare
+from ..errors import LLMError, clear_cause
 from ..parameters import ApiName, check_keywords
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
@@ -268,7 +268,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         try:
             yield
         except LLMError as error:
-            raise bare(self.runner.explain(error, model))  # noqa: B904  # ``bare`` removes the context
+            raise clear_cause(self.runner.explain(error, model))  # noqa: B904  # ``bare`` removes the context
 
     async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
         """Load a model unless it is loaded."""

@@ -20,7 +20,7 @@ from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, l
 from ..adapter.routable import exception_error
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
-from ..errors import LLMError, Tried
+from ..errors import FailedAttempt, LLMError
 from ..stream import Emit, Work
 from . import decision
 from .candidate import Candidate, chain_name
@@ -79,12 +79,12 @@ class Execution:
         try:
             attempt = replace(
                 self._template,
-                number=len(progress.tried) + 1,
-                patience=(self._deadline - began) / 2 if reserves_time else None,
+                number=len(progress.failed_attempts) + 1,
+                max_first_token_s=(self._deadline - began) / 2 if reserves_time else None,
                 prefix=prefill,
                 thinking=progress.partial_thinking if prefill else "",
                 slot=self._slot,
-                tried=[],
+                failed_attempts=[],
                 has_alternative=any(other.ready for other in self._chain.remaining(candidate)),
             )
             progress.begin_attempt(candidate, self._last_error, continues=bool(emitted.text.strip()))
@@ -135,16 +135,16 @@ class Execution:
     ) -> None:
         """Record a failed attempt and prepare the next one. Raise the error for the caller if no attempt follows."""
         progress, chain, now = self._progress, self._chain, self._now
-        tried = Tried(
+        failed = FailedAttempt(
             candidate.name, error.model or candidate.target.model, type(error).__name__, error.status, now - began
         )
         candidate.failure = error
         if isinstance(error, errors.NotRecorded) and self._may_have_other_recording(candidate):
-            error.forgiven = True
+            error.was_skipped = True
             self._last_error = self._last_error or error
             return
         is_free = candidate.cost == (0.0, 0.0)
-        progress.record_failure(error, error.attempts or (tried,), now, is_free=is_free)
+        progress.record_failure(error, error.attempts or (failed,), now, is_free=is_free)
         if (
             reserves_time
             and isinstance(error, errors.FirstTokenTimeout)
@@ -192,7 +192,7 @@ class Execution:
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
-            progress.forget_text()
+            progress.drop_text()
             chain.interrupted_model_names = frozenset()
         for other in await self._candidates_to_retry(rule.action, candidate, error, pause_s or 0.0):
             other.failure = None
@@ -338,8 +338,8 @@ class Execution:
                     return None
         error = breaker.error.without_text()
         error.attempts = ()
-        tried = Tried(candidate.name, candidate.target.model, type(error).__name__, error.status, 0.0)
-        self._progress.tried.append(tried)
+        failed = FailedAttempt(candidate.name, candidate.target.model, type(error).__name__, error.status, 0.0)
+        self._progress.failed_attempts.append(failed)
         return error
 
     async def _wait_for_load(self, loading: Sequence[Candidate]) -> list[Candidate]:

@@ -13,7 +13,7 @@ from .. import events
 from ..adapter.joining import count_prior_tokens
 from ..base import Call
 from ..completion import Completion, Event, Failover, Resumed, Source, TextDelta, Usage
-from ..errors import LLMError, NotContinued, Tried
+from ..errors import FailedAttempt, LLMError, NotContinued
 from ..stream import Emit, Transcript
 from .candidate import Candidate
 
@@ -24,7 +24,7 @@ class Progress(Transcript):
     Args:
         emit: receives the events for the caller.
         started: the time when the request began.
-        tried: a list to which the failed attempts are added.
+        failed_attempts: a list to which the failed attempts are added.
         call: the call, which may continue a prior text.
 
     Attributes:
@@ -34,13 +34,13 @@ class Progress(Transcript):
         resumed: the number of continuations.
     """
 
-    def __init__(self, emit: Emit, started: float, tried: list[Tried], call: Call) -> None:
+    def __init__(self, emit: Emit, started: float, failed_attempts: list[FailedAttempt], call: Call) -> None:
         super().__init__(emit)
         self._text.append(call.prior_text)
         self.source: Source = call.prior_source if call.prior_text else "stream"
         self.tokens = count_prior_tokens(call)
         self.partial_thinking = ""
-        self.tried = tried
+        self.failed_attempts = failed_attempts
         self.resumed = 0
         self.started = started
         self._first_text_s: float | None = None
@@ -77,16 +77,18 @@ class Progress(Transcript):
             self(failover)
         self._candidate, self._continues = candidate, continues
 
-    def record_failure(self, error: LLMError, tried: Sequence[Tried], now: float, *, is_free: bool) -> None:
+    def record_failure(
+        self, error: LLMError, failed_attempts: Sequence[FailedAttempt], now: float, *, is_free: bool
+    ) -> None:
         """Record the failure of the current attempt.
 
         Args:
             error: the failure.
-            tried: the entries for the list of failed attempts.
+            failed_attempts: the failed attempts to add, several if the provider has retried.
             now: the current time.
             is_free: whether the provider costs nothing, so that the cost stays known.
         """
-        self.tried.extend(tried)
+        self.failed_attempts.extend(failed_attempts)
         self._first_failure = self._first_failure or (self._candidate, now)
         self._end_continuation("mismatched" if isinstance(error, NotContinued) else "broken")
         if error.partial or error.tokens or self.text:
@@ -95,10 +97,10 @@ class Progress(Transcript):
             self.partial_thinking = self.partial_thinking or error.thinking
             self.tokens = max(self.tokens, error.tokens)
 
-    def forget_text(self) -> None:
+    def drop_text(self) -> None:
         """Drop the text, so that the next attempt starts the answer from the beginning."""
-        super().forget_text()
-        self._emit.forget_text()
+        super().drop_text()
+        self._emit.drop_text()
         self.partial_thinking, self.tokens = "", 0
 
     def build_completion(self, completion: Completion, began: float, now: float) -> Completion:
@@ -123,13 +125,13 @@ class Progress(Transcript):
             cost=completion.cost if self._cost_known else None,
             first_token_s=first_token_s,
             total_s=now - self.started,
-            attempts=len(self.tried) + completion.attempts,
+            attempts=len(self.failed_attempts) + completion.attempts,
             resumed=self.resumed + completion.resumed,
         )
 
     def build_error(self, error: LLMError) -> LLMError:
         """Return the error for the caller, with all failed attempts and the partial answer."""
-        error.attempts = tuple(self.tried)
+        error.attempts = tuple(self.failed_attempts)
         if text := self.text:
             error.partial, error.thinking = text, self.partial_thinking or error.thinking
         error.thinking = self.thinking or error.thinking

@@ -147,7 +147,7 @@ class RouterProvider(AbstractProvider):
 
     async def _run(self, resume: Resume, template: Attempt, call: Call, emit: Emit) -> Completion:
         """Run a request through the chain. Raise only LLMError."""
-        progress = Progress(emit, asyncio.get_running_loop().time(), template.tried, call)
+        progress = Progress(emit, asyncio.get_running_loop().time(), template.failed_attempts, call)
         try:
             return await Execution(call, resume, template, await self._build_chain(call), progress).run()
         except errors.Unavailable:
@@ -265,8 +265,8 @@ class RouterProvider(AbstractProvider):
         if not self._candidates and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._candidates:
-                found = [Candidate(provider, registry=self._registry) for provider in providers]
-                self._candidates = [candidate.copy_at(rank) for rank, candidate in enumerate(found)]
+                created = [Candidate(provider, registry=self._registry) for provider in providers]
+                self._candidates = [candidate.copy_at(rank) for rank, candidate in enumerate(created)]
         return self._copy_candidates()
 
 
