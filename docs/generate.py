@@ -1,14 +1,18 @@
 """Write the generated parts of the documents: ``make tables``. A test compares them with the documents."""
 
+import ast
+import inspect
 import re
 import textwrap
 from collections.abc import Iterator
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel
 
-from learnflow.llm import errors, settings
+from learnflow.llm import errors, events, settings
+from learnflow.llm.completion import Completion, ServedModel, Usage
 from learnflow.llm.providers.registry import CLASSES, SPECS
 from learnflow.llm.routing import decision
 
@@ -38,10 +42,22 @@ PROVIDERS = {
         "нет",
     ),
 }
-VARIABLES = {"en": ("variable", "default", "what it does"), "ru": ("переменная", "по умолчанию", "что делает")}
+VARIABLES = {
+    "en": ("variable, with its default", "what it does"),
+    "ru": ("переменная и значение по умолчанию", "что делает"),
+}
 SPELLINGS = {
     "en": ("provider", "address", "model", "key", "version of the API"),
     "ru": ("провайдер", "адрес", "модель", "ключ", "версия API"),
+}
+# The lines that are no events: they describe the process, not a request.
+OTHER_LINES = {
+    "llm.metrics_unavailable": "Prometheus's library is missing, or the port is in use.",
+    "llm.telemetry_unavailable": "OpenTelemetry's library is missing.",
+    "llm.sink_failed": "A sink of the application raised an exception.",
+    "llm.env_lines_unreadable": "Lines of a `.env` file set no variable. Logged once.",
+    "llm.embedded_log": "A line of the embedded server.",
+    "llm.content": "A prompt and its answer, only with `LLM_LOG_CONTENT`.",
 }
 RUSSIAN = yaml.safe_load((ROOT / "docs/settings.ru.yaml").read_text(encoding="utf-8"))
 
@@ -76,9 +92,11 @@ def provider_table(language: str) -> str:
 
 
 def fields(of: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
-    """Yield each variable with its default and its docstring."""
+    """Yield each variable with its default and its entry in the docstring of the class."""
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(of) or "", re.MULTILINE)
+    texts = {name: " ".join(text.split()) for name, text in entries}
     for name, field in of.model_fields.items():
-        yield name.upper(), env_value(field.default), " ".join(str(field.description).split())
+        yield name.upper(), env_value(field.default), texts[name][0].upper() + texts[name][1:]
 
 
 def env_value(default: object) -> str:
@@ -90,12 +108,24 @@ def env_value(default: object) -> str:
 
 def variable_table(language: str, of: type[BaseModel], prefix: str = "") -> str:
     """Return the table of the variables of a settings class."""
-    texts = RUSSIAN if language == "ru" else {}
     rows = (
-        (code(prefix + name), code(default) if default else "", texts.get(prefix + name, description))
+        (
+            code(f"{prefix}{name}={default}" if default else prefix + name),
+            russian(prefix + name, description) if language == "ru" else description,
+        )
         for name, default, description in fields(of)
     )
     return markdown(VARIABLES[language], rows)
+
+
+def russian(variable: str, english: str) -> str:
+    """Return the Russian text of a variable. If there is none, report it, and return the English text, marked."""
+    if variable in RUSSIAN:
+        return str(RUSSIAN[variable])
+    print(
+        f"docs/settings.ru.yaml has no text for {variable}. Add one; until then the Russian page has the English text"
+    )
+    return f"(по-английски) {english}"
 
 
 def spelling_table(language: str) -> str:
@@ -167,6 +197,46 @@ def decision_tables() -> str:
     return "\n".join(lines) + "\n"
 
 
+def log_table() -> str:
+    """Return the table of log lines: those of events, then the other ones."""
+    rows = [
+        (name, level, _logged_fields(event), (event.__doc__ or "").partition("\n")[0].replace("``", "`"))
+        for event, (name, level) in events._LOGGED.items()  # noqa: SLF001
+    ]
+    rows += [(name, level, fields, OTHER_LINES[name]) for name, level, fields in sorted(set(_other_lines()))]
+    return markdown(
+        ("event", "level", "fields", "meaning"),
+        ((code(name), level, code(*fields), text) for name, level, fields, text in rows),
+    )
+
+
+def _logged_fields(kind: type[events.LogEvent]) -> list[str]:
+    """Return the names of the fields of a line, from an event with a value in every field."""
+    error = errors.RequestRefused("x", status=400)
+    error.server_message = "x"
+    usage = Usage(**dict.fromkeys((field.name for field in dataclass_fields(Usage)), 1))
+    answer = Completion(
+        text="", finish="stop", provider="x", model=ServedModel("x"), usage=usage, first_token_s=1.0, cost=1.0
+    )
+    values = {
+        field.name: {"error": error, "completion": answer}.get(field.name, "x") for field in dataclass_fields(kind)
+    }
+    return [*events.log_fields(kind(**values))]
+
+
+def _other_lines() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield the name, the level and the fields of each line that the code logs without an event."""
+    for path in Path(errors.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr="line"), args=[ast.Constant(level), ast.Constant(name)], keywords=given
+                ):
+                    yield name, level, tuple(str(keyword.arg) for keyword in given)
+                case ast.Call(func=ast.Name("_log_once"), args=[ast.Constant(name), _]):
+                    yield name, "error", ("hint",)
+
+
 def error_tree(kind: type[errors.LLMError] = errors.LLMError, above: str = "", branch: str = "") -> Iterator[str]:
     """Yield the lines of the tree of errors. Each class has the first line of its docstring."""
     description = "" if kind is errors.LLMError else (kind.__doc__ or "").partition("\n")[0].rstrip(".")
@@ -201,6 +271,7 @@ def written() -> dict[str, str]:
         "docs/configuration.md": configuration("en"),
         "docs/configuration.ru.md": configuration("ru"),
         "docs/failover.md": [decision_tables()],
+        "docs/logging.md": [log_table()],
     }
     documents = {name: _with((ROOT / name).read_text(encoding="utf-8"), tables) for name, tables in blocks.items()}
     return {**documents, "env.example": example(), "learnflow/llm/errors.py": with_error_tree()}

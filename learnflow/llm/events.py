@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, dataclass_transform
 
 from . import log
 from .base import Attempt, describe_limit
@@ -23,12 +23,15 @@ from .process import register
 from .stream import Emit, Work
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+@dataclass(frozen=True, kw_only=True)
 class BaseEvent:
-    """Base of the events of this module."""
+    """Base of the events of this module. Its subclasses are frozen dataclasses, and their arguments are keywords."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestStarted(BaseEvent):
     """A request begins. Not logged.
 
@@ -45,7 +48,6 @@ class RequestStarted(BaseEvent):
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted(BaseEvent):
     """An attempt of a request begins. Not logged.
 
@@ -65,7 +67,6 @@ class AttemptStarted(BaseEvent):
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestQueued(BaseEvent):
     """A request waited ``seconds`` for a slot, because the provider has a concurrency limit. Not logged."""
 
@@ -73,7 +74,6 @@ class RequestQueued(BaseEvent):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded(BaseEvent):
     """Base of the events at the end of an attempt. ``total_s`` includes the wait for a slot."""
 
@@ -84,39 +84,29 @@ class AttemptEnded(BaseEvent):
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptSucceeded(AttemptEnded):
     """An attempt succeeded. ``completion.total_s`` does not include the wait for a slot."""
 
     completion: Completion
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(AttemptEnded):
-    """An attempt failed. ``request`` is 0 if the provider could not be created."""
+    """An attempt failed."""
 
     model: str | None
     error: LLMError
 
-    @property
-    def is_configuration_error(self) -> bool:
-        """Return whether the operator must change a setting."""
-        return isinstance(self.error, ConfigError)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderRefused(AttemptFailed):
     """A server refused a request for an unknown reason. A router sends the request to the next provider."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptCancelled(AttemptEnded):
     """The caller cancelled the request or closed the stream before the attempt had ended."""
 
     model: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEnded(BaseEvent):
     """A request has ended. Not logged.
 
@@ -130,7 +120,6 @@ class RequestEnded(BaseEvent):
     attempts: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerCut(BaseEvent):
     """A text ended at ``max_tokens``. It was returned to the caller, although it may be incomplete.
 
@@ -144,7 +133,6 @@ class AnswerCut(BaseEvent):
     hint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OtherModelAnswered(BaseEvent):
     """The response names another model than the requested one. Emitted once for each provider object and model.
 
@@ -158,7 +146,6 @@ class OtherModelAnswered(BaseEvent):
     served: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestAdjusted(BaseEvent):
     """A request was changed, for example because the model refused a parameter.
 
@@ -174,7 +161,6 @@ class RequestAdjusted(BaseEvent):
     tight: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FailedOver(BaseEvent):
     """A failover succeeded. The first piece from ``to`` arrived ``seconds`` after ``provider`` failed. Not logged."""
 
@@ -183,7 +169,6 @@ class FailedOver(BaseEvent):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamContinued(BaseEvent):
     """A continuation has ended. Not logged.
 
@@ -196,7 +181,6 @@ class StreamContinued(BaseEvent):
     outcome: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthChecked(BaseEvent):
     """A provider was probed. ``state`` is a state of ``Health``. Not logged."""
 
@@ -204,7 +188,6 @@ class HealthChecked(BaseEvent):
     state: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerOpened(BaseEvent):
     """A circuit breaker opened.
 
@@ -220,7 +203,6 @@ class BreakerOpened(BaseEvent):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerClosed(BaseEvent):
     """The circuit breakers of this model and of its address are closed again."""
 
@@ -228,7 +210,19 @@ class BreakerClosed(BaseEvent):
     model: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderUnusable(BaseEvent):
+    """A provider of a chain has an invalid or missing setting. It gets no request, and the others serve all requests.
+
+    Attributes:
+        error: the fault.
+        hint: the fault and the variable to set.
+    """
+
+    provider: str
+    error: LLMError
+    hint: str
+
+
 class NothingConfigured(BaseEvent):
     """No provider is configured and no local server responds. The embedded small model is used."""
 
@@ -237,7 +231,6 @@ class NothingConfigured(BaseEvent):
     hint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Replaying(BaseEvent):
     """Responses are replayed from the cassettes in ``folder``, or recorded there if ``mode`` is "record"."""
 
@@ -245,7 +238,6 @@ class Replaying(BaseEvent):
     mode: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingFailed(BaseEvent):
     """A response could not be written to a cassette."""
 
@@ -253,7 +245,6 @@ class RecordingFailed(BaseEvent):
     error: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class JournalFailed(BaseEvent):
     """The journal, or one of its files, cannot be used. The request goes on. Emitted once for each file and fault."""
 
@@ -278,7 +269,7 @@ _S = TypeVar("_S")
 _sinks: Final = register("sinks", list[Sink]())
 _content_sinks: Final = register("sinks of content", list[Callable[[ContentRecorded], None]]())
 _numbers: Final = itertools.count(1)
-# The name and the level of each event that is logged
+# The name and the level of each event that is logged; docs/generate.py shows them
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     AttemptSucceeded: ("llm.request_completed", "info"),
     AttemptFailed: ("llm.request_failed", "info"),
@@ -291,12 +282,12 @@ _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     Resumed: ("llm.stream_continued", "warning"),
     BreakerOpened: ("llm.breaker_opened", "warning"),
     BreakerClosed: ("llm.breaker_closed", "info"),
+    ProviderUnusable: ("llm.provider_unusable", "error"),
     NothingConfigured: ("llm.nothing_configured", "warning"),
     Replaying: ("llm.replaying", "warning"),
     RecordingFailed: ("llm.recording_failed", "error"),
     JournalFailed: ("llm.journal_failed", "warning"),
 }
-_UNLOGGED_FIELDS: Final = ("request", "tight")
 
 
 def next_request() -> int:
@@ -431,20 +422,17 @@ def _call_sink(sink: Callable[[Any], None], event: object) -> None:
 
 def _log(event: LogEvent) -> None:
     name, level = _LOGGED[type(event)]
-    if isinstance(event, AttemptFailed) and event.is_configuration_error:
+    if isinstance(event, AttemptFailed) and isinstance(event.error, ConfigError):
         level = "error"
     if isinstance(event, RequestAdjusted) and event.tight:
         level = "warning"
-    if log.is_enabled(level):
-        fields_ = log_fields(event).items()
-        shown = {key: value for key, value in fields_ if value not in (None, {}) and key not in _UNLOGGED_FIELDS}
-        log.line(level, name, **shown)
+    log.line(level, name, **log_fields(event))
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
-    """Return the fields of an event for a log. An error is replaced by its class and status.
+    """Return the fields of the log line of an event. An error is replaced by its class and status.
 
-    A completion is replaced by its usage, finish reason, first-token time and cost.
+    A completion is replaced by its usage, finish reason, first-token time and cost. Empty values are omitted.
     """
     values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
     completion, error = values.pop("completion", None), values.get("error")
@@ -456,4 +444,4 @@ def log_fields(event: LogEvent) -> dict[str, Any]:
         values["error"] = type(error).__name__
         values["status"] = error.status if isinstance(event, AttemptFailed) else None
         values["message"] = error.server_message if isinstance(event, ProviderRefused) else None
-    return values
+    return {key: value for key, value in values.items() if value not in (None, {}) and key not in ("request", "tight")}

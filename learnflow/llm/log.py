@@ -8,43 +8,37 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from functools import cache
 from typing import Any, Final, Literal
 
 import structlog  # not on first use: a log line about a failed import would need another import
+from structlog import processors
 
 Level = Literal["debug", "info", "warning", "error"]
 
 _NAME: Final = "learnflow.llm"
+_TEXT: Final[list[Any]] = [processors.KeyValueRenderer(key_order=["event"])]
+_JSON: Final = [structlog.stdlib.add_log_level, processors.TimeStamper(fmt="iso"), processors.JSONRenderer()]
+_processors: Final = [*_TEXT]
+_STANDARD: Final = logging.getLogger(_NAME)
+_LOGGER: Final = structlog.wrap_logger(_STANDARD, processors=_processors, wrapper_class=structlog.stdlib.BoundLogger)
 
 
-def is_enabled(level: Level) -> bool:
-    """Return whether a line of this level would be written."""
-    with suppress(Exception):
-        return _logger(level) is not None
-    return False
+def set_format(name: str) -> None:
+    """Set the format of lines in the standard logging: "json", or text. A configured structlog has its own format."""
+    _processors[:] = _JSON if name == "json" else _TEXT
 
 
 def line(level: Level, event: str, **fields: Any) -> None:
-    """Write one line."""
+    """Write one line. A float has three significant digits."""
     with suppress(Exception):
         logger = _logger(level)
         if logger is not None:
-            getattr(logger, level)(event, **fields)
+            rounded = {key: float(f"{value:.3g}") for key, value in fields.items() if isinstance(value, float)}
+            getattr(logger, level)(event, **fields | rounded)
 
 
 def _logger(level: Level) -> Any:
     """Return the logger; None if the level is disabled. An unconfigured structlog is not used: it prints to stdout."""
     if structlog.is_configured():
         return structlog.get_logger(_NAME)
-    enabled = logging.getLogger(_NAME).isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
-    return _standard_logger() if enabled else None
-
-
-@cache
-def _standard_logger() -> Any:
-    return structlog.wrap_logger(
-        logging.getLogger(_NAME),
-        processors=[structlog.stdlib.filter_by_level, structlog.processors.KeyValueRenderer(key_order=["event"])],
-        wrapper_class=structlog.stdlib.BoundLogger,
-    )
+    return _LOGGER if _STANDARD.isEnabledFor(logging.getLevelNamesMapping()[level.upper()]) else None

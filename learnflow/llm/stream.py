@@ -179,7 +179,7 @@ class _Channel(Emit):
 
     def stop(self) -> None:
         """Record that the caller wants no more text, unless the task that reads it is cancelled."""
-        tasks = self._reading_task, _current_task()
+        tasks = self._reading_task, asyncio.current_task(self._loop)
         self.stopped = not (self._reader_cancelled or any(task and task.cancelling() for task in tasks))
 
     def _end_reading(self, task: asyncio.Task[Any]) -> None:
@@ -216,13 +216,6 @@ class _Channel(Emit):
         if self._reason and self._loop.time() >= self._silent_since + _WAITING_INTERVAL_S and not self.events:
             self(self._reason)
         self._schedule()
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    """Return the running task; None outside an event loop."""
-    with suppress(RuntimeError):
-        return asyncio.current_task()
-    return None
 
 
 def _wake(future: asyncio.Future[None] | None) -> None:
@@ -291,7 +284,7 @@ class TextStream(AsyncIterator[str]):
                 await channel.wait_for_event()
             except asyncio.CancelledError:
                 self._failed = True
-                await self._stop()
+                await self._close()
                 raise
         if self._closed:
             return None
@@ -329,12 +322,8 @@ class TextStream(AsyncIterator[str]):
         await self._close()
 
     async def _close(self) -> None:
-        self._closed = True
-        await self._stop()
-
-    async def _stop(self) -> None:
         """Cancel the task of the request, and wait for its end."""
-        channel = self._channel
+        self._closed, channel = True, self._channel
         if channel and not (channel.task.done() or channel.task.get_loop().is_closed()):
             channel.is_abandoned = True
             if not channel.task.cancelling():

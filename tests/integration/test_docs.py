@@ -23,6 +23,7 @@ import pytest
 import yaml
 from support import DIALECTS, ROOT, demo, learnflow_checkout, read_variables, serving, store_tiny_model
 
+from learnflow.llm import settings
 from learnflow.llm.cli import main as cli
 from learnflow.llm.cli import pull
 from learnflow.llm.integrations import prometheus
@@ -32,6 +33,8 @@ from learnflow.llm.testing import FaultServer, replaying
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 NAMES = [str(item.relative_to(ROOT)) for item in DOCUMENTS]
+# test_both_languages_have_same_structure holds that the Russian pages have the same code.
+ENGLISH = [name for name in NAMES if ".ru." not in name]
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 # Other programs. Their commands are not checked.
 OTHERS = {".", "ollama", "llama-server", "lms", "git", "cp", "cd", "pip", "python", "pytest", "uv"}
@@ -93,7 +96,9 @@ def paste(block: str, names: dict[str, Any], runner: asyncio.Runner) -> None:
     assert not lines, lines
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if any(blocks(name, "python")) and name != "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "name", [name for name in ENGLISH if any(blocks(name, "python")) and name != "CONTRIBUTING.md"]
+)
 def test_python_blocks_run(name: str, servers: dict[str, FaultServer], capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     with asyncio.Runner() as runner:
@@ -172,7 +177,7 @@ def shown(name: str) -> Iterator[tuple[str, list[str]]]:
             yield match[1], [part for part in printed if part]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if any(shown(name))])
+@pytest.mark.parametrize("name", [name for name in ENGLISH if any(shown(name))])
 def test_console_output_matches_commands(
     name: str, usual: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,3 +270,22 @@ def test_tables_of_documents_match_code() -> None:
     """The fix is ``make tables``."""
     written = runpy.run_path(str(ROOT / "docs" / "generate.py"))["written"]()
     assert [name for name, text in written.items() if (ROOT / name).read_text(encoding="utf-8") != text] == []
+
+
+def test_variable_without_russian_text_is_reported_and_has_marked_english(capsys: pytest.CaptureFixture[str]) -> None:
+    names = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    del names["RUSSIAN"]["LLM_RETRIES"]
+    table = names["variable_table"]("ru", settings.Settings)
+    english = " ".join(str(settings.Settings.model_fields["llm_retries"].description).split())
+    assert f"| `LLM_RETRIES=2` | (по-английски) {english} |" in table
+    assert table.count("(по-английски)") == 1
+    assert capsys.readouterr().out == (
+        "docs/settings.ru.yaml has no text for LLM_RETRIES. Add one; until then the Russian page has the English text\n"
+    )
+
+
+def test_russian_texts_are_those_of_existing_variables() -> None:
+    written = yaml.safe_load((ROOT / "docs/settings.ru.yaml").read_text(encoding="utf-8"))
+    own = {f"<NAME>_{name.upper()}" for name in settings.ProviderSettings.model_fields}
+    common = {name.upper() for name in settings.Settings.model_fields}
+    assert set(written) == own | common

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 import structlog
-from support import provider_for
+from prometheus_client import CollectorRegistry
+from support import provider_for, router
 
-from learnflow.llm import RouterProvider, errors, events
+from learnflow.llm import RouterProvider, errors, events, get_provider, log
+from learnflow.llm.integrations import prometheus
+from learnflow.llm.providers import OpenAIProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer
 
@@ -64,3 +70,101 @@ async def test_failing_sink_does_not_fail_request() -> None:
             assert await provider_for(server).generate("hi")
     finally:
         remove()
+
+
+async def log_of_request(caplog: pytest.LogCaptureFixture, **metadata: object) -> str:
+    """Send a request. Return its log line."""
+    caplog.set_level(logging.INFO, logger="learnflow.llm")
+    async with FaultServer() as server:
+        await provider_for(server).generate("private prompt", metadata=metadata)
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "learnflow.llm")
+    return str(line)
+
+
+async def test_floats_of_a_line_have_three_digits(caplog: pytest.LogCaptureFixture) -> None:
+    line = await log_of_request(caplog)
+    numbers = re.findall(r"(?:total_s|first_token_s)=([\d.e-]+)", line)
+    assert len(numbers) == 2
+    assert [number for number in numbers if float(number) != float(f"{float(number):.3g}")] == []
+    log.line("info", "llm.test", seconds=12.3456, cost=0.000012345, tokens=123456, hint="12.3456")
+    assert caplog.messages[-1] == "event='llm.test' seconds=12.3 cost=1.23e-05 tokens=123456 hint='12.3456'"
+
+
+async def test_json_line_has_event_level_time_and_the_fields(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_LOG_FORMAT", "json")
+    line = json.loads(await log_of_request(caplog, node="объясни"))
+    assert (line["event"], line["level"], line["provider"]) == ("llm.request_completed", "info", "custom")
+    assert line["completion_tokens"] == 7
+    assert line["metadata"] == {"node": "объясни"}
+    assert datetime.fromisoformat(line["timestamp"]).tzinfo
+
+
+async def test_text_is_the_format_again_without_the_variable(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("LLM_LOG_FORMAT", "json")
+        get_provider("ollama")
+    assert (await log_of_request(caplog)).startswith("event='llm.request_completed' provider='custom' ")
+
+
+def test_unknown_format_is_an_error_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_LOG_FORMAT", "xml")
+    with pytest.raises(errors.NotConfigured, match="LLM_LOG_FORMAT"):
+        get_provider("ollama")
+
+
+def test_line_about_an_unreadable_env_file_has_the_format_too(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("LLM_LOG_FORMAT=json\nno assignment at all\n", encoding="utf-8")
+    get_provider("ollama")
+    (line,) = map(json.loads, caplog.messages)
+    assert (line["event"], line["lines"]) == ("llm.env_lines_unreadable", [2])
+
+
+async def test_provider_that_was_never_sent_anything_has_no_failure(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="learnflow.llm")
+    registry = CollectorRegistry()
+    detach = prometheus.attach(registry)
+    async with FaultServer("llamacpp") as server:
+        monkeypatch.setenv("LLAMACPP_BASE_URL", server.base_url)
+        assert await RouterProvider("openai", ["llamacpp"]).generate("hi")  # OPENAI_API_KEY is missing
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    detach()
+    unusable, completed = caplog.messages
+    assert unusable.startswith("event='llm.provider_unusable' provider='openai' error='KeyMissing' ")
+    assert "OPENAI_API_KEY" in unusable
+    assert completed.startswith("event='llm.request_completed' provider='llamacpp' ")
+    counted = {(sample.name, sample.labels.get("provider")): sample.value for sample in samples}
+    assert counted["learnflow_llm_configuration_errors_total", "openai"] == 1
+    assert ("learnflow_llm_requests_total", "openai") not in counted
+    assert counted["learnflow_llm_requests_total", "llamacpp"] == 1
+
+
+async def test_skipped_provider_has_no_line(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO, logger="learnflow.llm")
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    async with FaultServer("llamacpp") as server:
+        chain = router(OpenAIProvider(api_key="k", model="gpt-none"), provider_for(server))
+        assert await chain.generate("hi")
+    (line,) = caplog.messages
+    assert line.startswith("event='llm.request_completed' provider='llamacpp' ")
+
+
+@pytest.mark.parametrize("switch", ["level", "disabled"])
+async def test_log_is_switched_off_by_its_logger(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, switch: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    logger = logging.getLogger("learnflow.llm")
+    if switch == "level":
+        logger.setLevel(logging.CRITICAL + 1)  # a fixture restores it
+    else:
+        monkeypatch.setattr(logger, "disabled", True)
+    async with FaultServer(fault=Fault("refuse", refusal="key")) as server:
+        with pytest.raises(errors.AuthenticationFailed):
+            await provider_for(server).generate("hi")
+    assert [record for record in caplog.records if record.name == "learnflow.llm"] == []

@@ -41,7 +41,9 @@ async def test_failover_is_immediate_and_next_request_skips_failed_provider(
         moved = [event for event in events_seen if isinstance(event, events.Failover)]
         assert [(event.provider, event.to) for event in moved] == [("custom", "vllm")]
         loud = [event for event in events_seen if isinstance(event, events.AttemptFailed)]
-        assert loud[0].is_configuration_error is (refusal in ("key", "model"))  # only the operator can correct it
+        assert isinstance(loud[0].error, errors.ConfigError) is (
+            refusal in ("key", "model")
+        )  # only the operator can correct it
         state = chain.status()[0]
         assert (state["breaker"], state["failed"]) == ("open", 1)
         assert state["opens_in_s"] > 0

@@ -6,13 +6,18 @@ changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 
 from .. import settings, settings_sources
+from ..adapter.provider import BaseProvider
 from ..discovery import NO_SERVER, Candidate
+from ..errors import LLMError
 from ..process import switches
-from ..provider_spec import ProviderSpec
+from ..provider_spec import Page, ProviderSpec
+from ..servers.probe import fetch
 from ..transport.endpoint import is_loopback
+from ..transport.untrusted import text
 from .command import ExitCode, command, provider_option, timeout_option
 from .env_lines import default_lines, print_lines, provider_lines
 from .status import probe, report_replay, select, state
@@ -38,7 +43,7 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
     if candidates:
         write("\nProbed servers:")
         table(("  PROVIDER", "STATE", "ADDRESS", "DETAIL"), map(_row, candidates))
-    _print_section("Warnings", _warnings(candidates))
+    _print_section("Warnings", [*_warnings(candidates), *await _router_warnings(candidates, timeout_s)])
     _print_section("Providers that requests would use", [_ready_providers(chain, candidates)])
     print_lines([*default_lines(faults), *provider_lines(chain, candidates)])
     ready = any(candidate.ready for candidate in select(chain, candidates))
@@ -104,6 +109,35 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
                 f"{address.base} is this container itself. Use the name of the service, or host.docker.internal with "
                 "a server that listens on more than loopback"
             )
+
+
+async def _router_warnings(candidates: Sequence[Candidate], timeout_s: float) -> list[str]:
+    """Return a warning for each address of a router of several servers, such as vllm-router and smg."""
+    responding = [candidate.provider for candidate in candidates if candidate.provider and candidate.answers]
+    local = [provider for provider in responding if provider.spec.local or provider.endpoint.looks_local]
+    return [warning for warning in await asyncio.gather(*(_router_warning(one, timeout_s) for one in local)) if warning]
+
+
+async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
+    """Return a warning if an address has a page that lists workers; "" if it has none.
+
+    Nothing else distinguishes a router: it forwards the pages and the headers of the servers.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            page = Page(body=await fetch(provider.catalog.client, "/workers"))
+    except (LLMError, TimeoutError):
+        return ""
+    workers = [row for row in page.rows("workers") or () if text(row.get("url"))]
+    if not workers:
+        return ""
+    spec, unhealthy = provider.spec, sum(row.get("is_healthy") is False for row in workers)
+    limit = "" if settings.load_provider(spec).max_concurrency else f", and set {spec.variable('max_concurrency')}"
+    return (
+        f"{provider.endpoint.base} is a router of {len(workers)} servers"
+        f"{f' ({unhealthy} unhealthy)' if unhealthy else ''}. Start it with --disable-retries, because this package "
+        f"retries{limit and f'{limit} to the slots of all servers together'}"
+    )
 
 
 def _ready_providers(chain: Sequence[str], candidates: Sequence[Candidate]) -> str:

@@ -11,11 +11,10 @@ from typing import Final
 from ..errors import LLMError
 from ..provider_spec import ProviderSpec, endpoint_spec
 from ..providers.registry import CUSTOM, SPECS, spec_of, vendor_specs
-from ..settings import Settings
+from ..settings import NODE_PREFIX, Settings, node_models
 from ..settings_sources import find_variables, read_sources, unreadable_lines
 from .status import chain_of
 
-_NODE_PREFIX: Final = "LLM_MODEL_"
 _MIN_SIMILARITY: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
 
 
@@ -36,10 +35,9 @@ class Variable:
 def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
     """Return the variables that are set, of this package and of these providers, in order of precedence."""
     sources = read_sources()
-    nodes = {name for values in sources.values() for name in values if name.startswith(_NODE_PREFIX)}
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     settings += [spec.spellings(name) for spec in specs for name in spec.settings]
-    settings += [(name,) for name in sorted(nodes)]
+    settings += [(name,) for name in node_models()]
     result: list[Variable] = []
     for spellings in settings:
         effective: str | None = None
@@ -85,7 +83,7 @@ def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> I
         for name in sorted(set(values) - known):
             first_word = _similar(name.partition("_")[0], first_words)  # of few names, because the rest is slow
             candidates = {one for one in suggestions if one.partition("_")[0] in first_word}
-            similar = [] if name.startswith(_NODE_PREFIX) else _similar(name, candidates)
+            similar = [] if name.startswith(NODE_PREFIX) else _similar(name, candidates)
             similar = similar or [one for one in sorted(candidates - set(values)) if _differs_by_word(name, one)]
             if similar:
                 yield Variable(name, source), " or ".join(similar)

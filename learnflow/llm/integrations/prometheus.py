@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from .. import events
+from ..errors import ConfigError
 from ..events import LogEvent
 from . import attach_once
 
@@ -134,6 +135,8 @@ class Metrics:
                 self._count_failure(event)
             case events.AttemptCancelled():
                 self._count_end(event, event.model, "cancelled")
+            case events.ProviderUnusable():
+                self._count_configuration_error(event)
             case _:
                 self._count_other(event)
 
@@ -177,10 +180,12 @@ class Metrics:
             self._cost.labels(*labels, self._node(event)).inc(completion.cost)
 
     def _count_failure(self, event: events.AttemptFailed) -> None:
-        error = type(event.error).__name__
-        self._count_end(event, event.model, error)
-        if event.is_configuration_error:
-            self._configuration_errors.labels(self._provider(event.provider), error).inc()
+        self._count_end(event, event.model, type(event.error).__name__)
+        if isinstance(event.error, ConfigError):
+            self._count_configuration_error(event)
+
+    def _count_configuration_error(self, event: events.AttemptFailed | events.ProviderUnusable) -> None:
+        self._configuration_errors.labels(self._provider(event.provider), type(event.error).__name__).inc()
 
     def _count_end(self, event: events.AttemptEnded, model: str | None, outcome: str) -> tuple[str, str]:
         labels = self._target(event.provider, model, succeeded=isinstance(event, events.AttemptSucceeded))

@@ -309,7 +309,7 @@ def _create_options(member: Member, registry: BreakerRegistry) -> list[Option]:
         return [Option(build(name), registry=registry)]
     except LLMError as error:
         error.provider = error.provider or name
-        events.emit(events.AttemptFailed(provider=name, model=None, error=error, total_s=0.0))
+        events.emit(events.ProviderUnusable(provider=name, error=error, hint=str(error)))
         return [Option(None, error, registry)]
 
 

@@ -218,6 +218,7 @@ def test_missing_server_is_reported_on_stderr(usual: dict[str, str], capsys: pyt
         assert err.startswith(f"learnflow-llm: {discovery.NO_SERVER}.")
 
 
+@pytest.mark.usefixtures("usual")
 def test_models_states_why_a_named_provider_lists_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +230,7 @@ def test_models_states_why_a_named_provider_lists_none(
     assert "use GPU1_KIND=llamacpp" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("usual")
 def test_doctor_prints_lines_of_env_file_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     Path(".env").write_text("OLLAMA_BASE_URL=http://127.0.0.1:9\n\nOLLAMA_MODEL llama3\n", encoding="utf-8")
     main(["doctor", "--provider", "ollama"])
@@ -296,3 +298,40 @@ def test_doctor_does_not_warn_about_responding_server(
     shown = capsys.readouterr().out
     assert "model_missing" in shown
     assert "this container itself" not in shown
+
+
+def _worker(**more: object) -> dict[str, object]:
+    return {"url": "http://10.0.0.5:8000", "model_id": "unknown", "is_healthy": True, "load": 0, **more}
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "llamacpp", "openai"])  # a router forwards the pages of its servers
+def test_doctor_recognises_router_of_several_servers(
+    dialect: str, monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workers = [_worker(), _worker(is_healthy=False)]
+    with served(dialect, responses={"/workers": {"workers": workers, "total": 2, "stats": {}}}) as (root, _):
+        monkeypatch.setenv("LLM_PROVIDER", "gpus")
+        monkeypatch.setenv("GPUS_BASE_URL", root)
+        monkeypatch.setenv("GPUS_KIND", "custom" if dialect == "openai" else dialect)
+        main(["doctor", "--timeout", "5"])
+        shown = capsys.readouterr().out
+        monkeypatch.setenv("GPUS_MAX_CONCURRENCY", "8")
+        main(["doctor", "--timeout", "5"])
+        configured = capsys.readouterr().out
+    assert f"{root}/v1 is a router of 2 servers (1 unhealthy). Start it with --disable-retries" in shown
+    assert "GPUS_MAX_CONCURRENCY to the slots of all servers together" in shown
+    assert "--disable-retries" in configured
+    assert "set GPUS_MAX_CONCURRENCY" not in configured
+
+
+@pytest.mark.parametrize(
+    "page",
+    [{}, {"workers": 2}, {"workers": []}, {"workers": ["x"]}, {"workers": [{"name": "x"}]}, (500, {}), b"<html>"],
+)
+def test_doctor_does_not_take_other_pages_for_router(
+    page: object, monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served("vllm", responses={"/workers": page}) as (root, _):
+        monkeypatch.setenv("VLLM_BASE_URL", root)
+        assert main(["doctor", "--timeout", "5"]) == 0
+        assert "router" not in capsys.readouterr().out

@@ -151,7 +151,7 @@ async def test_switch_seconds_start_at_first_failure(registry: CollectorRegistry
     seen = []
     remove = events.add_sink(seen.append)
     now = asyncio.get_running_loop().time()
-    progress = Progress(Emit(), now, [])
+    progress = Progress(Emit(), now, [], Call("hi"))
     for at in (now - 9.0, now):
         progress.begin_attempt(Option(CustomProvider(base_url="http://127.0.0.1:1")), None, continues=False)
         progress.record_failure(errors.AnswerCut("x"), [], at, is_free=True)
