@@ -42,7 +42,10 @@ PROVIDERS = {
         "нет",
     ),
 }
-VARIABLES = {"en": ("variable", "default", "what it does"), "ru": ("переменная", "по умолчанию", "что делает")}
+VARIABLES = {
+    "en": ("variable, with its default", "what it does"),
+    "ru": ("переменная и значение по умолчанию", "что делает"),
+}
 SPELLINGS = {
     "en": ("provider", "address", "model", "key", "version of the API"),
     "ru": ("провайдер", "адрес", "модель", "ключ", "версия API"),
@@ -105,12 +108,24 @@ def env_value(default: object) -> str:
 
 def variable_table(language: str, of: type[BaseModel], prefix: str = "") -> str:
     """Return the table of the variables of a settings class."""
-    texts = RUSSIAN if language == "ru" else {}
     rows = (
-        (code(prefix + name), code(default) if default else "", texts.get(prefix + name, description))
+        (
+            code(f"{prefix}{name}={default}" if default else prefix + name),
+            russian(prefix + name, description) if language == "ru" else description,
+        )
         for name, default, description in fields(of)
     )
     return markdown(VARIABLES[language], rows)
+
+
+def russian(variable: str, english: str) -> str:
+    """Return the Russian text of a variable. If there is none, report it, and return the English text, marked."""
+    if variable in RUSSIAN:
+        return str(RUSSIAN[variable])
+    print(
+        f"docs/settings.ru.yaml has no text for {variable}. Add one; until then the Russian page has the English text"
+    )
+    return f"(по-английски) {english}"
 
 
 def spelling_table(language: str) -> str:

@@ -103,7 +103,7 @@ class Settings(EnvSettings):
         llm_local_only: if `true`, no byte leaves this machine and its private network.
         llm_local_networks: networks of yours with non-private addresses, for example a VPN's: `100.64.0.0/10`;
             separated by commas.
-        llm_log_format: the format of the log lines: `text` (`event='llm.failover' provider='ollama'`) or `json` (an
+        llm_log_format: the format of the log lines: `text` (`event='llm.failover' provider='gpu1'`) or `json` (an
             object with level and time).
         llm_log_content: if `true`, prompts and answers are logged, at DEBUG.
         llm_metrics_port: serves metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 import record
+from authored import VOICES
 from behaviours import ANSWERS, BEHAVIOURS
 from subjects import SUBJECTS, absent, cassette_of, fresh
 from vcr_player import played_by_vcrpy
 
 from learnflow.llm import Completion, Finished, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta, errors
 from learnflow.llm.base import AbstractProvider
+from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.replay import cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.testing import forget, no_model_calls, replaying
@@ -83,6 +85,34 @@ def test_every_cell_of_the_contract_has_one_cassette_and_no_other_exists() -> No
         assert row in SUBJECTS
         assert set(why) < set(BEHAVIOURS)
         assert all(why.values())
+
+
+def missing_contract(vendors: Iterable[str]) -> list[str]:
+    """Return a sentence for each part of the contract that a vendor lacks."""
+    faults = []
+    for row in vendors:
+        if row not in SUBJECTS:
+            faults.append(f"{row} has no Subject. Add it to SUBJECTS in tests/contract/subjects.py")
+        if row not in VOICES:
+            faults.append(f"{row} has no Voice. Add its responses to VOICES in tests/contract/authored.py")
+        reasons = absent().get(row, {})
+        cells = [name for name in BEHAVIOURS if name not in reasons and not cassette_of(row, name).is_file()]
+        if cells:
+            how = f"Run make record PROVIDER={row}, or give reasons in cassettes/absent.yaml"
+            faults.append(f"{row} has no cassette of {', '.join(cells)}. {how}")
+    return faults
+
+
+def test_every_vendor_has_its_contract() -> None:
+    faults = missing_contract(SPECS.keys() - {"embedded"})  # it plays llama.cpp's cassettes; tests/llamacpp has its own
+    assert not faults, "\n".join(faults)
+
+
+def test_missing_parts_of_a_contract_are_named() -> None:
+    subject, voice, cassettes = missing_contract(["acme"])
+    assert subject == "acme has no Subject. Add it to SUBJECTS in tests/contract/subjects.py"
+    assert voice == "acme has no Voice. Add its responses to VOICES in tests/contract/authored.py"
+    assert cassettes.startswith(f"acme has no cassette of {', '.join(BEHAVIOURS)}. Run make record PROVIDER=acme")
 
 
 @pytest.mark.parametrize("row", SUBJECTS)

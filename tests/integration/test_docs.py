@@ -23,6 +23,7 @@ import pytest
 import yaml
 from support import DIALECTS, ROOT, demo, learnflow_checkout, read_variables, serving, store_tiny_model
 
+from learnflow.llm import settings
 from learnflow.llm.cli import main as cli
 from learnflow.llm.cli import pull
 from learnflow.llm.integrations import prometheus
@@ -269,3 +270,22 @@ def test_tables_of_documents_match_code() -> None:
     """The fix is ``make tables``."""
     written = runpy.run_path(str(ROOT / "docs" / "generate.py"))["written"]()
     assert [name for name, text in written.items() if (ROOT / name).read_text(encoding="utf-8") != text] == []
+
+
+def test_variable_without_russian_text_is_reported_and_has_marked_english(capsys: pytest.CaptureFixture[str]) -> None:
+    names = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    del names["RUSSIAN"]["LLM_RETRIES"]
+    table = names["variable_table"]("ru", settings.Settings)
+    english = " ".join(str(settings.Settings.model_fields["llm_retries"].description).split())
+    assert f"| `LLM_RETRIES=2` | (по-английски) {english} |" in table
+    assert table.count("(по-английски)") == 1
+    assert capsys.readouterr().out == (
+        "docs/settings.ru.yaml has no text for LLM_RETRIES. Add one; until then the Russian page has the English text\n"
+    )
+
+
+def test_russian_texts_are_those_of_existing_variables() -> None:
+    written = yaml.safe_load((ROOT / "docs/settings.ru.yaml").read_text(encoding="utf-8"))
+    own = {f"<NAME>_{name.upper()}" for name in settings.ProviderSettings.model_fields}
+    common = {name.upper() for name in settings.Settings.model_fields}
+    assert set(written) == own | common

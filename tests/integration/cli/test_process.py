@@ -117,9 +117,13 @@ def test_ctrl_c_during_import_ends_process_without_traceback(module: str) -> Non
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
 
 
-def test_ctrl_c_during_litellm_import_ends_process_without_traceback(server: FaultServer) -> None:
+def test_ctrl_c_during_litellm_import_ends_process_without_traceback(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
     ran = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, "litellm", "ask", "hi"],
+        [sys.executable, "-c", INTERRUPTED, "litellm", "ask", "hi", "-p", "openai", "-m", "m"],
         capture_output=True,
         text=True,
         timeout=300,
