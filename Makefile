@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Old ones do not know the groups of pyproject.toml, so pip itself comes first.
 PIP := -m pip install --quiet --disable-pip-version-check
 PACKAGE := -e '.[langchain,prometheus,opentelemetry,embedded]'
-.PHONY: help install demo test test-newest lint format live record vendors models tables docs docs-serve coverage bench
+.PHONY: help install demo test test-newest lint format live engines record vendors models tables docs docs-serve coverage bench
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,13 @@ format: install ## let ruff format
 live: install ## the tests against every model server that the environment names (LLAMACPP_BASE_URL, OLLAMA_BASE_URL, ...)
 	$(BIN)/python -m pytest -q -m live -rs tests/live $(ARGS)
 
+engines: .venv/engines ## the tests of routers of several servers (vllm-router, smg), and several processes of ours; Linux
+	$(BIN)/python -m pytest -q -m engines tests/engines $(ARGS)
+
+.venv/engines: .venv/ready
+	$(BIN)/python $(PIP) -c constraints.txt --group engines
+	@touch $@
+
 record: install ## make the cassettes of a row anew: make record PROVIDER=llamacpp (the server that LLAMACPP_BASE_URL names)
 	@PYTHONPATH=tests:tests/contract $(BIN)/python tests/contract/record.py $(PROVIDER)
 
@@ -75,3 +82,6 @@ coverage: install ## which branches of learnflow/llm the tests do not run
 bench: install ## what the layer costs, beside LiteLLM and httpx
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/failover.py
+
+release: install ## the wheel and sdist of a tagged version, into dist/: built, checked, with SHA-256; uploads nothing
+	@$(BIN)/python tools/release.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from learnflow.llm import discovery, settings_sources
+from learnflow.llm import discovery, integrations, settings_sources
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.providers import registry
 from learnflow.llm.providers.registry import SPECS
@@ -57,11 +58,21 @@ def own_log() -> Iterator[None]:
         handler.close()
 
 
+@pytest.fixture(autouse=True)
+def own_sinks() -> Iterator[None]:
+    """Detach the integrations that a test, or a variable of it, attached to this process."""
+    yield
+    for detach in list(integrations._detachers.values()):  # noqa: SLF001
+        detach()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def litellm_ready() -> None:
-    """Import LiteLLM before the first test, because that takes seconds."""
+    """Import LiteLLM before the first test, because that takes seconds. Garbage collections skip what is imported."""
     for name in ("custom", "ollama", "openai"):
         asyncio.run(_litellm.prepare(SPECS[name], parse_endpoint(SPECS[name], "http://localhost")))
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

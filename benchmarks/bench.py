@@ -3,9 +3,9 @@
     python benchmarks/bench.py [-p NAME] [-m MODEL ...] [--rounds 3] [--max-tokens 200] [--json]
 
 Without ``-p`` it measures the providers of LLM_PROVIDERS, else the local servers that respond. It loads a local model
-first. The table has medians: seconds to load, to the first token and to the end, and tokens per second. ``--json`` has
-all answers. A cloud is measured only if it is named, and its requests cost money. Exit code 1 if all
-requests failed.
+first. The table has medians: seconds to load, to the first token and to the end, and tokens. The rate is that of all
+answers together, so that many fast answers have one, too. ``--json`` has all answers. A cloud is measured only if it is
+named, and its requests cost money. Exit code 1 if all requests failed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import statistics
 import sys
 import time
@@ -21,16 +22,19 @@ from typing import Any, Final
 
 from learnflow.llm import LLMError, errors, get_provider
 from learnflow.llm.adapter.provider import BaseProvider
-from learnflow.llm.cli.terminal import table
+from learnflow.llm.cli.terminal import notify, table
 
-MIN_S: Final = 0.05  # from the first token to the end; in a shorter time, all pieces arrive together
-MIN_TOKENS: Final = 10  # of an answer; the rate of a shorter one is not measured
+MIN_S: Final = 0.05  # of generation, in all answers together; a shorter time is not measured
+MIN_SHARE: Final = 0.05  # of an answer's time that is generation; in a shorter one, all pieces arrive together
+NO_RATE: Final = (
+    "no tokens per second: the answers are too short, or arrive in one piece. Raise --max-tokens or --rounds"
+)
 QUESTIONS: Final = (
     "Explain RSA encryption",
     "What is photosynthesis? Answer in five sentences.",
     "Объясни, что такое энтропия, тремя предложениями.",
 )
-COLUMNS: Final = {"first_token_s": 3, "tokens_per_s": 1, "total_s": 2, "tokens": 0}  # with decimal places
+COLUMNS: Final = {"first_token_s": 3, "tokens_per_s": 1, "total_s": 3, "tokens": 0}  # with decimal places
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,12 @@ class Answer:
     error: str | None = None
 
     @property
-    def tokens_per_s(self) -> float | None:
-        """Return the rate after the first token, or None if the answer is too short to measure it."""
+    def generation(self) -> tuple[int, float]:
+        """Return the tokens after the first one, and their seconds; zeros if they did not arrive one by one."""
         if self.tokens is None or self.total_s is None or self.first_token_s is None:
-            return None
+            return 0, 0.0
         seconds = self.total_s - self.first_token_s
-        return (self.tokens - 1) / seconds if self.tokens >= MIN_TOKENS and seconds >= MIN_S else None
+        return (self.tokens - 1, seconds) if seconds >= MIN_SHARE * self.total_s else (0, 0.0)
 
 
 @dataclass
@@ -61,21 +65,31 @@ class Result:
     load_s: float | None = None
     answers: list[Answer] = field(default_factory=list)
 
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Return the rate after the first tokens of all answers; None if they are too short to measure it."""
+        parts = [answer.generation for answer in self.answers]
+        seconds = sum(part for _, part in parts)
+        return sum(tokens for tokens, _ in parts) / seconds if seconds >= MIN_S else None
+
+    def measures(self) -> dict[str, float | None]:
+        """Return the value of each column: the rate, and medians."""
+        return {name: self.tokens_per_s if name == "tokens_per_s" else self.median(name) for name in COLUMNS}
+
     def median(self, measure: str) -> float | None:
         """Return the median of all answers; None if none has the measure."""
         values = [value for answer in self.answers if (value := getattr(answer, measure)) is not None]
         return statistics.median(values) if values else None
 
     def as_json(self) -> dict[str, Any]:
-        """Return medians and every answer."""
-        answers = [{**asdict(answer), "tokens_per_s": answer.tokens_per_s} for answer in self.answers]
-        return {**asdict(self), **{measure: self.median(measure) for measure in COLUMNS}, "answers": answers}
+        """Return the columns and every answer."""
+        return asdict(self) | self.measures()
 
     def row(self) -> tuple[str, ...]:
         """Return the cells of the table."""
         load = "-" if self.load_s is None else f"{self.load_s:.1f}"
-        medians = {measure: self.median(measure) for measure in COLUMNS}
-        cells = ["-" if value is None else f"{value:.{COLUMNS[measure]}f}" for measure, value in medians.items()]
+        measures = self.measures().items()
+        cells = ["-" if value is None else f"{value:.{COLUMNS[measure]}f}" for measure, value in measures]
         failed = [answer.error for answer in self.answers if answer.error]
         counts = ", ".join(f"{failed.count(name)} {name}" for name in dict.fromkeys(failed))
         return (self.provider, self.model, load, *cells, counts or "-")
@@ -125,17 +139,28 @@ async def run(options: argparse.Namespace) -> int:
         elif results:
             titles = ("PROVIDER", "MODEL", "LOAD s", "FIRST s", "TOKENS/s", "TOTAL s", "TOKENS", "FAILED")
             table(titles, [result.row() for result in results])
-    return 0 if any(result.median("total_s") for result in results) else 1
+            for result in results:
+                if result.median("tokens") and result.tokens_per_s is None:
+                    notify(f"{result.provider}, {result.model}: {NO_RATE}", prefix="")
+    return 0 if any(result.median("total_s") is not None for result in results) else 1
+
+
+def positive(text: str) -> int:
+    """Parse a positive integer."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def main(arguments: list[str] | None = None) -> int:
+    logging.getLogger("learnflow.llm").setLevel(logging.ERROR)  # an answer that ends at --max-tokens is no fault here
     parser = argparse.ArgumentParser(description="Show how fast each ready provider answers on this machine.")
     parser.add_argument("-p", "--provider", help="provider instead of LLM_PROVIDERS")
     parser.add_argument(
         "-m", "--model", action="append", help="model instead of the provider's default; may be repeated"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of all questions (3)")
-    parser.add_argument("--max-tokens", type=int, default=200, help="limit of an answer (200)")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds of all questions (3)")
+    parser.add_argument("--max-tokens", type=positive, default=200, help="limit of an answer (200)")
     parser.add_argument("--json", action="store_true", help="print every answer")
     try:
         return asyncio.run(run(parser.parse_args(arguments)))

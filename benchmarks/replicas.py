@@ -1,13 +1,14 @@
 """Measure load balancing over two servers: the time of eight answers, and the reuse of the prompt cache.
 
-    LEARNFLOW_SERVE="…/serve-llama.sh {port}" python benchmarks/replicas.py [--rounds 3]
+    PYTHONPATH=. .venv/bin/python benchmarks/replicas.py [--rounds 3]
 
-``LEARNFLOW_SERVE`` is a command that serves a model with llama.cpp at ``{port}``. ``--parallel 1 --threads 1`` is
-added: one slot and one thread for each server. The clients run in turn in each round, with new servers and their own
-texts. The second table has two variants: llama.cpp's default, which caches the prompts of earlier slots in memory, and
-``--cache-ram 0``, as on a machine without spare memory. The first answer about a text is the one that reads the most
-uncached tokens. LiteLLM's Router sends all requests at once, and the servers queue them. The last column is the share
-of the busier server.
+``LEARNFLOW_SERVE`` is a command that serves a model with llama.cpp at ``{port}``; by default the tiny model of the
+tests. ``--parallel 1 --threads 1`` is added: one slot and one thread for each server. The clients run in turn in each
+round, with new servers and their own texts. The second table has two variants: llama.cpp's default, which caches the
+prompts of earlier slots in memory, and ``--cache-ram 0``, as on a machine without spare memory. The first answer about
+a text is the one that reads the most uncached tokens. LiteLLM's Router sends all requests at once, and the servers
+queue them. The rows of vllm-router need ``make engines``: this package sends two requests at once to its address. The
+last column is the share of the busier server.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import contextlib
 import logging
 import os
 import random
+import re
 import shlex
 import socket
 import statistics
+import sys
 import time
 import urllib.request
 from collections import Counter
@@ -36,6 +39,9 @@ from learnflow.llm.providers import LlamaCppProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 
 Send = Callable[[list[dict[str, str]]], Awaitable["PromptUsage"]]
+Client = Callable[[Sequence[str], int], contextlib.AbstractAsyncContextManager[Send]]
+SERVE = f"{sys.executable} {Path(__file__).with_name('serve_tiny.py')} --port {{port}}"
+ENGINE = Path(sys.executable).with_name("vllm-router")
 NAMES = ("gpu1", "gpu2")
 SERVER_OPTIONS = ("--parallel", "1", "--threads", "1")
 WORDS = (
@@ -106,7 +112,11 @@ async def servers(count: int, *flags: str) -> AsyncIterator[list[str]]:
         urls = []
         for _ in range(count):
             port = free_port()
-            command = [*shlex.split(os.environ["LEARNFLOW_SERVE"].format(port=port)), *SERVER_OPTIONS, *flags]
+            command = [
+                *shlex.split(os.environ.get("LEARNFLOW_SERVE", SERVE).format(port=port)),
+                *SERVER_OPTIONS,
+                *flags,
+            ]
             devnull = asyncio.subprocess.DEVNULL
             running.append(await asyncio.create_subprocess_exec(*command, stdout=devnull, stderr=devnull))
             urls.append(f"http://127.0.0.1:{port}")
@@ -123,7 +133,8 @@ def prompt_usage(completion: Completion, server: str) -> PromptUsage:
     return PromptUsage(completion.usage.prompt_tokens or 0, completion.usage.cached_tokens or 0, server)
 
 
-def load_balancing(urls: Sequence[str], tokens: int) -> Send:
+@contextlib.asynccontextmanager
+async def load_balancing(urls: Sequence[str], tokens: int) -> AsyncIterator[Send]:
     os.environ["LLM_FIRST_TOKEN_TIMEOUT"] = str(TIMEOUT_S)
     for name, url in zip(NAMES, urls, strict=False):
         os.environ |= {f"{name}_BASE_URL".upper(): url, f"{name}_KIND".upper(): "llamacpp"}
@@ -133,10 +144,12 @@ def load_balancing(urls: Sequence[str], tokens: int) -> Send:
         done = await router.complete(messages, temperature=0, max_tokens=tokens, extra_body=GRAMMAR)
         return prompt_usage(done, done.provider)
 
-    return send
+    yield send
+    await router.aclose()
 
 
-def round_robin(urls: Sequence[str], tokens: int) -> Send:
+@contextlib.asynccontextmanager
+async def round_robin(urls: Sequence[str], tokens: int) -> AsyncIterator[Send]:
     providers = [LlamaCppProvider(base_url=url, model="m") for url in urls]
     requests = 0
 
@@ -147,11 +160,65 @@ def round_robin(urls: Sequence[str], tokens: int) -> Send:
         done = await providers[which].complete(messages, temperature=0, max_tokens=tokens, extra_body=GRAMMAR)
         return prompt_usage(done, urls[which])
 
-    return send
+    yield send
+    for provider in providers:
+        await provider.aclose()
 
 
-def litellm_router(strategy: str) -> Callable[[Sequence[str], int], Send]:
-    def make(urls: Sequence[str], tokens: int) -> Send:
+def vllm_router(*options: str, session: bool = False) -> Client:
+    """Return a client that sends to vllm-router, with the text's name as session if ``session``."""
+
+    @contextlib.asynccontextmanager
+    async def make(urls: Sequence[str], tokens: int) -> AsyncIterator[Send]:
+        port, metrics = free_port(), free_port()
+        command = [str(ENGINE), "--port", str(port), "--prometheus-port", str(metrics), "--disable-retries", *options]
+        devnull, url = asyncio.subprocess.DEVNULL, f"http://127.0.0.1:{port}"
+        engine = await asyncio.create_subprocess_exec(*command, "--worker-urls", *urls, stdout=devnull, stderr=devnull)
+        header = {"x-session-id": "{session}"} if session else {}
+        try:
+            await ready(url, engine)
+            provider = LlamaCppProvider(base_url=url, model="m", headers=header, max_concurrency=len(urls))
+
+            async def send(messages: list[dict[str, str]]) -> PromptUsage:
+                done = await provider.complete(
+                    messages,
+                    temperature=0,
+                    max_tokens=tokens,
+                    extra_body=GRAMMAR,
+                    session=messages[0]["content"].split(".")[0] if session else None,
+                )
+                return prompt_usage(done, "")
+
+            yield EngineClient(send, f"http://127.0.0.1:{metrics}/metrics")
+            await provider.aclose()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                engine.kill()
+            await engine.wait()
+
+    return make
+
+
+class EngineClient:
+    """A client of an engine, which reports the answers of each server only as metrics."""
+
+    def __init__(self, send: Send, metrics: str) -> None:
+        self._send, self._metrics = send, metrics
+
+    def __call__(self, messages: list[dict[str, str]]) -> Awaitable[PromptUsage]:
+        """Send a request."""
+        return self._send(messages)
+
+    def answers(self) -> list[int]:
+        """Return the number of answers of each server so far."""
+        page = urllib.request.urlopen(self._metrics, timeout=5).read().decode()  # noqa: S310  # http
+        numbers = re.findall(r"^vllm_router_processed_requests_total\{.*\} (\d+)", page, re.MULTILINE)
+        return [int(number) for number in numbers]
+
+
+def litellm_router(strategy: str) -> Client:
+    @contextlib.asynccontextmanager
+    async def make(urls: Sequence[str], tokens: int) -> AsyncIterator[Send]:
         litellm = _litellm._load()  # noqa: SLF001  # quiet and offline, as ours is
         targets = [{"model": "openai/m", "api_base": f"{url}/v1", "api_key": "k", "max_retries": 0} for url in urls]
         models = [{"model_name": "m", "litellm_params": target} for target in targets]
@@ -164,7 +231,7 @@ def litellm_router(strategy: str) -> Callable[[Sequence[str], int], Send]:
             of_cache = done.usage.prompt_tokens_details.cached_tokens or 0
             return PromptUsage(done.usage.prompt_tokens, of_cache, done._hidden_params["api_base"])  # noqa: SLF001
 
-        return send
+        yield send
 
     return make
 
@@ -206,7 +273,8 @@ async def measure_eight_answers(rounds: int, texts: range, tokens: int) -> None:
         for count in (1, 2) if round_number % 2 else (2, 1):
             await wait_until_idle()
             async with servers(count) as urls:
-                seconds, _ = await together(load_balancing(urls, tokens), questions)
+                async with load_balancing(urls, tokens) as send:
+                    seconds, _ = await together(send, questions)
                 spent[count].append(seconds)
     best = min(spent[2]) / min(spent[1])  # other programs can only make a run slower
     ratios = [two / one for one, two in zip(spent[1], spent[2], strict=True)]
@@ -219,12 +287,17 @@ async def measure_eight_answers(rounds: int, texts: range, tokens: int) -> None:
 
 async def measure_cache(rounds: int, texts: range, *flags: str) -> None:
     """Send ten questions about each of two texts, all at once."""
-    makers: dict[str, Callable[[Sequence[str], int], Send]] = {
+    makers: dict[str, Client] = {
         "ours, load balancing": load_balancing,
         "round robin": round_robin,
+        "vllm-router cache_aware": vllm_router(),
+        "vllm-router sessions": vllm_router("--policy", "sticky_least_loaded", session=True),
         "LiteLLM simple-shuffle": litellm_router("simple-shuffle"),
         "LiteLLM least-busy": litellm_router("least-busy"),
     }
+    if not ENGINE.exists():
+        print("\nvllm-router is not installed (make engines)")
+        makers = {client: make for client, make in makers.items() if not client.startswith("vllm-router")}
     shares: dict[str, list[float]] = {client: [] for client in makers}
     times: dict[str, list[float]] = {client: [] for client in makers}
     busier: dict[str, list[float]] = {client: [] for client in makers}
@@ -236,9 +309,15 @@ async def measure_cache(rounds: int, texts: range, *flags: str) -> None:
             both = [material(next(fresh)) for _ in range(2)]
             async with servers(2, *flags) as urls:
                 questions = [question(both[which], number) for which, number in order]
-                seconds, read = await together(make(urls, 16), questions)
+                async with make(urls, 16) as send:
+                    seconds, read = await together(send, questions)
+                    answers = (
+                        send.answers()
+                        if isinstance(send, EngineClient)
+                        else Counter(one.server for one in read).values()
+                    )
             times[client].append(seconds)
-            busier[client].append(max(Counter(one.server for one in read).values()) / len(read))
+            busier[client].append(max(answers) / sum(answers))
             rest = []
             for text in range(2):
                 mine = [one for one, (which, _) in zip(read, order, strict=True) if which == text]
@@ -260,8 +339,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="max_tokens of the eight answers")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    if not os.environ.get("LEARNFLOW_SERVE"):
-        parser.error("LEARNFLOW_SERVE is not set")
 
     async def run() -> None:
         await measure_eight_answers(options.rounds, range(1000, 2000), options.tokens)

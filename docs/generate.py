@@ -1,6 +1,7 @@
 """Write the generated parts of the documents: ``make tables``. A test compares them with the documents."""
 
 import ast
+import inspect
 import re
 import textwrap
 from collections.abc import Iterator
@@ -91,9 +92,11 @@ def provider_table(language: str) -> str:
 
 
 def fields(of: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
-    """Yield each variable with its default and its docstring."""
+    """Yield each variable with its default and its entry in the docstring of the class."""
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(of) or "", re.MULTILINE)
+    texts = {name: " ".join(text.split()) for name, text in entries}
     for name, field in of.model_fields.items():
-        yield name.upper(), env_value(field.default), " ".join(str(field.description).split())
+        yield name.upper(), env_value(field.default), texts[name][0].upper() + texts[name][1:]
 
 
 def env_value(default: object) -> str:

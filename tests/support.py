@@ -39,12 +39,22 @@ from learnflow.llm.testing.fault_server import Seen, closed_port
 
 ROOT = Path(__file__).parents[1]
 TINY_MODEL = ROOT / "tests" / "models" / "learnflow-tiny.gguf"
+
+
+class ResponsesProvider(CustomProvider):
+    """A provider that uses the Responses API."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **{"api": "responses", **keywords})
+
+
 KINDS: dict[str, type[BaseProvider]] = {
     "openai": CustomProvider,
     "lmstudio": LMStudioProvider,
     "vllm": VLLMProvider,
     "llamacpp": LlamaCppProvider,
     "ollama": OllamaProvider,
+    "responses": ResponsesProvider,
 }
 DIALECTS = list(KINDS)
 LIVE = os.environ.copy()
@@ -66,9 +76,11 @@ def store_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "smollm2.gguf").write_bytes(TINY_MODEL.read_bytes())
     monkeypatch.setenv("LLM_MODELS_DIR", str(folder))
+    monkeypatch.setenv("EMBEDDED_THREADS", "1")  # more threads than cores spin
     for name in ("FIRST", "SECOND"):  # the demo sets them
         for variable in (f"{name}_KIND", f"{name}_MODEL"):
             monkeypatch.setenv(variable, "")
+        monkeypatch.setenv(f"{name}_THREADS", "1")
 
 
 def read_variables() -> set[str]:

@@ -21,7 +21,9 @@ LEARNFLOWS_SERVICES = {
     *("redis", "minio", "clickhouse", "langfuse-web", "langfuse-worker"),
 }
 TEMPLATES = ["compose/learnflow.env.example", "compose/learnflow.env.local.example"]
+DOCKERFILES = sorted(path.relative_to(ROOT) for path in (ROOT / "compose").glob("*/Dockerfile"))
 FILES = ["docker-compose.yml", "compose/gpu.yml", "compose/amd.yml"]
+DOCKERFILES = sorted(path.relative_to(ROOT) for path in (ROOT / "compose").rglob("Dockerfile"))
 
 
 class Loader(yaml.SafeLoader):
@@ -63,7 +65,9 @@ def test_every_service_has_profile() -> None:
     assert {profile for service in SERVICES.values() for profile in service["profiles"]} == {
         "local-llm",
         "llamacpp",
+        "embedded",
         "vllm",
+        "replicas",
         "demo",
         "monitoring",
     }
@@ -94,7 +98,8 @@ def test_container_has_log_limit_and_common_network(name: str) -> None:
 
 def test_names_and_ports_differ_from_learnflow() -> None:
     assert not set(SERVICES) & LEARNFLOWS_SERVICES
-    ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    assert SERVICES["embedded"]["ports"] == SERVICES["llamacpp"]["ports"]  # one replaces the other
+    ports = [port for name in set(SERVICES) - {"embedded"} for port in SERVICES[name].get("ports", ())]
     published = [int(number) for port in ports for number in re.findall(r":-?(\d+)}?:", port.removeprefix("127.0.0.1"))]
     assert len(published) == len(ports)
     assert not set(published) & LEARNFLOWS_PORTS
@@ -111,7 +116,7 @@ def test_server_waits_for_model_download() -> None:
 IMAGE = re.compile(r"_IMAGE(?::-|=)((?:[\w.-]+/)*[\w.-]+):([\w.-]+)(@sha256:[0-9a-f]{64})?")
 
 
-@pytest.mark.parametrize("file", [*FILES, "compose/llamacpp/Dockerfile", "compose/demo/Dockerfile"])
+@pytest.mark.parametrize("file", [*FILES, *map(str, DOCKERFILES)])
 def test_images_are_pinned(file: str) -> None:
     """By digest, except for llama.cpp, because its digests could not be looked up."""
     text = (ROOT / file).read_text(encoding="utf-8")
@@ -173,11 +178,18 @@ def test_privacy_settings_are_set() -> None:
     assert SERVICES["demo"]["environment"]["LLM_LOCAL_ONLY"] == "true"
     assert SERVICES["vllm"]["environment"]["VLLM_NO_USAGE_STATS"] == "1"
     assert "--max-model-len" in SERVICES["vllm"]["command"]
+
+
+@pytest.mark.parametrize("name", ["demo", "embedded"])
+def test_files_of_image_are_in_build_context(name: str) -> None:
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
-    copied = re.findall(
-        r"^COPY ([^-].*) \S+$", (ROOT / "compose/demo/Dockerfile").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert {name for line in copied for name in line.split()} <= {name[1:] for name in ignored if name.startswith("!")}
+    context = {line[1:] for line in ignored if line.startswith("!")}
+    text = (ROOT / "compose" / name / "Dockerfile").read_text(encoding="utf-8")
+    copied = [Path(path) for line in re.findall(r"^COPY ([^-].*) \S+$", text, re.MULTILINE) for path in line.split()]
+    assert copied
+    for path in copied:
+        assert context & {str(path), *map(str, path.parents)}, path
+        assert (ROOT / path).exists()
 
 
 def test_monitoring_is_local_and_sends_nothing() -> None:
@@ -218,6 +230,30 @@ def test_gpu_is_requested_only_in_gpu_files() -> None:
         assert "devices" in str(load(name))
         for service in load(name)["services"].values():
             assert set(service) <= {"image", "build", "deploy", "devices", "group_add"}
+
+
+def test_replicas_wait_for_servers_and_only_router_is_published() -> None:
+    router, *servers = (SERVICES[name] for name in ("vllm-router", "llamacpp-1", "llamacpp-2"))
+    assert router["depends_on"] == {server: {"condition": "service_healthy"} for server in ("llamacpp-1", "llamacpp-2")}
+    assert [server["ports"] for server in servers] == [[], []]
+    assert servers[0] == servers[1]
+    assert servers[0]["image"] == SERVICES["llamacpp"]["image"]
+    gpus = [load("compose/gpu.yml")["services"][name] for name in ("llamacpp-1", "llamacpp-2")]
+    devices = [gpu["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for gpu in gpus]
+    assert devices == [["0"], ["1"]]
+
+
+def test_router_has_options_that_tests_and_page_have() -> None:
+    """``make engines`` shows what they do."""
+    command = " ".join(SERVICES["vllm-router"]["command"]).replace("=", " ")
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    code = (ROOT / "tests" / "engines" / "engines.py").read_text(encoding="utf-8")
+    tested = code.partition("REJOIN: Final = (")[2].partition("\n)\n")[0]
+    options = re.findall(r"--[a-z-]+(?: \d+)?", re.sub(r'[",()*]', "", tested))
+    assert len(options) == 7
+    for option in [*options, "--policy sticky_least_loaded"]:
+        assert option in command
+        assert option in page
 
 
 def test_override_adds_variables_and_model_to_learnflow_service() -> None:

@@ -58,23 +58,17 @@ class Background:
         Raises:
             InvalidRequest: called in the thread of this loop, or after ``stop`` in the thread of another running loop.
         """
-        if self._last_runner and _is_in_loop():
+        if self._thread is threading.current_thread() or (self._last_runner and _is_in_loop()):
             work.close()
-            raise InvalidRequest("a blocking call was made in an event loop while the process ends", hint="Use await")
+            raise InvalidRequest("a blocking call was made in the event loop", hint="Use await, ainvoke() or astream()")
         with self._lock:
             if self._last_runner:
                 return _run(self._last_runner, work)
-            if self._loop is None or self._thread is None:
+            if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="learnflow-llm", daemon=True)
                 self._thread.start()
-            loop, thread = self._loop, self._thread
-        if thread is threading.current_thread():
-            work.close()
-            raise InvalidRequest(
-                "a blocking call was made on the thread of the event loop", hint="Use ainvoke() or astream() there"
-            )
-        return asyncio.run_coroutine_threadsafe(work, loop)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def stop(self) -> None:
         """Cancel the running calls and stop the loop, at the end of the process."""

@@ -70,8 +70,8 @@ def may_be_left_out(value: object) -> bool:
     return isinstance(value, (_DefaultFloat, _DefaultInt, AtMost))
 
 
-def describe_limit(max_tokens: int | None, usage: Usage) -> str:
-    """Return the token limit at which an answer ended, for a message.
+def describe_limit(max_tokens: int | None, usage: Usage) -> tuple[str, str]:
+    """Return the token limit at which an answer ended, and the action against it, for a message.
 
     Args:
         max_tokens: the limit of the request; None if it has none.
@@ -79,8 +79,10 @@ def describe_limit(max_tokens: int | None, usage: Usage) -> str:
     """
     tokens = usage.completion_tokens
     if max_tokens is None or (tokens or max_tokens) < max_tokens:
-        return f"{tokens or '?'} tokens, because the context was full"
-    return f"max_tokens={max_tokens}" + (", the default" if isinstance(max_tokens, _DefaultInt) else "")
+        what = f"{tokens or '?'} tokens, because the context was full"
+        return what, "Shorten the prompt, or serve the model with a larger context length"
+    limit = f"max_tokens={max_tokens}" + (", the default" if isinstance(max_tokens, _DefaultInt) else "")
+    return limit, "Raise max_tokens=, or request a shorter answer"
 
 
 class Options(TypedDict, Generic[Parsed], total=False):
@@ -152,6 +154,7 @@ class ProviderOptions(TimeOptions, total=False):
     api_key: str | None
     vision_model: parameters.Name | None
     headers: Mapping[str, str] | str | None
+    api: parameters.ApiName | None
     context: parameters.Count | None
     slots: parameters.Count | None
     threads: parameters.Count | None

@@ -150,16 +150,22 @@ class Completion(Generic[Parsed]):
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer's text. The repr does not show the text."""
+    """A piece of the answer's text. The repr shows only its length."""
 
-    text: str = field(repr=False)
+    text: str
+
+    def __repr__(self) -> str:
+        return f"<TextDelta {len(self.text)} characters>"
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """A piece of the model's thinking. The repr does not show the text."""
+    """A piece of the model's thinking. The repr shows only its length."""
 
-    text: str = field(repr=False)
+    text: str
+
+    def __repr__(self) -> str:
+        return f"<ReasoningDelta {len(self.text)} characters>"
 
 
 @dataclass(frozen=True, slots=True)

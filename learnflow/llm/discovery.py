@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from . import events, settings, settings_sources
 from .adapter.provider import BaseProvider
 from .capabilities import Health, default_capabilities
-from .errors import KeyMissing, LLMError, NotConfigured
+from .errors import LLMError, NotConfigured
 from .process import register
 from .provider_spec import ProviderSpec, endpoint_spec
 from .providers import EmbeddedProvider, registry
@@ -27,6 +27,7 @@ from .transport import network
 from .transport.client import NETWORK
 
 SCAN_TIMEOUT_S: Final = 1.0
+NO_SERVER: Final = "no provider is named, and no model server is ready on this machine"
 _EMBEDDED_HINT: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
 _LOOPBACK: Final = "127.0.0.1"  # and not localhost, because a lookup waits if the name servers are dead
 _DOCKER_HOST: Final = "host.docker.internal"
@@ -41,13 +42,13 @@ class Candidate:
         health: the result of the probe.
         provider: the provider; None if it cannot be created.
         configured: whether its address or its name is configured.
-        setting: the missing line of ``.env``; "" if nothing is missing or the variable is unknown.
+        kind: the detected kind of server that is not configured; None if it is configured or unknown.
     """
 
     health: Health
     provider: BaseProvider | None
     configured: bool
-    setting: str = ""
+    kind: ProviderSpec | None = None
 
     @property
     def answers(self) -> bool:
@@ -150,8 +151,7 @@ def _invalid_candidate(name: str, error: LLMError) -> Candidate:
     spec = _spec_or_none(name)
     known = spec.capabilities if spec else default_capabilities()
     health = Health(state=state_of(error), provider=name, base_url=None, detail=detail_of(error), capabilities=known)
-    setting = f"{spec.variable('api_key')}=…   # the key of {name}" if spec and isinstance(error, KeyMissing) else ""
-    return Candidate(health, None, configured=True, setting=setting)
+    return Candidate(health, None, configured=True)
 
 
 async def _probe_without_kind(name: str, within: float) -> Candidate | None:
@@ -166,11 +166,11 @@ async def _probe_without_kind(name: str, within: float) -> Candidate | None:
         return None
     health = await provider.catalog.health(within)
     kind, variable = _kind_at(provider), spec.variable("kind")
-    setting = f"{variable}={kind.name}" if kind else ""
-    advice = f"Set {setting}: the server is {kind.title}" if kind else f"The server was not recognised: {health.detail}"
+    advice = f"Set {variable}={kind.name}: the server is {kind.title}" if kind else ""
+    advice = advice or f"The server was not recognised: {health.detail}"
     fault = "does not name a kind of server" if configuration.kind else "is not set"
     health = replace(health, state="misconfigured", detail=f"{variable} {fault}. {advice}")
-    return Candidate(health, None, configured=True, setting=setting)
+    return Candidate(health, None, configured=True, kind=kind)
 
 
 async def _probe_default(spec: ProviderSpec, url: str, within: float) -> Candidate:
@@ -296,6 +296,6 @@ def _no_server_error(candidates: Iterable[Candidate]) -> NotConfigured:
     )
     commands = [spec.server.start_command for spec in SPECS.values() if spec.server.start_command]
     return NotConfigured(
-        f"no provider is named, and no model server is ready on this machine (tried {tried})",
+        f"{NO_SERVER} (tried {tried})",
         hint=f"{_keys_hint()}Name one with LLM_PROVIDER, or get a local model: {', or '.join(commands)}",
     )

@@ -106,6 +106,16 @@ class LLMError(Exception):
     discards_text: ClassVar[bool] = False
     fault: ClassVar[str] = "the server refused"  # the default of ``what`` for an error response
     advice: ClassVar[str] = ""  # the default of ``hint``
+    server_message: str = ""
+    quotable: bool = False
+    code: str | None = None
+    params: tuple[str, ...] = ()
+    partial: str = ""
+    thinking: str = ""
+    partial_calls: tuple[dict[str, str], ...] = ()
+    tokens: int = 0
+    finished: bool = False
+    attempts: tuple[Tried, ...] = ()
 
     def __init__(
         self,
@@ -118,22 +128,8 @@ class LLMError(Exception):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(what)
-        self.what = what
-        self.hint = hint or self.advice
-        self.provider = provider
-        self.model = model
-        self.status = status
-        self.retry_after = retry_after
-        self.server_message = ""
-        self.quotable = False
-        self.code: str | None = None
-        self.params: tuple[str, ...] = ()
-        self.partial = ""
-        self.thinking = ""
-        self.partial_calls: tuple[dict[str, str], ...] = ()
-        self.tokens = 0
-        self.finished = False
-        self.attempts: tuple[Tried, ...] = ()
+        self.what, self.hint = what, hint or self.advice
+        self.provider, self.model, self.status, self.retry_after = provider, model, status, retry_after
 
     def __str__(self) -> str:
         who = ", ".join(filter(None, [self.provider, f"model {self.model}" if self.model else ""]))

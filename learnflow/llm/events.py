@@ -11,24 +11,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, dataclass_transform
 
 from . import log
 from .base import Attempt, describe_limit
 from .completion import Completion
 from .completion import Failover as Failover  # noqa: PLC0414  # one class for the log and for streams
 from .completion import Resumed as Resumed  # noqa: PLC0414
-from .errors import AnswerTruncated, ConfigError, LLMError, RequestRefused
+from .errors import ConfigError, LLMError, RequestRefused
 from .process import register
 from .stream import Emit, Work
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
+@dataclass(frozen=True, kw_only=True)
 class BaseEvent:
-    """Base of the events of this module."""
+    """Base of the events of this module. Its subclasses are frozen dataclasses, and their arguments are keywords."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestStarted(BaseEvent):
     """A request begins. Not logged.
 
@@ -45,7 +48,6 @@ class RequestStarted(BaseEvent):
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted(BaseEvent):
     """An attempt of a request begins. Not logged.
 
@@ -65,7 +67,6 @@ class AttemptStarted(BaseEvent):
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestQueued(BaseEvent):
     """A request waited ``seconds`` for a slot, because the provider has a concurrency limit. Not logged."""
 
@@ -73,7 +74,6 @@ class RequestQueued(BaseEvent):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEnded(BaseEvent):
     """Base of the events at the end of an attempt. ``total_s`` includes the wait for a slot."""
 
@@ -84,14 +84,12 @@ class AttemptEnded(BaseEvent):
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptSucceeded(AttemptEnded):
     """An attempt succeeded. ``completion.total_s`` does not include the wait for a slot."""
 
     completion: Completion
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailed(AttemptEnded):
     """An attempt failed."""
 
@@ -99,19 +97,16 @@ class AttemptFailed(AttemptEnded):
     error: LLMError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderRefused(AttemptFailed):
     """A server refused a request for an unknown reason. A router sends the request to the next provider."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptCancelled(AttemptEnded):
     """The caller cancelled the request or closed the stream before the attempt had ended."""
 
     model: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestEnded(BaseEvent):
     """A request has ended. Not logged.
 
@@ -125,7 +120,6 @@ class RequestEnded(BaseEvent):
     attempts: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerCut(BaseEvent):
     """A text ended at ``max_tokens``. It was returned to the caller, although it may be incomplete.
 
@@ -139,7 +133,6 @@ class AnswerCut(BaseEvent):
     hint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OtherModelAnswered(BaseEvent):
     """The response names another model than the requested one. Emitted once for each provider object and model.
 
@@ -153,7 +146,6 @@ class OtherModelAnswered(BaseEvent):
     served: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestAdjusted(BaseEvent):
     """A request was changed, for example because the model refused a parameter.
 
@@ -169,7 +161,6 @@ class RequestAdjusted(BaseEvent):
     tight: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FailedOver(BaseEvent):
     """A failover succeeded. The first piece from ``to`` arrived ``seconds`` after ``provider`` failed. Not logged."""
 
@@ -178,7 +169,6 @@ class FailedOver(BaseEvent):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamContinued(BaseEvent):
     """A continuation has ended. Not logged.
 
@@ -191,7 +181,6 @@ class StreamContinued(BaseEvent):
     outcome: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthChecked(BaseEvent):
     """A provider was probed. ``state`` is a state of ``Health``. Not logged."""
 
@@ -199,7 +188,6 @@ class HealthChecked(BaseEvent):
     state: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerOpened(BaseEvent):
     """A circuit breaker opened.
 
@@ -215,7 +203,6 @@ class BreakerOpened(BaseEvent):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerClosed(BaseEvent):
     """The circuit breakers of this model and of its address are closed again."""
 
@@ -223,7 +210,6 @@ class BreakerClosed(BaseEvent):
     model: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderUnusable(BaseEvent):
     """A provider of a chain has an invalid or missing setting. It gets no request, and the others serve all requests.
 
@@ -237,7 +223,6 @@ class ProviderUnusable(BaseEvent):
     hint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NothingConfigured(BaseEvent):
     """No provider is configured and no local server responds. The embedded small model is used."""
 
@@ -246,7 +231,6 @@ class NothingConfigured(BaseEvent):
     hint: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Replaying(BaseEvent):
     """Responses are replayed from the cassettes in ``folder``, or recorded there if ``mode`` is "record"."""
 
@@ -254,7 +238,6 @@ class Replaying(BaseEvent):
     mode: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingFailed(BaseEvent):
     """A response could not be written to a cassette."""
 
@@ -262,7 +245,6 @@ class RecordingFailed(BaseEvent):
     error: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class JournalFailed(BaseEvent):
     """The journal, or one of its files, cannot be used. The request goes on. Emitted once for each file and fault."""
 
@@ -393,7 +375,7 @@ async def run_attempt(
     emit(AttemptSucceeded(completion=completion.without_text(), **ended()))
     if completion.finish == "length":
         limit = model_and_max_tokens()[1]
-        hint = f"The answer ended at {describe_limit(limit, completion.usage)}. {AnswerTruncated.advice}"
+        hint = "The answer ended at {}. {}".format(*describe_limit(limit, completion.usage))
         emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
     return completion
 
@@ -444,8 +426,7 @@ def _log(event: LogEvent) -> None:
         level = "error"
     if isinstance(event, RequestAdjusted) and event.tight:
         level = "warning"
-    if log.is_enabled(level):
-        log.line(level, name, **log_fields(event))
+    log.line(level, name, **log_fields(event))
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import secrets
-import stat
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -82,7 +81,7 @@ class JournalFile(Relay):
             status = os.fstat(self.descriptor)
             if not status.st_nlink:
                 raise FileNotFoundError
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            if not path.is_file() or status.st_uid != os.geteuid():
                 raise OSError("it is not a file of this user's journal")
             self.pieces, self._size = read(path)
             stack.pop_all()

@@ -28,13 +28,6 @@ def set_format(name: str) -> None:
     _processors[:] = _JSON if name == "json" else _TEXT
 
 
-def is_enabled(level: Level) -> bool:
-    """Return whether a line of this level would be written."""
-    with suppress(Exception):
-        return _logger(level) is not None
-    return False
-
-
 def line(level: Level, event: str, **fields: Any) -> None:
     """Write one line. A float has three significant digits."""
     with suppress(Exception):

@@ -71,6 +71,7 @@ Fraction: TypeAlias = Annotated[Number, Field(ge=0, le=1)]
 Temperature: TypeAlias = Annotated[Number, Field(ge=0)]
 Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**53)]  # vLLM: -1 for all
+ApiName: TypeAlias = Literal["chat", "responses"]
 One: TypeAlias = Annotated[Literal[1], "1: a call has one answer. Call it several times, for instance in parallel"]
 Stop: TypeAlias = Annotated[str | Sequence[str], "a text or a list of texts"]
 

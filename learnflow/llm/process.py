@@ -80,12 +80,15 @@ class Switches:
         today: the date; None for the current one.
         is_command: a command of ``learnflow-llm`` runs. It starts no metrics, because the application uses their port,
             and does not wait for a server that restarts, unless LLM_PATIENCE is set.
+        faults: the faults of invalid variables by name. They are collected, and the variables count as unset. None to
+            raise the faults.
     """
 
     allowed: set[tuple[str, str, int]] | None = None
     retries: int | None = None
     today: date | None = None
     is_command: bool = False
+    faults: dict[str, str] | None = None
 
 
 switches: Final = Switches()

@@ -21,6 +21,7 @@ SchemaMode = Literal["json_schema", "json_object", "words"]
 # The types of content parts that LiteLLM forwards. It drops other types.
 PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
 CHAT_PATH: Final = "/chat/completions"
+RESPONSES_PATH: Final = "/responses"
 SETTINGS: Final = (
     *("base_url", "api_key", "headers", "model", "vision_model", "context", "max_concurrency", "capabilities"),
 )
@@ -146,6 +147,8 @@ class Api:
         headers: further headers. ``{session}`` is the ``session=`` of the call; without one the header is not sent.
         variant: a function that returns the spec to use for a base URL and an API version; None if there is only one.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
+        responses_path: the path of requests to the Responses API, with ``{version}``; None if the vendor does not have
+            it, or if chat completions serve all its models.
         models_path: the path of the list of models.
         lists_all: whether the list is complete, so that an unlisted model is an error.
         has_aliases: whether the operator chooses the names of models, so that responses may have other names.
@@ -154,7 +157,7 @@ class Api:
     default_url: str | None = None
     api_path: str = "/v1"
     litellm_path: str | None = None
-    removed_suffixes: tuple[str, ...] = (CHAT_PATH, "/completions", "/models")
+    removed_suffixes: tuple[str, ...] = (CHAT_PATH, "/completions", RESPONSES_PATH, "/models")
     cloud_host: str | None = None
     default_version: str | None = None
     key_header: str = "authorization"
@@ -162,6 +165,7 @@ class Api:
     headers: Mapping[str, str] = field(default_factory=dict)
     variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
     chat_path: str | None = None
+    responses_path: str | None = None
     models_path: str = "/models"
     lists_all: bool = True
     has_aliases: bool = False
@@ -268,7 +272,6 @@ class ProviderSpec:
         name: the value for ``LLM_PROVIDER``.
         title: the name in messages.
         litellm: the name in LiteLLM, whose configuration for it writes requests and maps errors.
-        priced: the prefix of its models in LiteLLM's price map; None if it is ``litellm``.
         genai: the name in OpenTelemetry's GenAI conventions; None if it is ``name``.
         kind: for an operator's endpoint, the name of the vendor's spec that it copies; None for other specs.
         is_tested: whether tests cover the spec; False if it comes from LiteLLM's table of vendors.
@@ -286,7 +289,6 @@ class ProviderSpec:
     name: str
     title: str
     litellm: str
-    priced: str | None = None
     genai: str | None = None
     kind: str | None = None
     is_tested: bool = True
@@ -305,11 +307,6 @@ class ProviderSpec:
     def capabilities(self) -> Capabilities:
         """Return the capabilities before a probe. They are None, for unknown, unless ``known`` has them."""
         return default_capabilities(local=self.local, **self.known)
-
-    @property
-    def price_prefix(self) -> str:
-        """Return the prefix of its models in LiteLLM's price map."""
-        return self.priced or self.litellm
 
     @property
     def starts_server(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
@@ -19,9 +19,11 @@ from . import log, settings_sources
 from .base import Routing
 from .capabilities import parse_capabilities
 from .errors import NotConfigured
-from .parameters import Count, CountOrZero, Seconds, describe_faults
+from .parameters import ApiName, Count, CountOrZero, Seconds, describe_faults
+from .process import switches
 from .provider_spec import ProviderSpec
 
+NODE_PREFIX: Final = "LLM_MODEL_"  # of the variables with the models of nodes
 _SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
 
@@ -61,93 +63,96 @@ def parse_equals(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 
 
-class EnvSettings(BaseSettings, use_attribute_docstrings=True, allow_inf_nan=False):
+class EnvSettings(BaseSettings, allow_inf_nan=False):
     """Base of the settings. ``settings_sources`` reads their values: each file once, and with its faults."""
 
     @classmethod
     @override
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Return the only source: the given values."""
         return (init_settings,)
 
 
 class Settings(EnvSettings):
-    """The variables of all providers. Each field is a variable, in upper case."""
+    """The variables of all providers. Each field is a variable, in upper case.
+
+    Attributes:
+        llm_provider: the provider: a name of the tables in docs/providers.md, or a name of your own
+            (`GPU1_BASE_URL` is the address of `gpu1`).
+        llm_providers: several providers in order of preference: a comma begins the next rank, `+` joins equals
+            (`gpu1+gpu2,openai`). Overrides `LLM_PROVIDER`.
+        llm_fallback_enabled: if `false`, only the first rank is used.
+        llm_connect_timeout: seconds for each step of connecting: name look-up, TCP and TLS.
+        llm_first_token_timeout: seconds until the first token. Unset: 60, and 180 for self-hosted servers, which
+            may have to read a long prompt.
+        llm_gap_timeout: seconds between two tokens. Unset: 30, and 120 for self-hosted servers.
+        llm_deadline: seconds for a request with all its providers and retries; `timeout=` of a call overrides it.
+        llm_load_timeout: seconds for loading a model.
+        llm_reask: how often an answer that fails its schema is sent back to the model with the reason, before the
+            next provider gets the request. 0: never.
+        llm_retries: how often a request is retried after a transient failure, if no other provider can serve it.
+        llm_patience: seconds for which a self-hosted server that refuses connections is retried, if no other
+            provider can serve the request: it may be restarting. 0: only `LLM_RETRIES` times. The command line
+            waits only if it is set.
+        llm_spill: if all equals of a rank are full, a request waits for one of them (`no`), moves to a rank that is
+            no farther away (`local`), or to any rank (`cloud`).
+        llm_routing: the order of the providers: `order` (as named), `latency`, `cost`, `local-first`, or
+            `warm-first` (a loaded model before one that must be loaded first, even if it is a cloud's).
+        llm_local_only: if `true`, no byte leaves this machine and its private network.
+        llm_local_networks: networks of yours with non-private addresses, for example a VPN's: `100.64.0.0/10`;
+            separated by commas.
+        llm_log_format: the format of the log lines: `text` (`event='llm.failover' provider='gpu1'`) or `json` (an
+            object with level and time).
+        llm_log_content: if `true`, prompts and answers are logged, at DEBUG.
+        llm_metrics_port: serves metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra
+            `[prometheus]`). Unset: no metrics.
+        llm_metrics_host: the address that serves the metrics. Unset: 127.0.0.1, inside a container 0.0.0.0. On a
+            host, 0.0.0.0 admits a Prometheus in Docker.
+        llm_opentelemetry: if `true`, spans and metrics go to the application's OpenTelemetry (extra
+            `[opentelemetry]`).
+        otel_instrumentation_genai_capture_message_content: OpenTelemetry's own switch: if `true`, prompts and
+            answers are recorded on spans.
+        llm_replay: folder of cassettes that are replayed without a server, a key or a network. Unset: requests are
+            sent to the servers.
+        llm_replay_mode: `play` replays the cassettes; `record` sends the requests and records the responses in
+            `LLM_REPLAY`.
+        llm_models_dir: the folder in which `learnflow-llm pull` stores models. `~` expands. Unset:
+            `learnflow-llm/models` in the user's cache folder.
+        llm_journal: folder in which the text of unfinished answers is recorded, so that an equal request of a later
+            process continues them. `~` expands. It contains texts of your users. Unset: nothing is recorded.
+        llm_journal_sync: if `true`, each record is written to the disk (fsync), so that it survives a power cut.
+        llm_journal_ttl: seconds after which an unfinished answer in `LLM_JOURNAL` is deleted instead of continued.
+    """
 
     llm_provider: str | None = None
-    """The provider: a name of the tables in docs/providers.md, or a name of your own (`GPU1_BASE_URL` is the address of
-    `gpu1`)."""
     llm_providers: str | None = None
-    """Several providers in order of preference: a comma begins the next rank, `+` joins equals (`gpu1+gpu2,openai`).
-    Overrides `LLM_PROVIDER`."""
     llm_fallback_enabled: bool = True
-    """If `false`, only the first rank is used."""
     llm_connect_timeout: Seconds = 3.0
-    """Seconds for each step of connecting: name look-up, TCP and TLS."""
     llm_first_token_timeout: Seconds | None = None
-    """Seconds until the first token. Unset: 60, and 180 for self-hosted servers, which may have to read a long
-    prompt."""
     llm_gap_timeout: Seconds | None = None
-    """Seconds between two tokens. Unset: 30, and 120 for self-hosted servers."""
     llm_deadline: Seconds = 3600.0
-    """Seconds for a request with all its providers and retries; `timeout=` of a call overrides it."""
     llm_load_timeout: Seconds = 600.0
-    """Seconds for loading a model."""
     llm_reask: CountOrZero = 1
-    """How often an answer that fails its schema is sent back to the model with the reason, before the next provider
-    gets the request. 0: never."""
     llm_retries: CountOrZero = 2
-    """How often a request is retried after a transient failure, if no other provider can serve it."""
     llm_patience: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds for which a self-hosted server that refuses connections is retried, if no other provider can serve the
-    request: it may be restarting. 0: only `LLM_RETRIES` times. The command line waits only if it is set."""
     llm_spill: Literal["no", "local", "cloud"] = "no"
-    """If all equals of a rank are full, a request waits for one of them (`no`), moves to a rank that is no farther away
-    (`local`), or to any rank (`cloud`)."""
     llm_routing: Routing = "order"
-    """The order of the providers: `order` (as named), `latency`, `cost`, `local-first`, or `warm-first` (a loaded model
-    before one that must be loaded first, even if it is a cloud's)."""
     llm_local_only: bool = False
-    """If `true`, no byte leaves this machine and its private network."""
     llm_local_networks: Annotated[tuple[str, ...], BeforeValidator(_parse_networks)] = ()
-    """Networks of yours with non-private addresses, for example a VPN's: `100.64.0.0/10`; separated by commas."""
     llm_log_format: Literal["text", "json"] = "text"
-    """The format of the log lines: `text` (`event='llm.failover' provider='gpu1'`) or `json` (an object with level
-    and time)."""
     llm_log_content: bool = False
-    """If `true`, prompts and answers are logged, at DEBUG."""
     llm_metrics_port: Annotated[int, Field(gt=0, lt=65536)] | None = None
-    """Serves metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra `[prometheus]`).
-    Unset: no metrics."""
     llm_metrics_host: str | None = None
-    """The address that serves the metrics. Unset: 127.0.0.1, inside a container 0.0.0.0. On a host, 0.0.0.0 admits a
-    Prometheus in Docker."""
     llm_opentelemetry: bool = False
-    """If `true`, spans and metrics go to the application's OpenTelemetry (extra `[opentelemetry]`)."""
     otel_instrumentation_genai_capture_message_content: Annotated[bool, BeforeValidator(_enables_content)] = False
-    """OpenTelemetry's own switch: if `true`, prompts and answers are recorded on spans."""
     llm_replay: _Folder | None = None
-    """Folder of cassettes that are replayed without a server, a key or a network. Unset: requests are sent to the
-    servers."""
     llm_replay_mode: Literal["play", "record"] = "play"
-    """`play` replays the cassettes; `record` sends the requests and records the responses in `LLM_REPLAY`."""
     llm_models_dir: _Folder | None = None
-    """The folder in which `learnflow-llm pull` stores models. `~` expands. Unset: `learnflow-llm/models` in the user's
-    cache folder."""
     llm_journal: _Folder | None = None
-    """Folder in which the text of unfinished answers is recorded, so that an equal request of a later process continues
-    them. `~` expands. It contains texts of your users. Unset: nothing is recorded."""
     llm_journal_sync: bool = False
-    """If `true`, each record is written to the disk (fsync), so that it survives a power cut."""
     llm_journal_ttl: Seconds = 86400.0
-    """Seconds after which an unfinished answer in `LLM_JOURNAL` is deleted instead of continued."""
 
     @property
     def chain(self) -> list[tuple[str, ...]]:
@@ -157,37 +162,45 @@ class Settings(EnvSettings):
 
 
 class ProviderSettings(EnvSettings):
-    """The variables of one provider. The field ``model`` is the variable ``<NAME>_MODEL``."""
+    """The variables of one provider. The field ``model`` is the variable ``<NAME>_MODEL``.
+
+    Attributes:
+        base_url: the address of the server; `/v1` and a slash at the end are optional.
+        kind: the kind of server, for a name of your own: a name of the tables. Required for such a name.
+        model: the model of calls without `model=`. Unset, on a self-hosted server: the loaded model, or the only
+            one.
+        vision_model: the model of requests with images. Unset: `<NAME>_MODEL`.
+        api_key: the API key. It is sent only to `<NAME>_BASE_URL`, or to the provider's default address.
+        headers: additional headers of every request to the server: `Name: value; Name: value`, or a JSON object.
+            `{session}` is the `session=` of the call. The values are secrets, and are sent like the key.
+        api: the API of all requests: `chat` (chat completions) or `responses` (OpenAI's Responses API). Unset: chat
+            completions, unless the model or the request needs the Responses API.
+        api_version: the version of the API, for a provider that has versions.
+        context: the context length that is served, if the server does not report it. It is sent if the API has such
+            a parameter.
+        max_concurrency: the concurrency limit; further requests wait.
+        slots: for a server that the package starts: its number of concurrent requests. Unset: 2.
+        threads: for a server that the package starts: its number of computing threads. Unset: the cores that the
+            process may use.
+        capabilities: capabilities that the server does not report, separated by commas: `vision`, `tools`,
+            `json_schema`, `reasoning`, `prefill`, each with `no-` before it if missing; `max_output=TOKENS`;
+            `cost=DOLLARS/DOLLARS` for a million prompt and answer tokens; `no-finish`: the server never sends a
+            finish reason.
+    """
 
     base_url: str | None = None
-    """The address of the server; `/v1` and a slash at the end are optional."""
     kind: str | None = None
-    """The kind of server, for a name of your own: a name of the tables. Required for such a name."""
     model: str | None = None
-    """The model of calls without `model=`. Unset, on a self-hosted server: the loaded model, or the only one."""
     vision_model: str | None = None
-    """The model of requests with images. Unset: `<NAME>_MODEL`."""
     api_key: SecretStr | None = None
-    """The API key. It is sent only to `<NAME>_BASE_URL`, or to the provider's default address."""
     headers: SecretStr | None = None
-    """Additional headers of every request to the server: `Name: value; Name: value`, or a JSON object. `{session}` is
-    the `session=` of the call. The values are secrets, and are sent like the key."""
+    api: ApiName | None = None
     api_version: str | None = None
-    """The version of the API, for a provider that has versions."""
     context: Count | None = None
-    """The context length that is served, if the server does not report it. It is sent if the API has such a
-    parameter."""
     max_concurrency: Count | None = None
-    """The concurrency limit; further requests wait."""
     slots: Count | None = None
-    """For a server that the package starts: its number of concurrent requests. Unset: 2."""
     threads: Count | None = None
-    """For a server that the package starts: its number of computing threads. Unset: the cores that the process may
-    use."""
     capabilities: Annotated[dict[str, Any], BeforeValidator(parse_capabilities)] | None = None
-    """Capabilities that the server does not report, separated by commas: `vision`, `tools`, `json_schema`, `reasoning`,
-    `prefill`, each with `no-` before it if missing; `max_output=TOKENS`; `cost=DOLLARS/DOLLARS` for a million prompt
-    and answer tokens; `no-finish`: the server never sends a finish reason."""
 
     @property
     def configured_capabilities(self) -> dict[str, Any]:
@@ -207,10 +220,12 @@ def load_provider(spec: ProviderSpec) -> ProviderSettings:
     return _read(ProviderSettings, spec.spellings, spec.name)
 
 
-def node_model(node: str) -> str | None:
-    """Return ``LLM_MODEL_<NODE>``, the model of a node of LearnFlow's graph; None if unset."""
-    variables = settings_sources.find_variables([f"LLM_MODEL_{node.upper()}"], settings_sources.read_sources())
-    return next((variable.value for variable in variables), None)
+def node_models() -> dict[str, str]:
+    """Return the models of the nodes of LearnFlow's graph, by their variables: ``LLM_MODEL_<NODE>``."""
+    sources = settings_sources.read_sources()
+    names = {name for values in sources.values() for name in values if name.startswith(NODE_PREFIX)}
+    variables = (next(settings_sources.find_variables([name], sources), None) for name in sorted(names))
+    return {variable.name: variable.value for variable in variables if variable}
 
 
 def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]], provider: str | None) -> _SettingsT:
@@ -228,5 +243,9 @@ def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]],
     try:
         return settings(**{name: variable.value for name, variable in variables.items()})
     except ValidationError as error:
-        faults = [f"{variables[name].name} {fault}" for name, fault in describe_faults(error).items()]
-    raise NotConfigured("; ".join(faults), hint="Correct it in the environment or .env", provider=provider)
+        faults = {variables.pop(name).name: fault for name, fault in describe_faults(error).items()}
+    if switches.faults is None:
+        what = "; ".join(f"{name} {fault}" for name, fault in faults.items())
+        raise NotConfigured(what, hint="Correct it in the environment or .env", provider=provider)
+    switches.faults.update(faults)
+    return settings(**{name: variable.value for name, variable in variables.items()})

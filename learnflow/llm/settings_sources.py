@@ -138,7 +138,7 @@ def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
     """Return the values as written, and the numbers of the lines without one, which are also logged once."""
     values, unreadable = dict[str, str](), list[int]()
     for line in parse_stream(io.StringIO(text)):
-        if line.key is not None and line.value is not None:
+        if line.key and line.value is not None and re.fullmatch(r"[\w.]+", line.key):  # not //NAME
             values[line.key] = line.value
         elif line.key is not None or line.error:  # not a comment
             statement = line.original.string

@@ -179,7 +179,7 @@ class _Channel(Emit):
 
     def stop(self) -> None:
         """Record that the caller wants no more text, unless the task that reads it is cancelled."""
-        tasks = self._reading_task, _current_task()
+        tasks = self._reading_task, asyncio.current_task(self._loop)
         self.stopped = not (self._reader_cancelled or any(task and task.cancelling() for task in tasks))
 
     def _end_reading(self, task: asyncio.Task[Any]) -> None:
@@ -218,13 +218,6 @@ class _Channel(Emit):
         self._schedule()
 
 
-def _current_task() -> asyncio.Task[Any] | None:
-    """Return the running task; None outside an event loop."""
-    with suppress(RuntimeError):
-        return asyncio.current_task()
-    return None
-
-
 def _wake(future: asyncio.Future[None] | None) -> None:
     if future and not future.done():
         future.set_result(None)
@@ -248,6 +241,13 @@ class TextStream(AsyncIterator[str]):
         self._work = work
         self._channel: _Channel | None = None
         self._failed = self._closed = False
+
+    def __repr__(self) -> str:
+        outcome = self._channel and self._channel.outcome
+        state = "closed" if self._closed else "open" if self._channel else "not started"
+        if isinstance(outcome, Completion | LLMError):
+            state = f"complete: {outcome!r}" if isinstance(outcome, Completion) else f"failed: {type(outcome).__name__}"
+        return f"<{type(self).__name__} {state}>"
 
     @property
     def completion(self) -> Completion:
@@ -284,7 +284,7 @@ class TextStream(AsyncIterator[str]):
                 await channel.wait_for_event()
             except asyncio.CancelledError:
                 self._failed = True
-                await self._stop()
+                await self._close()
                 raise
         if self._closed:
             return None
@@ -322,12 +322,8 @@ class TextStream(AsyncIterator[str]):
         await self._close()
 
     async def _close(self) -> None:
-        self._closed = True
-        await self._stop()
-
-    async def _stop(self) -> None:
         """Cancel the task of the request, and wait for its end."""
-        channel = self._channel
+        self._closed, channel = True, self._channel
         if channel and not (channel.task.done() or channel.task.get_loop().is_closed()):
             channel.is_abandoned = True
             if not channel.task.cancelling():
@@ -358,6 +354,9 @@ class _Events(AsyncGenerator[Event, None]):
 
     def __init__(self, stream: TextStream) -> None:
         self._stream, self._first = stream, True
+
+    def __repr__(self) -> str:
+        return f"<events of {self._stream!r}>"
 
     async def asend(self, _: None) -> Event:
         stream, first, self._first = self._stream, self._first, False

@@ -7,7 +7,7 @@ event loop, as in a notebook.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from typing import Self, Unpack
+from typing import Self, Unpack, cast
 
 from . import factory
 from .adapter.routable import text_stream, to_completion
@@ -23,8 +23,11 @@ class TextStream:
 
     def __init__(self, stream: AsyncTextStream) -> None:
         self._stream = stream
-        self._text = BACKGROUND.iterate(_read_text(stream))
+        self._text = BACKGROUND.iterate(cast(AsyncGenerator[str, None], stream))  # it has the methods that are used
         self._events: BlockingIterator[Event] | None = None
+
+    def __repr__(self) -> str:
+        return repr(self._stream)
 
     @property
     def completion(self) -> Completion:
@@ -54,12 +57,6 @@ class TextStream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-async def _read_text(stream: AsyncTextStream) -> AsyncGenerator[str, None]:
-    async with stream:
-        async for piece in stream:
-            yield piece
 
 
 class Provider:

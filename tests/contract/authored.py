@@ -136,6 +136,62 @@ OPENAI: Final = Voice(
     pages={"/v1/models": _list("gpt-4.1-mini", "gpt-5-mini", "text-embedding-3-small", owned_by="system")},
 )
 
+
+class ResponsesVoice(Voice):
+    """The documented responses of the Responses API: events of items, and the whole response at the end."""
+
+    def answer(self, text: str, finish: str = "stop", thinking: str = "") -> list[bytes]:
+        """Return the events of an answer, with a summary of the reasoning before it."""
+        summary = {"id": "rs_0", "type": "reasoning", "encrypted_content": "gAAAAA", "summary": []}
+        first = [self._event("response.created", response=self._response("in_progress"))]
+        for piece in _pieces(thinking):
+            at = {"item_id": "rs_0", "output_index": 0, "summary_index": 0}
+            first.append(self._event("response.reasoning_summary_text.delta", **at, delta=piece))
+        first.append(self._event("response.output_item.done", output_index=0, item=summary))
+        at = {"item_id": "msg_0", "output_index": 1, "content_index": 0}
+        pieces = [self._event("response.output_text.delta", **at, delta=piece, logprobs=[]) for piece in _pieces(text)]
+        return [*first, *pieces, *self.end(finish)]
+
+    def end(self, finish: str) -> list[bytes]:
+        """Return the last event, which has the status and the usage."""
+        status = "incomplete" if finish == "length" else "completed"
+        return [self._event(f"response.{status}", response=self._response(status))]
+
+    def tool_call(self) -> list[bytes]:
+        """Return a tool call with arguments in several pieces."""
+        item = {"id": "fc_0", "type": "function_call", "call_id": "call_0", "name": "get_weather", "arguments": ""}
+        name = "response.function_call_arguments.delta"
+        return [
+            self._event("response.output_item.added", output_index=0, item=item),
+            *(self._event(name, item_id="fc_0", output_index=0, delta=part) for part in ('{"city"', ': "Paris"}')),
+            self._event("response.output_item.done", output_index=0, item={**item, "arguments": '{"city": "Paris"}'}),
+            *self.end("stop"),
+        ]
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        return f"event: {kind}\n".encode() + _event({"type": kind, **fields})
+
+    def _response(self, status: str) -> dict[str, Any]:
+        reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        head = {"id": "resp_0", "object": "response", "created_at": 0, "status": status, "model": self.served}
+        usage = None if status == "in_progress" else self.usage
+        return {**head, "error": None, "incomplete_details": reason, "output": [], "usage": usage}
+
+
+RESPONSES: Final = ResponsesVoice(
+    source="OpenAI's API specification 2.3.0 (openai-openapi f85dbe2, 2026-08-21), streaming events of responses",
+    served="gpt-6-sol-2026-09-22",
+    usage={
+        "input_tokens": 112,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 34,
+        "output_tokens_details": {"reasoning_tokens": 21},
+        "total_tokens": 146,
+    },
+    refusals=OPENAI.refusals,
+    pages={"/v1/models": _list("gpt-6-sol", "text-embedding-3-small", owned_by="system")},
+)
+
 _SAFE: Final = {name: {"filtered": False, "severity": "safe"} for name in ("hate", "self_harm", "sexual", "violence")}
 AZURE: Final = Voice(
     source=(
@@ -478,6 +534,7 @@ OLLAMA: Final = OllamaVoice(
 
 VOICES: Final[dict[str, Voice]] = {
     "openai": OPENAI,
+    "responses": RESPONSES,
     "azure": AZURE,
     "ollama": OLLAMA,
     "lmstudio": LMSTUDIO,
@@ -512,7 +569,9 @@ class Author(Cassettes):
     def play(self, request: RecordedRequest) -> RecordedResponse:
         """Return the response to a request."""
         path = request.uri.partition(".example")[2]
-        chat = request.method == "POST" and path.partition("?")[0].endswith(("/chat/completions", "/api/chat"))
+        chat = request.method == "POST" and path.partition("?")[0].endswith(
+            ("/chat/completions", "/api/chat", "/responses")
+        )
         response = self._chat(request) if chat else self._page(path)
         self.interactions.append(Interaction(request, response))
         return response
@@ -537,10 +596,11 @@ class Author(Cassettes):
         if self._behaviour == "cut":
             pieces = voice.answer(BEGUN)
             return self._stream(pieces[: -len(voice.end("stop"))])
-        prompt = _prompt(request.body)
+        messages = _messages(request.body)
+        prompt = _prompt(messages)
         if self._behaviour == "resume":
-            begun = [message["content"] for message in request.body["messages"] if message["role"] == "assistant"][-1]
-            again = "" if begun == request.body["messages"][-1]["content"] else prompt.rpartition("\n\n")[2]
+            begun = [message["content"] for message in messages if message["role"] == "assistant"][-1]
+            again = "" if begun == messages[-1]["content"] else prompt.rpartition("\n\n")[2]
             return self._stream(voice.answer(ANSWERS[BROKEN].removeprefix(begun.removesuffix(again))))
         if self._behaviour == "length":
             return self._stream(voice.answer(ANSWERS[f"{prompt} (5 tokens)"], "length"))
@@ -563,9 +623,18 @@ def _json(status: int, body: Any, headers: Mapping[str, str] | None = None) -> R
     return RecordedResponse(status, {"content-type": _JSON, **(headers or {})}, (json.dumps(body).encode(),))
 
 
-def _prompt(body: Any) -> str:
+def _messages(body: Any) -> list[Any]:
+    """Return the messages of a request. One part of text becomes a text."""
+    messages = body.get("messages") or body["input"]
+    return [
+        {**one, "content": one["content"][0]["text"]} if "input" in body and len(one["content"]) == 1 else one
+        for one in messages
+    ]
+
+
+def _prompt(messages: list[Any]) -> str:
     """Return the text of the last user message."""
-    content = [message["content"] for message in body["messages"] if message["role"] == "user"][-1]
+    content = [message["content"] for message in messages if message["role"] == "user"][-1]
     return str(content[0]["text"] if isinstance(content, list) else content)
 
 

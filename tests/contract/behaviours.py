@@ -87,6 +87,8 @@ class Subject:
         base_url, key: its address and its key; None without a key.
         model: the model that answers.
         sees, thinks: the models for images and for thinking; None for ``model``.
+        kind: the spec of an endpoint with a name of its own; None for a vendor's row.
+        api: the API of all requests; None if the model and the request decide.
         shows_thinking: the response has the thinking.
         answers: the expected answers by their prompts; None if another model than the tiny one is recorded.
         texts: the received answers by their prompts.
@@ -98,13 +100,16 @@ class Subject:
     key: str | None = None
     sees: str | None = None
     thinks: str | None = None
+    kind: str | None = None
+    api: Any = None
     shows_thinking: bool = True
     answers: Mapping[str, str] | None = field(default_factory=lambda: ANSWERS)
     texts: dict[str, str] = field(default_factory=dict)
 
     def provider(self, key: str | None = None) -> BaseProvider:
         """Create the provider, as an application does."""
-        return build(self.row, base_url=self.base_url, model=self.model, api_key=key or self.key)
+        more = {"default_kind": self.kind, "api": self.api} if self.kind else {}
+        return build(self.row, base_url=self.base_url, model=self.model, api_key=key or self.key, **more)
 
     def check(self, prompt: str, text: str) -> None:
         """Assert that the text is the expected answer."""

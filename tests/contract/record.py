@@ -22,10 +22,9 @@ from typing import Any
 import yaml
 from authored import VOICES, Author, broken, seeing
 from behaviours import BEHAVIOURS, BROKEN, Subject
-from subjects import absent, cassette_of, fresh, named, seal
+from subjects import SUBJECTS, absent, cassette_of, fresh, named, seal, spec_of
 
 from learnflow.llm.errors import LLMError
-from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.replay.transport import Cassettes, Recording
@@ -82,10 +81,10 @@ def calm(interaction: Interaction) -> Interaction:
 
 def main() -> int:
     """Record the named providers. Return the exit code."""
-    rows = [row for name in sys.argv[1:] for row in (SPECS if name == "all" else [name])]
-    unknown = [row for row in rows if row not in SPECS]
+    rows = [row for name in sys.argv[1:] for row in (SUBJECTS if name == "all" else [name])]
+    unknown = [row for row in rows if row not in SUBJECTS]
     if unknown or not rows:
-        print(f"make record PROVIDER=one of: {', '.join(SPECS)}, all", file=sys.stderr)
+        print(f"make record PROVIDER=one of: {', '.join(SUBJECTS)}, all", file=sys.stderr)
         return 2
     return max(asyncio.run(_row(row)) for row in rows)
 
@@ -101,7 +100,7 @@ async def _row(row: str) -> int:
         if not health.ready:
             print(f"{row}: {health.detail}", file=sys.stderr)
             return 1
-        server = " ".join(filter(None, [health.server or SPECS[row].title, health.version]))
+        server = " ".join(filter(None, [health.server or spec_of(row).title, health.version]))
         about = {"server": server, "model": subject.model}
         pages = {one.request.uri.partition(".example")[2]: one.response for one in collector.interactions}
         print(f"{row}: recording {server} at {subject.base_url}", flush=True)

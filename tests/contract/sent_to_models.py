@@ -21,7 +21,7 @@ from learnflow.llm.adapter.request import Variant, build_request
 from learnflow.llm.base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Call
 from learnflow.llm.errors import CapabilityError, LLMError
 from learnflow.llm.providers import build
-from learnflow.llm.servers.model_prices import price_map
+from learnflow.llm.servers.model_prices import needs_responses, price_map
 from learnflow.llm.transport.untrusted import day
 
 TABLE: Final = Path(__file__).with_suffix(".txt")
@@ -72,15 +72,18 @@ def sent(provider: BaseProvider, model: str, call_name: str) -> dict[str, Any] |
     prompt, given = CALLS[call_name]
     options = {name: value for name, value in given.items() if name != "temperature"}
     call = Call(prompt, model, given.get("temperature", DEFAULT_TEMPERATURE), DEFAULT_MAX_TOKENS, options=options)
-    variant = Variant(rejected=provider.catalog.rejected(model))
+    thinks = options.get("reasoning") is not False
+    needs = needs_responses(provider.spec, model, tools="tools" in options, thinks=thinks)
+    variant = Variant(rejected=provider.catalog.rejected(model), api="responses" if needs else "chat")
+    api = variant.api or "chat"
     try:
         request = build_request(provider.spec, prompt, model, supported_keywords(provider.spec, call))
         while True:
             try:
                 written = request.to_litellm(variant, context_length=None, max_tokens=None, prefill=None)
-                return dict(_litellm.write(provider.spec, provider.endpoint, model, *written).body or {})
+                return dict(_litellm.write(provider.spec, provider.endpoint, model, *written, api).body or {})
             except CapabilityError as error:
-                change = request.next_variant(variant, error, is_last=True)
+                change = request.next_variant(variant, error, api=api, is_last=True)
                 if change is None:
                     raise
                 variant = change[0]
@@ -100,7 +103,7 @@ def summary(outcome: dict[str, Any] | LLMError) -> str:
     if isinstance(outcome, LLMError):
         return f"refused: {outcome.what}. {outcome.hint}"
     fields = {name: value for name, value in outcome.items() if name not in ("model", "stream", "stream_options")}
-    for name in ("messages", "tools", "response_format"):
+    for name in ("messages", "input", "tools", "response_format", "text"):
         if name in fields:
             fields[name] = "a picture" if PICTURE in json.dumps(fields[name]) else name
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in sorted(fields.items()) if value != "messages")

@@ -1,4 +1,4 @@
-"""The twelve providers under contract, and the paths of their cassettes."""
+"""The providers under contract, and the paths of their cassettes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import yaml
 from behaviours import Subject
 from support import ROOT
 
+from learnflow.llm.provider_spec import ProviderSpec
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.replay.cassette import Interaction
 
@@ -35,6 +36,7 @@ SUBJECTS: Final = {
     subject.row: subject
     for subject in (
         _subject("openai", "gpt-4.1-mini", thinks="gpt-5-mini", shows_thinking=False),
+        _subject("responses", "gpt-6-sol", kind="openai", api="responses"),
         _subject("azure", "study", shows_thinking=False),
         _subject("ollama", f"{TINY}:latest", key=False, thinks=f"{TINY}-think:latest"),
         _subject("lmstudio", "qwen3-0.6b"),
@@ -53,6 +55,11 @@ SUBJECTS: Final = {
 def cassette_of(row: str, behaviour: str) -> Path:
     """Return the path of a cassette."""
     return CASSETTES / row / f"{behaviour}.yaml"
+
+
+def spec_of(row: str) -> ProviderSpec:
+    """Return the spec of a row."""
+    return SPECS[SUBJECTS[row].kind or row]
 
 
 def absent() -> Mapping[str, Mapping[str, str]]:
@@ -74,7 +81,7 @@ def fresh(row: str, **more: object) -> Subject:
 
 def named(row: str) -> Subject | None:
     """Return the subject at the server in the environment; None if the environment names no server."""
-    spec = SPECS[row]
+    spec = spec_of(row)
     names = [name for setting in ("base_url", "api_key", "model") for name in spec.spellings(setting)]
     given = {name: value for name in names if (value := os.environ.get(name))}
     url = next((given[name] for name in spec.spellings("base_url") if name in given), spec.api.default_url)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from behaviours import DOT, WEATHER
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+from openai.types.responses.response_create_params import ResponseCreateParamsStreaming
 from pydantic import ConfigDict, TypeAdapter, with_config
-from subjects import SUBJECTS, cassette_of, seal
+from subjects import SUBJECTS, cassette_of, seal, spec_of
 from test_contract import CELLS
 
-from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.replay import cassette
 
 # The fields of a provider that OpenAI's API lacks.
@@ -22,26 +22,30 @@ VENDOR: dict[str, set[str]] = {
     "llamacpp": {"chat_template_kwargs", "continue_final_message", "add_generation_prompt"},
     "openrouter": {"reasoning", "usage"},
 }
-TYPES: TypeAdapter[Any] = TypeAdapter(
-    with_config(ConfigDict(extra="forbid", arbitrary_types_allowed=True))(CompletionCreateParamsStreaming)
-)
+_STRICT: Any = with_config(ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+CHAT_TYPES: TypeAdapter[Any] = TypeAdapter(_STRICT(CompletionCreateParamsStreaming))
+RESPONSES_TYPES: TypeAdapter[Any] = TypeAdapter(_STRICT(ResponseCreateParamsStreaming))
 
 
 def chats(row: str, behaviour: str) -> Iterator[dict[str, Any]]:
     """Yield the bodies of the chat requests on a cassette."""
     for interaction in cassette.load(cassette_of(row, behaviour).read_text(encoding="utf-8"))[1]:
         path = interaction.request.uri.partition("?")[0]
-        if interaction.request.method == "POST" and path.endswith(("/chat/completions", "/api/chat")):
+        if interaction.request.method == "POST" and path.endswith(("/chat/completions", "/api/chat", "/responses")):
             yield interaction.request.body
 
 
-OPENAI_CELLS = [(row, behaviour) for row, behaviour in CELLS if SPECS[row].dialect.parser is None]
+OPENAI_CELLS = [(row, behaviour) for row, behaviour in CELLS if spec_of(row).dialect.parser is None]
 
 
 @pytest.mark.parametrize(("row", "behaviour"), OPENAI_CELLS)
 def test_request_is_valid_by_openais_types(row: str, behaviour: str) -> None:
     for body in chats(row, behaviour):
-        TYPES.validate_python({name: value for name, value in body.items() if name not in VENDOR.get(row, set())})
+        types = RESPONSES_TYPES if row == "responses" else CHAT_TYPES
+        for item in body.get("input", ()):
+            if item.get("role") == "assistant":  # only the types require the id of a message of the model
+                item["content"] = item["content"][0]["text"]
+        types.validate_python({name: value for name, value in body.items() if name not in VENDOR.get(row, set())})
         assert body["stream"] is True
 
 
@@ -49,22 +53,28 @@ def test_request_is_valid_by_openais_types(row: str, behaviour: str) -> None:
 def test_request_has_the_values_of_the_call(row: str, behaviour: str) -> None:
     for body in chats(row, behaviour):
         options = body.get("options", body)
-        messages = str(body["messages"])
-        limit = options.get("num_predict") or body.get("max_tokens") or body.get("max_completion_tokens")
-        assert limit
+        messages = str(body.get("messages") or body["input"])
+        limits = [
+            options.get("num_predict"),
+            *(body.get(f"max_{name}tokens") for name in ("", "completion_", "output_")),
+        ]
+        (limit,) = filter(None, limits)
         if behaviour != "thinking" or SUBJECTS[row].shows_thinking:
             assert options["temperature"] == 0
-        if behaviour == "usage" and SPECS[row].dialect.stream_usage:
+        if behaviour == "usage" and spec_of(row).dialect.stream_usage and row != "responses":
             assert body["stream_options"] == {"include_usage": True}
         if behaviour == "image":
             assert DOT in messages
         if behaviour == "schema":
-            schema = body.get("format") or body.get("response_format")
+            schema = body.get("format") or body.get("response_format") or body.get("text")
             assert "questions" in str(schema or messages)  # in the prompt if the server ignores schemas
         if behaviour == "tools":
-            assert body["tools"] == [WEATHER]
+            (sent,) = body["tools"]
+            given = WEATHER["function"] if row == "responses" else WEATHER
+            assert given == {name: sent[name] for name in given}
         if behaviour == "system":
-            assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "user"]
+            roles = [message["role"] for message in body.get("messages") or body["input"]]
+            assert ["system"] * ("instructions" in body) + roles == ["system", "user", "assistant", "user"]
         if behaviour == "length":
             assert limit == 5
         if behaviour == "missing_model":

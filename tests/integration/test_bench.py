@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import bench
 import pytest
@@ -11,10 +12,21 @@ from support import serving
 from learnflow.llm.testing import Fault, FaultServer, closed_port
 
 
-def test_rate_needs_enough_time_and_tokens() -> None:
-    assert bench.Answer(0, first_token_s=0.1, total_s=0.12, tokens=50).tokens_per_s is None
-    assert bench.Answer(0, first_token_s=0.1, total_s=0.2, tokens=2).tokens_per_s is None
-    assert bench.Answer(0, first_token_s=0.1, total_s=0.6, tokens=51).tokens_per_s == pytest.approx(100)
+@pytest.mark.parametrize(
+    ("answers", "rate"),
+    [
+        ([(0.1, 0.6, 51)], 100),
+        ([(0.1, 0.12, 3)] * 9, 100),  # each of them is too short
+        ([(0.1, 0.6, 51), (5.0, 5.01, 500)], 100),  # the second one arrived in one piece
+        ([(0.1, 0.12, 3)], None),
+        ([(5.0, 5.2, 500)], None),
+        ([(None, None, None)], None),
+        ([], None),
+    ],
+)
+def test_rate_is_that_of_all_answers_together(answers: list[Any], rate: float | None) -> None:
+    result = bench.Result("vllm", "m", answers=[bench.Answer(0, *answer) for answer in answers])
+    assert result.measures()["tokens_per_s"] == (rate and pytest.approx(rate))
 
 
 def test_bench_shows_every_provider(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from learnflow.llm import LLMProvider, RouterProvider, errors
 from learnflow.llm.providers import CustomProvider, VLLMProvider
 from learnflow.llm.stream import TextStream
 from learnflow.llm.testing import Fault, FaultServer
-from learnflow.llm.transport import pool
+from learnflow.llm.transport import network
 
 
 async def gone(server: FaultServer) -> None:
@@ -204,7 +204,7 @@ async def test_cancellation_at_any_step_leaves_no_open_connection() -> None:
 
 
 def pool_connections() -> list[Any]:
-    return [one for own in pool._pools.values() for way in own.connections.values() for one in way._pool.connections]
+    return [one for own in network._pools.values() for way in own.connections.values() for one in way._pool.connections]
 
 
 WAYS = ("local", "referenced", "unstarted", "read by a task", "raises")

@@ -55,7 +55,7 @@ async def test_every_dialect_is_continued(second: str) -> None:
             done = answer.completion
             assert (done.text, done.provider, done.attempts, done.resumed > 0) == (
                 TEXT,
-                two.dialect.name.replace("openai", "custom"),
+                provider_for(two).name,
                 2,
                 after > 0,
             )

@@ -41,6 +41,8 @@ def expected(fault: str, dialect: str) -> tuple[type[LLMError], str]:
     events, lines, text = BROKEN[fault]
     if fault == "error_body" and dialect == "lmstudio":  # its response to any unknown route
         return errors.Misconfigured, text
+    if fault == "done_without_finish" and dialect == "responses":  # it has no [DONE]
+        return errors.AnswerCut, text
     return (lines if dialect == "ollama" else events), text
 
 

@@ -11,7 +11,7 @@ from learnflow.llm import RouterProvider, errors, get_provider, sync
 from learnflow.llm.providers import EmbeddedProvider
 from learnflow.llm.providers.registry import SPECS, check
 from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
-from learnflow.llm.transport import pool
+from learnflow.llm.transport import network
 
 
 async def test_keywords_are_those_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ async def test_context_manager_closes_idle_connections() -> None:
 
 
 async def _idle(server: FaultServer) -> list[Any]:
-    routes = (await pool.current_pool()).connections.values()
+    routes = (await network.current_pool()).connections.values()
     connections = [connection for one in routes for connection in one._pool.connections]
     return [
         connection for connection in connections if connection.is_idle() and str(connection._origin.port) in server.root

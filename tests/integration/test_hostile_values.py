@@ -152,7 +152,7 @@ def create_provider(variable: str) -> str:
         variables([spec_of(name)])
         build(name)
         get_provider(None if variable.startswith("LLM_PROVIDER") else "ollama")
-        settings.node_model("x")
+        settings.node_models()
     except LLMError as error:
         return check(error)
     return "created"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from contextvars import ContextVar
@@ -28,6 +29,7 @@ from learnflow.llm import (
     ToolCallDelta,
     Waiting,
     errors,
+    sync,
 )
 from learnflow.llm.completion import Completion, ServedModel
 from learnflow.llm.providers import CustomProvider, OllamaProvider
@@ -114,6 +116,37 @@ async def test_repr_contains_no_answer() -> None:
         shown = repr(await events_of(provider_for(server), tools=[TOOL]))
     assert "Secret" not in shown
     assert "Москва" not in shown
+
+
+async def test_repr_of_deltas_and_streams_says_their_length_and_state() -> None:
+    assert repr([TextDelta("Secret."), ReasoningDelta("Hm")]) == (
+        "[<TextDelta 7 characters>, <ReasoningDelta 2 characters>]"
+    )
+    async with FaultServer("vllm", "Secret.") as server:
+        provider = provider_for(server)
+        stream, unread, left = provider.stream("private"), provider.stream("private"), provider.stream("private")
+        shown = [repr(stream)]
+        async for _ in stream:
+            pass
+        shown.append(repr(stream))
+        await unread.aclose()
+        events = left.events()
+        await anext(events)
+        shown += [repr(unread), repr(events)]
+        await left.aclose()
+        server.fault = Fault("refuse", status=500)
+        with suppress(errors.ServerFailed):
+            await (failed := provider.stream("private")).final_completion()
+        shown.append(repr(failed))
+        shown.append(repr(sync.Provider(provider).stream("private")))
+    assert [re.sub(r" in [0-9.]+ s", "", one) for one in shown] == [
+        "<TextStream not started>",
+        "<TextStream complete: <Completion vllm 'fault-model' finish=stop 7 characters>>",
+        "<TextStream closed>",
+        "<events of <TextStream open>>",
+        "<TextStream failed: ServerFailed>",
+        "<TextStream not started>",
+    ]
 
 
 async def test_failover_and_continuation_emit_events() -> None:

@@ -19,7 +19,7 @@ TINY = Path(__file__).parents[1] / "models" / "learnflow-tiny.gguf"
 
 def main(port: str, model: str = str(TINY), context: str = "2048") -> None:
     config = {"model": model, "alias": Path(model).stem, "context": int(context), "slots": 2, "threads": 2, "key": ""}
-    parameters = embedded_server._parameters(xllamacpp, config)
+    parameters = embedded_server.server_parameters(xllamacpp, config)
     parameters.port = int(port)
     parameters.api_keys = []
     server = xllamacpp.Server(parameters)  # stops when it is collected

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,12 +26,14 @@ import pytest
 import yaml
 from support import LIVE, ROOT
 
+from learnflow.llm.cli.pull import SMOLLM2
 from learnflow.llm.providers import LlamaCppProvider, OllamaProvider
 
 MODEL = LIVE.get("COMPOSE_MODEL", "qwen3:0.6b")
 ENGINE = bool(LIVE.get("COMPOSE_CHECK")) and shutil.which("docker") is not None
 HOST = bool(LIVE.get("COMPOSE_HOST_NETWORK"))
 COMPOSE = shlex.split(LIVE.get("COMPOSE_COMMAND", "docker compose"))
+PROFILES = ["--profile", "local-llm", "--profile", "llamacpp", "--profile", "embedded"]
 PORTS = {"OLLAMA_PORT": "21434", "LLAMACPP_PORT": "28080"}
 
 pytestmark = [
@@ -85,6 +88,10 @@ class Project:
         text = text.replace("http://127.0.0.1:8080/health", f"http://127.0.0.1:{other}/health")
         said = yaml.safe_load(text)
         said["services"]["llamacpp"]["environment"]["LLAMA_ARG_PORT"] = other
+        said["services"]["embedded"]["command"] = [f"/wheels/{SMOLLM2.member}", other]
+        said["services"]["embedded"]["healthcheck"]["test"][-1] = (
+            f"import urllib.request as u; u.urlopen('http://127.0.0.1:{other}/health', timeout=3)"
+        )
         said["services"]["ollama"]["healthcheck"]["test"] = [
             "CMD",
             "env",
@@ -96,6 +103,13 @@ class Project:
         file.write_text(yaml.safe_dump(said, sort_keys=False), encoding="utf-8")
         return file
 
+    def choose_python_image(self, name: str) -> None:
+        """Write PYTHON_IMAGE into a Dockerfile, if it is set."""
+        if LIVE.get("PYTHON_IMAGE"):
+            file = self.folder / "compose" / name / "Dockerfile"
+            text = re.sub("(?<=ARG PYTHON_IMAGE=).*", LIVE["PYTHON_IMAGE"], file.read_text(encoding="utf-8"))
+            file.write_text(text, encoding="utf-8")
+
     def state(self, service: str) -> dict[str, Any]:
         """How a container is; empty where there is none."""
         state: dict[str, Any] = self.inspected(service).get("State", {})
@@ -103,7 +117,7 @@ class Project:
 
     def inspected(self, service: str) -> dict[str, Any]:
         """What the engine says of a container; empty where there is none."""
-        name = self.compose("--profile", "local-llm", "--profile", "llamacpp", "ps", "-a", "-q", service, check=False)
+        name = self.compose(*PROFILES, "ps", "-a", "-q", service, check=False)
         container = next((line for line in name.split() if len(line) == 64), None)
         if container is None:
             return {}
@@ -159,12 +173,12 @@ def project(tmp_path: Path) -> Iterator[Project]:
         copy(ROOT / name, folder / name)
     one = Project(folder, f"llmcheck{os.getpid()}")
     yield one
-    for profile in ("local-llm", "llamacpp", "demo"):
+    for profile in ("local-llm", "llamacpp", "embedded", "demo"):
         with suppress(subprocess.TimeoutExpired):
             one.compose("--profile", profile, "down", "-v", "--remove-orphans", check=False)
 
 
-@pytest.mark.parametrize("profile", ["local-llm", "llamacpp", "vllm", "demo", "monitoring"])
+@pytest.mark.parametrize("profile", ["local-llm", "llamacpp", "embedded", "vllm", "demo", "monitoring"])
 @pytest.mark.parametrize("override", [None, "compose/gpu.yml", "compose/amd.yml"])
 def test_every_profile_and_override_is_valid(profile: str, override: str | None) -> None:
     files = ["-f", "docker-compose.yml", *(["-f", override] if override else [])]
@@ -198,11 +212,7 @@ async def test_local_llm_comes_up_in_order_and_answers(project: Project) -> None
 
 def test_demo_asks_once_and_leaves(project: Project) -> None:
     project.environment |= {"QUESTION": "Explain RSA encryption"}
-    if LIVE.get("PYTHON_IMAGE"):
-        file = project.folder / "compose" / "demo" / "Dockerfile"
-        lines = file.read_text(encoding="utf-8").splitlines()
-        lines = [f"ARG PYTHON_IMAGE={LIVE['PYTHON_IMAGE']}" if "ARG PYTHON_IMAGE" in line else line for line in lines]
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    project.choose_python_image("demo")
     project.compose("--profile", "demo", "build", "demo")
     said = project.compose("--profile", "demo", "up", "demo")
     assert project.wait("demo", "exited")["ExitCode"] == 0
@@ -225,6 +235,23 @@ async def test_llamacpp_has_its_model_inside(project: Project) -> None:
     provider = LlamaCppProvider(base_url=f"http://127.0.0.1:{PORTS['LLAMACPP_PORT']}")
     assert await provider.generate("Say pong", temperature=0, max_tokens=50)
     project.compose("--profile", "llamacpp", "down")
+    assert not project.left()[0]
+
+
+async def test_embedded_image_requires_key_and_is_healthy_when_it_answers(project: Project) -> None:
+    project.choose_python_image("embedded")
+    project.environment["LLAMACPP_API_KEY"] = ""
+    project.compose("--profile", "embedded", "up", "-d", "--build", check=False)
+    project.wait("embedded", "restarting")
+    assert "LLAMACPP_API_KEY is missing" in project.compose("--profile", "embedded", "logs", "embedded")
+    project.environment["LLAMACPP_API_KEY"] = key = "a-key-of-a-test"
+    project.compose("--profile", "embedded", "up", "-d")
+    assert project.wait("embedded", "healthy")
+    project.is_hardened("embedded")
+    provider = LlamaCppProvider(base_url=f"http://127.0.0.1:{PORTS['LLAMACPP_PORT']}", api_key=key)
+    assert await provider.list_models() == ["smollm2"]
+    assert await provider.generate("Say pong", temperature=0, max_tokens=50)
+    project.compose("--profile", "embedded", "down")
     assert not project.left()[0]
 
 

@@ -189,14 +189,6 @@ def test_readmes_python_compiles() -> None:
         compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
-def test_no_file_names_a_package_registry() -> None:
-    folders = [path for name in ("docs", "compose", ".github", ".ci") for path in (ROOT / name).rglob("*")]
-    for path in [*ROOT.iterdir(), *folders]:
-        if path.is_file() and path.suffix not in (".png", ".gguf", ".pyc") and path.name != ".coverage":
-            assert not re.search(r"pypi\.org|pythonhosted|index-url", path.read_text(encoding="utf-8")), path
-    assert "uv.lock" in (ROOT / ".gitignore").read_text(encoding="utf-8")
-
-
 def test_folder_copied_into_learnflows_tree_works(tmp_path: Path) -> None:
     package = tmp_path / "learnflow"
     shutil.copytree(PACKAGE, package / "llm", ignore=shutil.ignore_patterns("__pycache__"))

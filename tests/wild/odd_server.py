@@ -55,7 +55,7 @@ class OddServer(FaultServer):
         return [seen.body for seen in self.seen]
 
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        if not (seen.method == "POST" and seen.path.partition("?")[0].endswith("/chat/completions")):
+        if not (seen.method == "POST" and seen.path.partition("?")[0].endswith(("/chat/completions", "/responses"))):
             return await super()._answer(seen, reader, writer)
         self.seen.append(seen)
         reply = self.reply(seen.body) if callable(self.reply) else self.reply

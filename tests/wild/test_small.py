@@ -33,7 +33,7 @@ from support import serving
 
 from learnflow.llm import errors, events
 from learnflow.llm.cli.main import main
-from learnflow.llm.providers import CustomProvider, build
+from learnflow.llm.providers import CustomProvider, LlamaCppProvider, build
 from learnflow.llm.testing import FaultServer
 
 KEY: Final = "k-0123456789abcdef"
@@ -293,7 +293,7 @@ def test_prompt_from_stdin_in_another_encoding_is_an_error_of_one_line(
     assert "stdin" in lines[0]
 
 
-def other_model(name: str) -> Reply:
+def other_model(name: str | None) -> Reply:
     return sse(*({**part, "model": name} for part in (said("Two keys."), chunk(finish="stop"))), DONE)
 
 
@@ -354,6 +354,24 @@ async def test_other_model_is_reported_once_for_each_provider_object(how: str, e
         provider = CustomProvider(server.base_url, MODEL)
         await answered(provider, how)
         await answered(provider, how)
+    reported = [event for event in events_seen if isinstance(event, events.OtherModelAnswered)]
+    assert [(event.model, event.served) for event in reported] == [(MODEL, "other-3b")]
+
+
+@pytest.mark.parametrize("served", ["the requested name", None, "other-3b"])
+async def test_model_that_answers_to_any_name_is_named_by_the_list_of_the_server(
+    served: str | None, events_seen: list[Any]
+) -> None:
+    """A server that repeats the requested name: github.com/ggml-org/llama.cpp/issues/10056 (2024-10)."""
+    models = {"data": [{"id": "other-3b", "object": "model", "owned_by": "llamacpp", "aliases": ["our-model"]}]}
+
+    def reply(request: dict[str, Any]) -> Reply:
+        return other_model(request["model"] if served == "the requested name" else served)
+
+    async with OddServer(reply, models=models) as server:
+        provider = LlamaCppProvider(server.base_url)
+        for name in (MODEL, MODEL, "our-model", "vendor/other-3b"):
+            await provider.complete("?", model=name)
     reported = [event for event in events_seen if isinstance(event, events.OtherModelAnswered)]
     assert [(event.model, event.served) for event in reported] == [(MODEL, "other-3b")]
 

@@ -7,8 +7,9 @@ them.
 - ``ProviderConfigManager.get_provider_chat_config``: returns the configuration of a provider and a model
 - ``get_complete_url``, ``transform_request``, ``get_error_class``: methods of that configuration
 - ``get_optional_params``: converts OpenAI's parameters to the provider's
+- ``LiteLLMResponsesTransformationHandler.transform_request``: writes the body of the Responses API
 - ``exception_type``: raises the exception for an error response
-- ``model_cost``, ``cost_per_token``: the price of a cloud model
+- ``cost_per_token``: the price of a cloud model
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, lru_cache, partial
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -29,11 +32,13 @@ from .. import errors
 from ..base import may_be_left_out
 from ..completion import Usage
 from ..errors import LLMError
+from ..parameters import ApiName
 from ..process import register
 from ..provider_spec import ProviderSpec
-from ..servers.model_prices import find_row
+from ..servers.model_prices import find_key, find_row
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
+from ..transport.responses_parser import REASONING_ITEMS
 from ..transport.untrusted import dollars
 from .options import parts_of, strings_of
 
@@ -50,6 +55,13 @@ _UNDECIDED: Final = ("tools", "tool_choice", "response_format")  # the server de
 _OWN_FIELDS: Final = frozenset({"model", "messages", "stream", "stream_options", "extra_body"})
 _NO_KEY: Final = "no-key"  # without any key, LiteLLM reads one from the environment, perhaps of another host
 _CHAT_MODE: Final = "chat"
+# The parameters that have other names in the Responses API.
+_RENAMED: Final = {
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens"),
+    **dict.fromkeys(("response_format", "verbosity"), "text"),
+    "reasoning_effort": "reasoning",
+    "stream_options": "stream",  # the stream always has the usage
+}
 # By name, because importing LiteLLM's exceptions takes seconds.
 _CLASSES: Final[Mapping[str, type[LLMError]]] = {
     "ContextWindowExceededError": errors.ContextOverflow,
@@ -74,7 +86,12 @@ def is_prepared(spec: ProviderSpec) -> bool:
 
 
 def write(
-    spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
+    spec: ProviderSpec,
+    endpoint: Endpoint,
+    model: str,
+    messages: list[dict[str, Any]],
+    parameters: Mapping[str, Any],
+    api: ApiName = "chat",
 ) -> HttpRequest:
     """Return the HTTP request in the provider's format, written by LiteLLM.
 
@@ -84,16 +101,17 @@ def write(
         model: the model's name at the provider.
         messages: OpenAI-style messages. They are not changed.
         parameters: OpenAI's parameters, and ``extra_body``, which is merged into the body unchanged.
+        api: the API of the request.
 
     Raises:
-        Unsupported: the model does not support a parameter, or does not support chat, or LiteLLM cannot write the
-            messages for this provider.
+        Unsupported: the model or the API does not support a parameter, the model does not support chat, or LiteLLM
+            cannot write the messages for this provider.
     """
-    if find_row(spec, model).get("mode", _CHAT_MODE) != _CHAT_MODE:
+    if api == "chat" and find_row(spec, model).get("mode", _CHAT_MODE) != _CHAT_MODE:
         raise errors.Unsupported("this model is not served by chat completions", hint="Choose a chat model")
     _load()  # outside of the try
     try:
-        return _build_request(spec, endpoint, model, messages, parameters)
+        return _build_request(spec, endpoint, model, messages, parameters, api)
     except Exception as error:  # noqa: BLE001  # LiteLLM may raise any exception
         raise _convert_error(error, parameters) from None
 
@@ -124,12 +142,11 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
     """Return the price of an answer in US dollars; None if LiteLLM has no price, or the tokens are unknown."""
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
-    litellm = _load()
-    name = f"{spec.price_prefix}/{model}"
-    if name not in litellm.model_cost and model not in litellm.model_cost:  # LiteLLM would send a request
+    name = find_key(spec, model)
+    if name is None:  # LiteLLM would send a request
         return None
     try:
-        parts = litellm.cost_per_token(
+        parts = _load().cost_per_token(
             model=name,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -141,17 +158,28 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
 
 
 def _build_request(
-    spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
+    spec: ProviderSpec,
+    endpoint: Endpoint,
+    model: str,
+    messages: list[dict[str, Any]],
+    parameters: Mapping[str, Any],
+    api: ApiName,
 ) -> HttpRequest:
     """Return the HTTP request, by the steps of LiteLLM's ``base_llm_http_handler.completion``."""
     config = _config(spec, model)
     # Copy the messages: LiteLLM 1.106 changes its arguments, and the body contains parts of them.
-    given = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    unsent = REASONING_ITEMS if api == "chat" else None  # chat completions refuse it
+    given = [
+        {key: value for key, value in message.items() if value is not None and key != unsent} for message in messages
+    ]
     messages = copy.deepcopy(given)
     keywords = dict(parameters)
     extra = {key: value for key, value in keywords.pop("extra_body", {}).items() if key != "model"}
     if isinstance(keywords.get("response_format"), type):
         keywords["response_format"] = config.get_json_schema_from_pydantic_object(keywords["response_format"])
+    if api == "responses":
+        path = str(spec.api.responses_path).format(version=endpoint.version)
+        return HttpRequest(url=endpoint.base + path, body=_write_responses(spec, model, messages, keywords, extra))
     keywords_json = json.dumps(keywords)  # in the caller's order: a model writes properties in the order of its schema
     optional = copy.deepcopy(_convert_parameters(spec.litellm, model, endpoint.version, keywords_json))
     by_litellm = optional.pop("extra_body", None) or {}
@@ -167,6 +195,38 @@ def _build_request(
     if not spec.dialect.format_options:
         _restore(body, given, keywords)
     return HttpRequest(url=str(url), body={**body, **by_litellm, **extra})
+
+
+def _write_responses(
+    spec: ProviderSpec,
+    model: str,
+    messages: list[dict[str, Any]],
+    keywords: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the body of a request to the Responses API.
+
+    Raises:
+        Unsupported: the API does not have a parameter, or LiteLLM left out a part of a message or a tool.
+    """
+    transformation = import_module("litellm.completion_extras.litellm_responses_transformation.transformation")
+    fields = transformation.ResponsesAPIOptionalRequestParams.__annotations__.keys() | {"model", "input"}
+    write = transformation.LiteLLMResponsesTransformationHandler().transform_request
+    optional = copy.deepcopy(dict[str, Any](stream=True) | {**extra, **keywords})
+    unused = {"litellm_params": {}, "headers": {}, "litellm_logging_obj": SimpleNamespace()}
+    written = write(model=model, messages=copy.deepcopy(messages), optional_params=optional, **unused)
+    body = {name: value for name, value in written.items() if name in fields}
+    body |= {name: extra[name] for name in extra.keys() - _RENAMED.keys() if name not in body}
+    lacking = tuple(name for name in keywords if _RENAMED.get(name, name) not in body)
+    strings = tuple(strings_of(body))
+    copied = [keywords[name] for name in ("tools", "tool_choice", "response_format") if name in keywords]
+    parts = (part for message in messages for part in parts_of(message) if message.get("content"))
+    if lacking or not (set(strings_of(copied)) <= {*strings} and all(_is_written(part, strings) for part in parts)):
+        names = ", ".join(lacking) or "part of a message or tool like one of the request"
+        error = errors.Unsupported(f"the Responses API has no {names}; nothing was sent")
+        error.hint, error.params = f"Leave it out, or set {spec.variable('api')}=chat", lacking
+        raise error
+    return body
 
 
 def _restore(body: dict[str, Any], messages: list[dict[str, Any]], parameters: Mapping[str, Any]) -> None:

@@ -14,7 +14,9 @@ from ..base import Attempt, Slot, describe_limit
 from ..capabilities import is_same_model
 from ..completion import CallId, Completion, ReasoningDelta, ServedModel, TextDelta, Waiting
 from ..errors import LLMError
+from ..parameters import ApiName
 from ..provider_spec import ProviderSpec
+from ..servers import model_prices
 from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
@@ -23,6 +25,7 @@ from ..transport.endpoint import add_provider
 from ..transport.error_mapping import change_class, map_exception
 from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
+from ..transport.responses_parser import ResponsesParser
 from ..transport.sse_parser import SSEParser
 from ..transport.stream_parser import StreamParser
 from ..transport.tool_calls import join_extra
@@ -35,7 +38,7 @@ from .request import Request, Variant, write_texts
 # An adjustment of a request for a server that would continue an assistant message at the end of a prompt.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _BAD_REQUEST: Final = 400
-_RETRIED_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed)
+_RETRIED_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
 # Errors with a message that ``error_mapping`` did not recognise.
 _UNEXPLAINED_ERRORS: Final = (errors.RequestRefused, errors.ErrorBody, errors.ErrorInAnswer)
 
@@ -52,6 +55,7 @@ class Runner:
         address: the server's address. Requests to the same address share a queue.
         log_content: log prompts and answers at DEBUG.
         reask: the maximum number of correction requests if an answer does not match its schema.
+        api: the configured API of all requests; None if the model and the request decide.
         variants: the parameters and the schema mode that each model last accepted, by the model's name.
         leaking_models: the models that emitted thinking as text. Their text is held back until thinking has ended.
         other_models: the pairs of a requested model and the one in the response that were reported.
@@ -65,6 +69,7 @@ class Runner:
     address: str
     log_content: bool
     reask: int
+    api: ApiName | None = None
     variants: dict[str, Variant] = field(default_factory=dict)
     leaking_models: set[str] = field(default_factory=set)
     other_models: set[tuple[str, str | None]] = field(default_factory=set)
@@ -87,6 +92,8 @@ class Runner:
 
         It is the provider's spec, else the spec of the detected server if both specs have the same parser.
         """
+        if self.api == "responses":
+            return None
         for spec in (self.spec, self.catalog.server and self.catalog.server.kind):
             if spec and spec.dialect.continues and spec.dialect.parser is self.spec.dialect.parser:
                 return spec
@@ -236,12 +243,15 @@ class _AttemptRun:
         """Send the request and read the response. If the server rejects a parameter, retry without the parameter."""
         runner, model, name = self._runner, self._model, self._spec.name
         first_variant = variant = runner.variants.get(model) or self._first_variant()
-        make_parser = self._spec.dialect.parser or SSEParser
         finish_missing = self._catalog.overrides.get("finish") is False
         only_closing_tag = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         is_continuation = self._attempt.prefix is not None
         while True:
             await self._check_locality(deadline)
+            api = variant.api or self._choose_api()
+            if api == "responses":  # a request of texts may be the first that LiteLLM writes
+                await _litellm.prepare(self._spec, self._client.endpoint)
+            make_parser = ResponsesParser if api == "responses" else self._spec.dialect.parser or SSEParser
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
             reader = AnswerReader(parser, self._time_limits(variant), self._load_probe())
             answer = Answer(
@@ -258,11 +268,12 @@ class _AttemptRun:
                     if self._budget.must_load_model:
                         load_wait.enter_context(emit.waiting(Waiting("load", name, model)))
                     feed = partial(self._feed, answer)
-                    await reader.read(partial(self._send, variant, reader), deadline, feed, emit.drain)
+                    send = partial(self._send, replace(variant, api=api), reader)
+                    await reader.read(send, deadline, feed, emit.drain)
             except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
                 error = await self._classify(failure)
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
-                    variant = self._next_variant(variant, error)
+                    variant = self._next_variant(variant, error, api)
                     continue
                 with suppress(Exception):  # the first error is raised
                     answer.end(broken=True)
@@ -272,6 +283,12 @@ class _AttemptRun:
             answer.end()
             return answer
 
+    def _choose_api(self) -> ApiName:
+        """Choose the API for the request by the price map."""
+        request, thinks = self._request, self._request.reasoning not in (False, "none")
+        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), thinks=thinks)
+        return "responses" if needs else "chat"
+
     async def _check_locality(self, deadline: float) -> None:
         """Raise NotLocal if the model is forwarded now: the wait for a slot or a failed load may have taken minutes."""
         try:
@@ -280,12 +297,12 @@ class _AttemptRun:
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
-    def _next_variant(self, variant: Variant, error: LLMError) -> Variant:
+    def _next_variant(self, variant: Variant, error: LLMError, api: ApiName) -> Variant:
         """Return the variant to retry with after an error response. Raise the error if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
         if adjustment is None:
             is_last = not self._attempt.has_alternative and self._attempt.prefix is None
-            change = self._request.next_variant(variant, error, is_last=is_last)
+            change = self._request.next_variant(variant, error, api=api, is_last=is_last)
             if change is None:
                 raise error
             variant, adjustment = change
@@ -309,8 +326,8 @@ class _AttemptRun:
     def _first_variant(self) -> Variant:
         """Return the variant for a new model: without a JSON schema if the operator denies it."""
         no_schema = self._catalog.overrides.get("json_schema") is False
-        schema_mode_index = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0
-        return Variant(rejected=self._catalog.rejected(self._model), schema_mode_index=schema_mode_index)
+        index, rejected = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0, self._catalog.rejected
+        return Variant(rejected=rejected(self._model), schema_mode_index=index, api=self._runner.api)
 
     def _time_limits(self, variant: Variant) -> Times:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
@@ -361,8 +378,10 @@ class _AttemptRun:
             write, body = continuation_spec.dialect.continuation, parameters.get("extra_body", {})
             request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
-        write_request = _litellm.write if _litellm.is_prepared(spec) else write_texts
-        return write_request(spec, self._client.endpoint, model, messages, parameters)
+        arguments = spec, self._client.endpoint, model, messages, parameters
+        if variant.api == "responses":
+            return _litellm.write(*arguments, "responses")
+        return _litellm.write(*arguments) if _litellm.is_prepared(spec) else write_texts(*arguments)
 
     async def _complete(self, answer: Answer) -> Completion:
         """Check the answer, and return the completion.
@@ -388,9 +407,10 @@ class _AttemptRun:
         except errors.BrokenAnswer as error:
             limit, tokens = self.model_and_max_tokens()[1], answer.parser.usage.completion_tokens
             if answer.parser.finish == "length" or (limit and tokens == limit):
-                what = f"{error.what}; it ended at {describe_limit(limit, answer.parser.usage)}"
-                hint = error.hint if isinstance(error, errors.AnswerTruncated) else ""
-                failure = errors.AnswerTruncated(what, hint=hint)
+                reached, remedy = describe_limit(limit, answer.parser.usage)
+                is_specific = isinstance(error, errors.AnswerTruncated) and error.hint != error.advice
+                hint = error.hint if is_specific else remedy
+                failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
                 is_empty, is_full = not (answer.text or answer.parser.calls), not limit or (tokens or limit) < limit
                 failure.failover = is_empty or is_full  # otherwise the next answer would end at the same number
                 raise failure from None
@@ -414,8 +434,9 @@ class _AttemptRun:
         return 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
 
     def _report_other_model(self, served: str | None) -> None:
-        """Emit an event if the response names another model, unless the server's names are aliases."""
+        """Emit an event if another model answered, unless the server's names are aliases."""
         runner, name = self._runner, self._spec.name
+        served = self._catalog.find_other(self._model, served)
         kind = (self._catalog.server and self._catalog.server.kind) or self._spec
         pair = (self._model, served)
         if served and not (kind.api.has_aliases or pair in runner.other_models or is_same_model(self._model, served)):

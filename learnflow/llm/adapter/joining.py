@@ -339,7 +339,9 @@ class _NewTextEmit(Relay):
             self._resumed_emitted = True
             joiner = self._joiner
             characters = len(joiner.emitted.text)
-            self._emit(Resumed(self._name, characters, in_words=joiner.by_prompt, source=joiner.source))
+            event = Resumed(self._name, characters, in_words=joiner.by_prompt, source=joiner.source)
+            events.emit(event)
+            self._emit(event)
 
 
 async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completion:
@@ -388,33 +390,25 @@ def limit_rest(call: Call, tokens: int, repeated_chars: int) -> Call:
     return replace(call, max_tokens=type(call.max_tokens)(max(1, call.max_tokens - tokens + repeated_chars)))
 
 
-class _NewText(Transcript):
-    """The new text of a continuation. Its event ``Resumed`` is logged."""
-
-    def __call__(self, event: Event) -> None:
-        """Record and forward the event."""
-        if isinstance(event, Resumed):
-            events.emit(event)
-        super().__call__(event)
-
-
-async def continue_prior(
-    start: Callable[[Call, Attempt], Work], call: Call, attempt: Attempt, name: str, emit: Emit
+async def run_with_prior(
+    start: Callable[[Call, Attempt], Work], attempt: Attempt, name: str, call: Call, emit: Emit
 ) -> Completion:
-    """Run a call that continues a prior text, at one provider that supports prefill. Return the whole answer.
+    """Run a call at one provider. If the call continues a prior text, the provider must support prefill.
 
     Args:
         start: returns the work of an attempt.
-        call: the call.
         attempt: the attempt.
         name: the name of the provider.
+        call: the call.
         emit: receives the events, with the new text only.
 
     Raises:
         LLMError: the attempt failed. Its partial text is the whole text so far.
     """
+    if not call.prior_text:
+        return await start(call, attempt)(emit)
     emitted = split_text(call.prior_text, at_last_word=True, prefills=True)
-    joiner, new = Joiner(emitted, source=call.prior_source), _NewText(emit)
+    joiner, new = Joiner(emitted, source=call.prior_source), Transcript(emit)
     call = limit_rest(call, count_prior_tokens(call), len(emitted.rest))
     work = start(call, replace(attempt, prefix=emitted.prefix or None))
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,22 +12,22 @@ from typing import Any, Unpack
 from .. import errors, events, journal, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
-from ..completion import Completion, restore_extra
+from ..completion import restore_extra
 from ..errors import LLMError, bare
-from ..parameters import check_keywords
+from ..parameters import ApiName, check_keywords
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
 from ..servers import model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
-from ..stream import Emit, Work
+from ..stream import Work
 from ..timeouts import settle_times
-from ..transport import pool
+from ..transport import network
 from ..transport.client import NETWORK, Client
 from ..transport.endpoint import configure_endpoint
 from . import _litellm
 from .attempt import Runner
 from .context_window import requested_context
-from .joining import continue_prior
+from .joining import run_with_prior
 from .options import supported_keywords
 from .request import build_request
 from .routable import Facts, RoutableProvider, comparable_names
@@ -47,11 +47,12 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         vision_model: the default model for prompts with images; None for ``model``.
         headers: additional headers of every request to the server, as a dict or in the format of ``<NAME>_HEADERS``.
             ``{session}`` in a value is the ``session=`` of the call; without one the header is not sent.
+        api: "chat" for chat completions, "responses" for OpenAI's Responses API; None if the request decides.
         times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout`` and ``deadline`` in seconds;
             ``local_only``; ``max_concurrency``.
 
     Raises:
-        NotConfigured: the address is invalid or missing, or a header is invalid.
+        NotConfigured: the address is invalid or missing, a header is invalid, or the vendor has no such API.
         KeyMissing: the key is missing, and the vendor requires one.
     """
 
@@ -66,6 +67,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         vision_model: str | None = None,
         *,
         headers: Mapping[str, str] | str | None = None,
+        api: ApiName | None = None,
         **times: Unpack[TimeOptions],
     ) -> None:
         check_keywords(BaseProvider.__init__, locals(), errors.NotConfigured, self.spec.name)
@@ -77,6 +79,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         replays = active.is_replay(replay)
         if spec.api.variant:
             self.spec = spec.api.variant(spec, base_url or own.base_url or "", own.api_version)
+        if (api := api or own.api) == "responses" and not self.spec.api.responses_path:
+            what, hint = f"{spec.title} has no Responses API here", f"Leave {spec.variable('api')} and api= out"
+            raise errors.NotConfigured(what, provider=spec.name, hint=hint)
         self.endpoint = configure_endpoint(
             self.spec, own, base_url, api_key, headers, keyless=replays, networks=common.llm_local_networks
         )
@@ -88,10 +93,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         overrides, ages = own.configured_capabilities, replay is None
-        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, ages=ages)
+        others = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
+        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, others, ages=ages)
         log_content, reask = common.llm_log_content, common.llm_reask
         self._common = common
-        self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask)
+        self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask, api)
 
     def __repr__(self) -> str:
         vision = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -155,15 +161,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         work = self.attempt(call, attempt)  # checks the call
         if call.after or self._common.llm_journal:
-            run = partial(self._continue_or_start, attempt)
+            run = partial(run_with_prior, self.attempt, attempt, self.name)
             work = journal.record(self._common, self._times.deadline, run, call)
         return partial(events.run_request, self.name, call.model or self.model, attempt, work)
-
-    def _continue_or_start(self, attempt: Attempt, call: Call, emit: Emit) -> Coroutine[Any, Any, Completion]:
-        """Run a call, which may continue a prior text."""
-        if call.prior_text:
-            return continue_prior(self.attempt, call, attempt, self.name, emit)
-        return self.attempt(call, attempt)(emit)
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return a coroutine function that runs one attempt; see ``RoutableProvider.attempt``."""
@@ -189,7 +189,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
         The end of the event loop also closes them.
         """
-        await pool.close_idle(self.endpoint.origin)
+        await network.close_idle(self.endpoint.origin)
 
     async def list_models(self) -> list[str]:
         """Return the names of the chat models. Raise LLMError if they cannot be listed."""

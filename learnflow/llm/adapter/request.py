@@ -12,7 +12,7 @@ from typing import Any, Final
 from .. import errors
 from ..base import AtMost, Prompt, may_be_left_out
 from ..errors import InvalidRequest, LLMError, Unsupported
-from ..parameters import LEVELS, LOCAL_SAMPLING
+from ..parameters import LEVELS, LOCAL_SAMPLING, ApiName
 from ..provider_spec import ProviderSpec
 from ..transport.client import HttpRequest
 from ..transport.endpoint import Endpoint
@@ -28,6 +28,8 @@ _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next messa
 _MAX_TYPE_CHARS: Final = 40
 _MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
 _SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messages of servers that reject a schema
+_RESPONSES_API: Final = "v1/responses"  # in the message of a refusal of chat completions
+_NO_ROUTE: Final = (404, 405)  # the statuses of a server without the path
 _WORD_START: Final = re.compile(r"(?<=[a-z])(?:-(?=[a-z])|(?=[A-Z]))")  # in "max-tokens" and "maxTokens"
 _NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # in the message, the code or the parameter of a refusal
 
@@ -40,12 +42,14 @@ class Variant:
         omitted: the parameters that this package adds and the model rejects.
         rejected: the parameters and levels of reasoning that the model does not support, from ``ModelCatalog``.
         schema_mode_index: the index of the schema's format in ``Dialect.schema_modes``.
+        api: the API that the operator configured, or that the server requires; None if LiteLLM's map decides.
         max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
     omitted: frozenset[str] = frozenset()
     rejected: frozenset[str] = frozenset()
     schema_mode_index: int = 0
+    api: ApiName | None = None
     max_completion_tokens: bool = False
 
 
@@ -127,7 +131,7 @@ class Request:
         """Return messages and parameters in LiteLLM's format.
 
         Args:
-            variant: the format that the model accepts.
+            variant: the format that the model accepts, with the API of the request.
             context_length: the context length to request, in tokens; None for the server's default.
             max_tokens: the limit of the answer in tokens, if it is lower than the caller's; else None.
             prefill: the text that the model continues; None for a new answer.
@@ -137,7 +141,7 @@ class Request:
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
         streams = self.streams(variant)
-        body = {**dialect.body, **self._reasoning_fields(variant.rejected), **self._session_field()}
+        body = {**dialect.body, **self._api_fields(variant), **self._session_field()}
         body |= {**self.extra_body} if streams else {"stream": False, **self.extra_body}
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
@@ -171,7 +175,9 @@ class Request:
         """Return whether the request asks for a stream. A caller of ``stream`` always gets one."""
         return not (self.buffered and "stream" in variant.omitted)
 
-    def next_variant(self, variant: Variant, error: LLMError, *, is_last: bool) -> tuple[Variant, str] | None:
+    def next_variant(
+        self, variant: Variant, error: LLMError, *, api: ApiName, is_last: bool
+    ) -> tuple[Variant, str] | None:
         """Return the variant for a retry, and a description of the change; None if a retry cannot help.
 
         A retry omits only what this package added: defaults, ``stream_options``, ``stream`` and the schema's format. It
@@ -180,8 +186,14 @@ class Request:
         Args:
             variant: the variant that the server rejected.
             error: the error response.
+            api: the API of the rejected request.
             is_last: no other provider is left, so that a retry follows also if the refusal names nothing.
         """
+        if variant.api is None and self.spec.api.responses_path:
+            if api == "chat" and _RESPONSES_API in error.server_message:
+                return replace(variant, api="responses"), "to the Responses API, as the server requires"
+            if api == "responses" and isinstance(error, errors.Misconfigured) and error.status in _NO_ROUTE:
+                return replace(variant, api="chat"), "as a chat completion, because the server has no Responses API"
         if not isinstance(error, errors.CapabilityError):
             return None
         message = error.server_message.lower()
@@ -190,9 +202,10 @@ class Request:
         if "max_completion_tokens" in named and not variant.max_completion_tokens:
             return replace(variant, max_completion_tokens=True), "max_tokens as max_completion_tokens"
         overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
-        if "max_completion_tokens" in named or (self.ceiling and overflow):
+        if named & {"max_completion_tokens", "max_output_tokens"} or (self.ceiling and overflow):
             named.add("max_tokens")
-        defaults = {name for name, value in self.sampling.items() if may_be_left_out(value)} | {"stream_options"}
+        defaults = {name for name, value in self.sampling.items() if may_be_left_out(value)}
+        defaults |= {"include", "summary"} if api == "responses" else {"stream_options"}
         defaults, stream = defaults - variant.omitted, {"stream"} if self.streams(variant) and self.buffered else set()
         rejected = named & defaults or named & stream
         modes, index = self.spec.dialect.schema_modes, variant.schema_mode_index + 1
@@ -221,6 +234,23 @@ class Request:
         if name is None or session is None:
             return {}
         return {name: session if len(session) <= _MAX_SESSION_CHARS else hashlib.sha256(session.encode()).hexdigest()}
+
+    def _api_fields(self, variant: Variant) -> Mapping[str, Any]:
+        """Return the body fields for ``reasoning=``.
+
+        A request to the Responses API is not stored. The server encrypts the reasoning, so that the next turn can
+        contain it.
+        """
+        reasoning = self._reasoning_fields(variant.rejected)
+        if variant.api != "responses":
+            return reasoning
+        fields: dict[str, Any] = {"store": False}
+        if "include" not in variant.omitted and not self.extra_body.get("store"):
+            fields["include"] = ["reasoning.encrypted_content"]
+        if effort := reasoning.get("reasoning_effort"):
+            summary = {} if effort == "none" or "summary" in variant.omitted else {"summary": "auto"}
+            fields["reasoning"] = {"effort": effort, **summary}
+        return fields
 
     def _sampling_of(self, variant: Variant) -> dict[str, Any]:
         """Return the sampling parameters without rejected defaults. Raise Unsupported if the caller set a rejected one.

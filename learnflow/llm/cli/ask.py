@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, aclosing
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import click
@@ -24,21 +25,17 @@ from .terminal import escape, notify, progress, read_stdin, write_json
 @click.argument("prompt")
 @model_option
 @click.option("--temperature", "-t", type=float, help="The sampling temperature. 0 is the most repeatable.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The limit of the answer in tokens.")
 @click.option("--system", "-s", help="The system prompt.")
 @json_option(help="Print the answer with its metadata as one JSON object.")
 @provider_option
-async def ask(
-    prompt: str, model: str | None, temperature: float | None, system: str | None, as_json: bool, provider: str | None
-) -> int:
+async def ask(prompt: str, as_json: bool, provider: str | None, **options: Any) -> int:
     """Ask one question. The answer goes to stdout. If the prompt is -, it is read from stdin."""
     prompt = read_stdin() if prompt == "-" else prompt
-    options: dict[str, Any] = {"model": model}
-    if temperature is not None:
-        options["temperature"] = temperature
-    if system:
-        options["system"] = system
+    options = {name: value for name, value in options.items() if value not in (None, "")}
     router = get_provider(provider)
-    remove_sink = events.add_sink(_notify_event)
+    notices: list[str] = []  # printed after the last line of the answer
+    remove_sink = events.add_sink(partial(_add_notice, notices))
     try:
         if as_json:
             with progress(_waiting_text(router)):
@@ -51,18 +48,23 @@ async def ask(
         raise
     finally:
         remove_sink()
+        for notice in notices:
+            notify(notice, options=("max_tokens",))
     return ExitCode.OK
 
 
-def _notify_event(event: events.LogEvent) -> None:
-    """Print a notice if the embedded model or another model answers, or if the answer ended at the limit of tokens."""
+def _add_notice(notices: list[str], event: events.LogEvent) -> None:
+    """Add a notice if another model answered, or if the answer ended at the limit of tokens.
+
+    Print one at once if the embedded model will answer.
+    """
     match event:
         case events.NothingConfigured():
             notify(f"no server responds: using {event.provider} with the model {event.model}. {event.hint}")
         case events.OtherModelAnswered():
-            notify(f"{event.provider} answered with the model {event.served} instead of {event.model}")
+            notices.append(f"{event.provider} answered with the model {event.served} instead of {event.model}")
         case events.AnswerCut():
-            notify(f"{event.provider}: {event.hint}")
+            notices.append(f"{event.provider}: {event.hint}")
 
 
 async def _model_hint(router: RouterProvider, error: LLMError) -> str:

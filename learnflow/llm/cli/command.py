@@ -48,14 +48,16 @@ def command(function: Callable[..., Any]) -> click.Command:
         try:
             if name := options.get("provider"):
                 _check_provider(name)
+            if "provider" in options and created.name != "doctor":  # doctor has a section for it
+                _report_ineffective(name)
             with interruptible():
                 result = function(**options)
                 return int(asyncio.run(result) if asyncio.iscoroutine(result) else result)
         except errors.LLMError as error:
-            notify(str(error))
+            notify(str(error), options=[str(item.name) for item in created.params if isinstance(item, click.Option)])
             return _exit_code(error)
         finally:
-            switches.is_command = False
+            switches.is_command, switches.faults = False, None
 
     created = click.command(function.__name__.replace("_", "-"))(run)
     created.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Write the log to stderr."))
@@ -78,10 +80,18 @@ def _check_provider(name: str) -> None:
         raise click.BadParameter(str(error), param_hint="--provider") from None
 
 
+def _report_ineffective(provider: str | None) -> None:
+    from .variables import ineffective, known_specs  # noqa: PLC0415  # not needed for --help
+
+    for sentence in ineffective(known_specs(provider)):
+        notify(sentence)
+
+
 def _exit_code(error: errors.LLMError) -> ExitCode:
     if isinstance(error, errors.InvalidRequest):
         return ExitCode.USAGE
-    return ExitCode.NO_PROVIDER if isinstance(error, _UNREACHABLE) else ExitCode.FAILED
+    failures = [getattr(errors, tried.error, errors.LLMError) for tried in error.attempts] or [type(error)]
+    return ExitCode.NO_PROVIDER if all(issubclass(kind, _UNREACHABLE) for kind in failures) else ExitCode.FAILED
 
 
 def _complete_provider(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
@@ -105,7 +115,7 @@ timeout_option = click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(0, 3600, min_open=True),
-    default=1.0,
+    default=1,
     show_default=True,
     metavar="SECONDS",
     callback=_require_number,

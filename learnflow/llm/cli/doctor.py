@@ -6,20 +6,23 @@ changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 
 from .. import settings, settings_sources
-from ..discovery import Candidate
+from ..adapter.provider import BaseProvider
+from ..discovery import NO_SERVER, Candidate
 from ..errors import LLMError
-from ..provider_spec import ProviderSpec, endpoint_spec
-from ..providers.registry import CUSTOM, SPECS, spec_of
-from ..providers.registry import vendor_specs as vendors
-from ..transport.endpoint import is_loopback, parse_endpoint
+from ..process import switches
+from ..provider_spec import Page, ProviderSpec
+from ..servers.probe import fetch
+from ..transport.endpoint import is_loopback
+from ..transport.untrusted import text
 from .command import ExitCode, command, provider_option, timeout_option
-from .status import chain_of, probe, report_replay, select, state
+from .env_lines import default_lines, print_lines, provider_lines
+from .status import probe, report_replay, select, state
 from .terminal import table, write
-from .variables import misspelt, variables
+from .variables import ineffective, known_specs, variables
 
 
 @command
@@ -27,21 +30,24 @@ from .variables import misspelt, variables
 @provider_option
 async def doctor(timeout_s: float, provider: str | None) -> int:
     """Show the settings, the servers that respond, common mistakes, and lines for .env."""
+    faults = switches.faults = dict[str, str]()  # collected, so that everything is examined
     report_replay()
     write(f"This is {'a' if settings_sources.in_container() else 'not a'} container.")
-    # Print the variables before the probes, because an invalid variable makes the probes raise
-    _print_section("Variables that are set", _variables(provider))
-    _print_section("Unknown variables", _unknown_variables(provider))
-    lines = settings_sources.unreadable_lines()
-    _print_section("Lines that cannot be read", (f"{file}, line {line}: write NAME=value" for file, line in lines))
-    chain, candidates = await probe(provider, timeout_s)
+    specs = known_specs(provider)
+    _print_section("Variables that are set", _variables(specs))
+    for spec in specs:
+        settings.load_provider(spec)
+    _print_section("Invalid values, ignored below", (f"{name} {fault}" for name, fault in faults.items()))
+    _print_section("Settings without effect", ineffective(specs))
+    chain, candidates = await probe(provider, timeout_s, requires_names=False)
     if candidates:
         write("\nProbed servers:")
         table(("  PROVIDER", "STATE", "ADDRESS", "DETAIL"), map(_row, candidates))
-    _print_section("Warnings", _warnings(candidates))
+    _print_section("Warnings", [*_warnings(candidates), *await _router_warnings(candidates, timeout_s)])
     _print_section("Providers that requests would use", [_ready_providers(chain, candidates)])
-    _print_section("Lines for .env", _env_lines(chain, candidates))
-    return ExitCode.OK if any(candidate.ready for candidate in select(chain, candidates)) else ExitCode.NO_PROVIDER
+    print_lines([*default_lines(faults), *provider_lines(chain, candidates)])
+    ready = any(candidate.ready for candidate in select(chain, candidates))
+    return ExitCode.OK if ready and not faults else ExitCode.NO_PROVIDER
 
 
 def _print_section(title: str, lines: Iterable[str]) -> None:
@@ -53,29 +59,10 @@ def _print_section(title: str, lines: Iterable[str]) -> None:
         write(line, indent="  ")
 
 
-def _specs(provider: str | None) -> list[ProviderSpec]:
-    """Return the specs of the registry, and those of the requested or configured endpoints."""
-    names: list[str] = []
-    with suppress(LLMError):  # the probe reports it
-        names = chain_of(provider)
-    specs = dict(SPECS)
-    for name in names:
-        try:
-            specs.setdefault(name, spec_of(name))
-        except LLMError:  # its kind is unknown, but every kind has the variables of CUSTOM
-            specs.setdefault(name, endpoint_spec(CUSTOM, name))
-    return list(specs.values())
-
-
-def _variables(provider: str | None) -> Iterator[str]:
-    for variable in variables(_specs(provider)):
+def _variables(specs: Iterable[ProviderSpec]) -> Iterator[str]:
+    for variable in variables(specs):
         override = f", overridden by {variable.overridden_by}" if variable.overridden_by else ""
         yield f"{variable.name} (in {variable.source}{override})"
-
-
-def _unknown_variables(provider: str | None) -> Iterator[str]:
-    for variable, suggestion in misspelt(_specs(provider), vendors().values()):
-        yield f"{variable.name} (in {variable.source}): did you mean {suggestion}?"
 
 
 def _row(candidate: Candidate) -> tuple[str, ...]:
@@ -124,45 +111,37 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
             )
 
 
+async def _router_warnings(candidates: Sequence[Candidate], timeout_s: float) -> list[str]:
+    """Return a warning for each address of a router of several servers, such as vllm-router and smg."""
+    responding = [candidate.provider for candidate in candidates if candidate.provider and candidate.answers]
+    local = [provider for provider in responding if provider.spec.local or provider.endpoint.looks_local]
+    return [warning for warning in await asyncio.gather(*(_router_warning(one, timeout_s) for one in local)) if warning]
+
+
+async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
+    """Return a warning if an address has a page that lists workers; "" if it has none.
+
+    Nothing else distinguishes a router: it forwards the pages and the headers of the servers.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            page = Page(body=await fetch(provider.catalog.client, "/workers"))
+    except (LLMError, TimeoutError):
+        return ""
+    workers = [row for row in page.rows("workers") or () if text(row.get("url"))]
+    if not workers:
+        return ""
+    spec, unhealthy = provider.spec, sum(row.get("is_healthy") is False for row in workers)
+    limit = "" if settings.load_provider(spec).max_concurrency else f", and set {spec.variable('max_concurrency')}"
+    return (
+        f"{provider.endpoint.base} is a router of {len(workers)} servers"
+        f"{f' ({unhealthy} unhealthy)' if unhealthy else ''}. Start it with --disable-retries, because this package "
+        f"retries{limit and f'{limit} to the slots of all servers together'}"
+    )
+
+
 def _ready_providers(chain: Sequence[str], candidates: Sequence[Candidate]) -> str:
     ready = [candidate.health for candidate in select(chain, candidates) if candidate.ready]
     if ready:
         return ", then ".join(f"{health.provider} at {health.base_url or 'no address'}" for health in ready)
-    return (
-        f"none: {', '.join(chain)} is not ready"
-        if chain
-        else "none: no provider is configured, and no local one is ready"
-    )
-
-
-def _env_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Yield lines for ``.env`` that configure a working provider. Yield nothing if a configured one is ready."""
-    selected = select(chain, candidates)
-    ready = [candidate for candidate in selected if candidate.ready]
-    if chain and ready:
-        return
-    missing = [candidate.setting for candidate in selected if candidate.setting]
-    yield from missing
-    local = [one for one in candidates if one.health.ready and one.provider and one.provider.spec.local]
-    for candidate in ready[:1] or local[:1]:
-        yield from (f"# or {line}" if missing else line for line in _lines_of(candidate))
-    if missing or local:
-        return
-    for spec in [spec for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key][:1]:
-        yield f"LLM_PROVIDER={spec.name}   # its key is set, but prompts leave this machine"
-    startable = next(spec for spec in SPECS.values() if spec.server.start_command)
-    yield f"LLM_PROVIDER={startable.name}   # after: {startable.server.start_command}"
-
-
-def _lines_of(candidate: Candidate) -> Iterator[str]:
-    """Yield the lines that configure a server and its model."""
-    assert candidate.provider  # noqa: S101  # it is ready
-    spec, address = candidate.provider.spec, candidate.provider.endpoint
-    yield f"LLM_PROVIDER={spec.name}"
-    if not candidate.configured:
-        root_is_enough = parse_endpoint(spec, address.root).base == address.base
-        yield f"{spec.variable('base_url')}={address.root if root_is_enough else address.base}"
-    if candidate.health.model:
-        yield f"{spec.variable('model')}={candidate.health.model}"
-    elif candidate.health.models:
-        yield f"{spec.variable('model')}=…   # one of: {', '.join(candidate.health.models[:6])}"
+    return f"none: {', '.join(chain)} is not ready" if chain else f"none: {NO_SERVER}"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from .. import errors, settings
+from .. import discovery, errors, settings
 from ..adapter.provider import BaseProvider
 from ..capabilities import FLAGS, Health
 from ..discovery import Candidate, scan, select_usable
@@ -25,7 +25,7 @@ from ..replay import active
 from .command import ExitCode, command, json_option, provider_option, timeout_option
 from .terminal import format_size, notify, progress, table, write, write_json
 
-NO_SERVER: Final = "no provider is configured, and no server answers on this machine. Run learnflow-llm doctor"
+NO_SERVER: Final = f"{discovery.NO_SERVER}. Run learnflow-llm doctor"
 _SHOWN_CAPABILITIES: Final = tuple(name for name in FLAGS if name not in ("streaming", "local"))
 
 
@@ -136,17 +136,19 @@ def chain_of(provider: str | None) -> list[str]:
     return [name for rank in settings.load().chain for name in rank]
 
 
-async def probe(provider: str | None, timeout_s: float) -> tuple[list[str], list[Candidate]]:
+async def probe(
+    provider: str | None, timeout_s: float, *, requires_names: bool = True
+) -> tuple[list[str], list[Candidate]]:
     """Probe the chain, the other configured providers, and the local servers.
 
     Returns:
         The names of the chain, and the results.
 
     Raises:
-        NotConfigured: a name is invalid.
+        NotConfigured: a name is invalid, and ``requires_names`` is True.
     """
     chain = chain_of(provider)
-    for name in chain:
+    for name in chain if requires_names else ():
         check(name)
     with progress("probing servers"):
         return chain, await scan(timeout_s, chain, embedded=True)

@@ -78,8 +78,16 @@ def write(text: str, indent: str = "") -> None:
     print(_wrap(text, indent))
 
 
-def notify(text: str, prefix: str = "learnflow-llm: ") -> None:
-    """Print a message to stderr. A failure to write it is ignored."""
+def notify(text: str, prefix: str = "learnflow-llm: ", options: Iterable[str] = ()) -> None:
+    """Print a message to stderr. A failure to write it is ignored.
+
+    Args:
+        text: the message.
+        prefix: the text before the message.
+        options: keywords that are options of the command. The message names the options: ``--model``, not ``model=``.
+    """
+    keywords = "|".join(options) or "(?!)"
+    text = re.sub(rf"\b({keywords})=(\d*)", lambda match: f"--{match[1].replace('_', '-')} {match[2]}".rstrip(), text)
     with suppress(OSError):
         print(_wrap(f"{prefix}{text}"), file=sys.stderr)
 

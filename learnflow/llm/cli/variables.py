@@ -1,17 +1,20 @@
-"""The variables that are set, their sources, and misspelt names. Values are not shown, because some are keys."""
+"""The variables that are set, their sources, and settings without effect. Values are not shown: some are keys."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from ..provider_spec import ProviderSpec
-from ..settings import Settings
-from ..settings_sources import find_variables, read_sources
+from ..errors import LLMError
+from ..provider_spec import ProviderSpec, endpoint_spec
+from ..providers.registry import CUSTOM, SPECS, spec_of, vendor_specs
+from ..settings import NODE_PREFIX, Settings, node_models
+from ..settings_sources import find_variables, read_sources, unreadable_lines
+from .status import chain_of
 
-_NODE_PREFIX: Final = "LLM_MODEL_"
 _MIN_SIMILARITY: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
 
 
@@ -32,10 +35,9 @@ class Variable:
 def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
     """Return the variables that are set, of this package and of these providers, in order of precedence."""
     sources = read_sources()
-    nodes = {name for values in sources.values() for name in values if name.startswith(_NODE_PREFIX)}
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     settings += [spec.spellings(name) for spec in specs for name in spec.settings]
-    settings += [(name,) for name in sorted(nodes)]
+    settings += [(name,) for name in node_models()]
     result: list[Variable] = []
     for spellings in settings:
         effective: str | None = None
@@ -43,6 +45,27 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
             result.append(Variable(name, source, effective))
             effective = effective or f"{name} in {source}"
     return result
+
+
+def known_specs(provider: str | None) -> list[ProviderSpec]:
+    """Return the specs of the registry, and those of the requested or configured endpoints."""
+    names: list[str] = []
+    with suppress(LLMError):  # the command reports it
+        names = chain_of(provider)
+    specs = dict(SPECS)
+    for name in names:
+        with suppress(LLMError):
+            specs.setdefault(name, spec_of(name))
+        specs.setdefault(name, endpoint_spec(CUSTOM, name))  # of an unknown kind: every kind has these variables
+    return list(specs.values())
+
+
+def ineffective(specs: Iterable[ProviderSpec]) -> Iterator[str]:
+    """Yield a sentence for each misspelt variable, and for each line of ``.env`` that cannot be read."""
+    for variable, suggestion in misspelt(specs, vendor_specs().values()):
+        yield f"{variable.name} (in {variable.source}) has no effect: did you mean {suggestion}?"
+    for file, line in unreadable_lines():
+        yield f"{file}, line {line} cannot be read: write NAME=value"
 
 
 def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
@@ -55,15 +78,26 @@ def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> I
     specs = list(specs)
     suggestions = {name.upper() for name in Settings.model_fields} | _names(specs)
     known = suggestions | _names(others) | {name for spec in specs for name in spec.server.server_variables}
+    first_words = {name.partition("_")[0] for name in suggestions}
     for source, values in read_sources().items():
         for name in sorted(set(values) - known):
-            similar = [] if name.startswith(_NODE_PREFIX) else _similar(name, suggestions)
-            if similar and _similar(name.partition("_")[0], {similar[0].partition("_")[0]}):
-                yield Variable(name, source), similar[0]
+            first_word = _similar(name.partition("_")[0], first_words)  # of few names, because the rest is slow
+            candidates = {one for one in suggestions if one.partition("_")[0] in first_word}
+            similar = [] if name.startswith(NODE_PREFIX) else _similar(name, candidates)
+            similar = similar or [one for one in sorted(candidates - set(values)) if _differs_by_word(name, one)]
+            if similar:
+                yield Variable(name, source), " or ".join(similar)
 
 
 def _similar(name: str, names: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, names, 1, _MIN_SIMILARITY)
+
+
+def _differs_by_word(name: str, known: str) -> bool:
+    """Return whether a name has one more word at its end, or lacks one: OPENAI_MODEL_NAME, OPENAI_KEY."""
+    words, expected = name.split("_"), known.split("_")
+    shorter = [expected[:index] + expected[index + 1 :] for index in range(1, len(expected))]
+    return words[:-1] == expected or words in [short for short in shorter if len(short) > 1]
 
 
 def _names(specs: Iterable[ProviderSpec]) -> set[str]:

@@ -86,7 +86,7 @@ class ModelFactory:
             )
         return ChatLearnFlow(
             provider=provider,
-            model=settings.node_model(node) or model,
+            model=settings.node_models().get(f"{settings.NODE_PREFIX}{node.upper()}", model),
             temperature=config.temperature,
             max_tokens=AtMost(config.max_tokens),
             top_p=config.top_p,

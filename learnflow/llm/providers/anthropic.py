@@ -17,7 +17,6 @@ SPEC: Final = ProviderSpec(
     title="Anthropic",
     example_model="claude-sonnet-4-6",
     litellm="hosted_vllm",  # OpenAI's API; LiteLLM's "anthropic" writes Anthropic's own
-    priced="anthropic",
     api=Api(default_url="https://api.anthropic.com/v1", lists_all=False),
     dialect=Dialect(
         parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"

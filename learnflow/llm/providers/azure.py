@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Final
 
 from ..parameters import REASONING_EFFORT
-from ..provider_spec import SETTINGS, Api, Dialect, ProviderSpec
+from ..provider_spec import RESPONSES_PATH, SETTINGS, Api, Dialect, ProviderSpec
 
 # OpenAI's API, at …/openai/v1 since August 2025.
-_OPENAI_API: Final = Api(api_path="/openai/v1", lists_all=False, has_aliases=True)
+_OPENAI_API: Final = Api(api_path="/openai/v1", lists_all=False, has_aliases=True, responses_path=RESPONSES_PATH)
 
 
 def _variant(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
@@ -21,7 +21,6 @@ SPEC: Final = ProviderSpec(
     name="azure",
     title="Azure OpenAI",
     litellm="azure",
-    priced="azure",  # also for the variant
     genai="azure.ai.openai",
     api=Api(
         api_path="",
@@ -32,11 +31,12 @@ SPEC: Final = ProviderSpec(
         key_scheme="",
         variant=_variant,
         chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
+        responses_path="/openai/responses?api-version={version}",
         models_path="/openai/models",
         lists_all=False,  # its list has the models that can be deployed
     ),
     dialect=Dialect(reasoning=REASONING_EFFORT, marks_reasoning=True, finishes_turns=True),
-    settings=(*SETTINGS, "api_version"),
+    settings=(*SETTINGS, "api", "api_version"),
     other_spellings={
         "base_url": ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
         "model": ("AZURE_OPENAI_DEPLOYMENT",),

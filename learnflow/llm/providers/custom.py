@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
-from ..provider_spec import CHAT_PATH, Dialect, ProviderSpec
+from ..provider_spec import CHAT_PATH, RESPONSES_PATH, SETTINGS, Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="custom",
@@ -13,6 +13,8 @@ SPEC: Final = ProviderSpec(
     tested_versions="llama.cpp, Ollama behind it",
     litellm="hosted_vllm",
     local=True,
+    api=Api(responses_path=RESPONSES_PATH),
+    settings=(*SETTINGS, "api"),
     dialect=Dialect(text_path=CHAT_PATH, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
     known={"cost": None},
 )

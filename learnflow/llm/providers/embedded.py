@@ -36,7 +36,7 @@ from ..errors import LLMError, NotConfigured
 from ..parameters import Count, check_keywords
 from ..process import register
 from ..replay import active
-from ..transport import pool
+from ..transport import network
 from ..transport.client import NETWORK
 from ..transport.endpoint import origin
 from ..transport.untrusted import json_object, printable
@@ -311,7 +311,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         if not self.server.users:
             await asyncio.to_thread(self.server.stop)
         if self._address:
-            await pool.close_idle(origin(self._address))
+            await network.close_idle(origin(self._address))
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         address = httpx.URL(await self.address())

@@ -25,7 +25,7 @@ def _stop_with_parent() -> None:
     os._exit(0)  # at once, even if llama.cpp's threads are busy
 
 
-def _parameters(x: Any, config: dict[str, Any]) -> Any:
+def server_parameters(x: Any, config: dict[str, Any]) -> Any:
     """Return llama.cpp's parameters for a configuration."""
     p = x.CommonParams()
     p.model.path = config["model"]
@@ -58,7 +58,7 @@ def main() -> None:
     try:
         import xllamacpp  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415
 
-        server = xllamacpp.Server(_parameters(xllamacpp, config))
+        server = xllamacpp.Server(server_parameters(xllamacpp, config))
         message = {"address": server.listening_address}
     except Exception as error:  # noqa: BLE001  # the parent reports it
         message = {"error": f"{type(error).__name__}: {error}"}

@@ -12,7 +12,6 @@ SPEC: Final = ProviderSpec(
     title="Google Gemini",
     example_model="gemini-3.5-flash",
     litellm="hosted_vllm",  # OpenAI's API; LiteLLM's "gemini" writes Google's own
-    priced="gemini",
     api=Api(
         default_url="https://generativelanguage.googleapis.com/v1beta/openai",
         api_path="/v1beta/openai",

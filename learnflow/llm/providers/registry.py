@@ -19,7 +19,7 @@ from ..adapter.provider import BaseProvider
 from ..capabilities import find_similar
 from ..errors import NotConfigured
 from ..parameters import REASONING_EFFORT
-from ..provider_spec import Api, Dialect, ProviderSpec, endpoint_spec
+from ..provider_spec import RESPONSES_PATH, SETTINGS, Api, Dialect, ProviderSpec, endpoint_spec
 from ..replay import active
 from ..transport.endpoint import has_version
 from ..transport.untrusted import printable
@@ -86,10 +86,12 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
             default_url=row["base"],
             api_path=path if has_version(path) else "",
             litellm_path=row["path"] or None,  # LiteLLM adds it
+            responses_path=f"{row['path']}{RESPONSES_PATH}",
             models_path=f"{row['path']}/models",
             lists_all=False,
         ),
         dialect=Dialect(reasoning=REASONING_EFFORT),
+        settings=(*SETTINGS, "api"),
         other_spellings={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
         known={"cost": None},
     )

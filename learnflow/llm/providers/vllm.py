@@ -26,7 +26,8 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
         for row in rows
         if (name := text(row.get("id")))
     )
-    failed = isinstance(health.error, errors.Overloaded | errors.ServerFailed)
+    # vllm-router lists its dead servers in such an error; the others respond
+    failed = isinstance(health.error, errors.Overloaded | errors.ServerFailed) and not health.error.server_message
     sentence = "the engine is dead according to /health: check the server's log and restart it"
     return Server(version=version, models=models, fault=("down", sentence) if failed else None)
 

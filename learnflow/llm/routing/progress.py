@@ -55,10 +55,8 @@ class Progress(Transcript):
             self.tokens += 1
             if self._first_text_s is None or self._first_failure:
                 self._record_first_text(asyncio.get_running_loop().time())
-        elif isinstance(event, (Failover, Resumed)):
-            if isinstance(event, Resumed):
-                self.resumed, self.source = self.resumed + 1, "stream"
-            events.emit(event)
+        elif isinstance(event, Resumed):
+            self.resumed, self.source = self.resumed + 1, "stream"
         elif not self.all_events:
             return
         super().__call__(event)
@@ -72,7 +70,9 @@ class Progress(Transcript):
             continues: whether the attempt continues an interrupted text.
         """
         if previous_error and self._option and self._option is not option:
-            self(Failover(self._option.name, option.name, previous_error.without_text()))
+            failover = Failover(self._option.name, option.name, previous_error.without_text())
+            events.emit(failover)
+            self(failover)
         self._option, self._continues = option, continues
 
     def record_failure(self, error: LLMError, tried: Sequence[Tried], now: float, *, is_free: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
@@ -81,6 +81,7 @@ class ModelCatalog:
         client: the client for the endpoint of the provider.
         kinds: the kinds of server to recognise at the endpoint.
         model: the configured model; None if unset.
+        other_models: the other configured models, by the variables that name them.
         overrides: the capabilities that the operator configured. They win over every other source.
         ages: whether a probe is repeated after some seconds. Not with cassettes, because that depends on time.
 
@@ -95,12 +96,13 @@ class ModelCatalog:
         kinds: Sequence[ProviderSpec],
         model: str | None,
         overrides: Mapping[str, Any],
+        other_models: Mapping[str, str | None],
         *,
         ages: bool = True,
     ) -> None:
         self.client, self.overrides, self._ages = client, overrides, ages
         self.server: Server | None = None
-        self._spec, self._kinds, self._model = spec, kinds, model
+        self._spec, self._kinds, self._model, self._other_models = spec, kinds, model, other_models
         self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
@@ -191,10 +193,24 @@ class ModelCatalog:
         if name is None:
             if not self._spec.local:
                 self._choose(Server(), None)  # raises NotConfigured, without a probe of the cloud
-            name = (self._models[None] if self._is_fresh(None, MAX_AGE_S) else await self.find(None)).name
+            name = await self._find_loaded()
         if self.client.local_only and self._spec.local:
             await self._refuse_remote(name)
         return name
+
+    async def _find_loaded(self) -> str:
+        """Return the name of the loaded model, else of the only one. Use an older result if the pages fail.
+
+        A router of several servers may send the probe to one that has ended, and the request to another one.
+        """
+        known = self._models.get(None)
+        if known is None or not self._is_fresh(None, MAX_AGE_S):
+            try:
+                known = await self.find(None)
+            except (errors.FirstTokenTimeout, errors.ServerFailed, errors.Overloaded, errors.RateLimited):
+                if known is None or (self.server and self.server.fault):
+                    raise
+        return known.name
 
     async def find(self, requested: str | None) -> Model:
         """Probe, and return the model that a request would use. Raise LLMError if the request would fail."""
@@ -238,6 +254,18 @@ class ModelCatalog:
         """Return whether the server must load this model before it responds, according to the last probe."""
         model = self._models.get(self._normalize_name(name))
         return self.client.stopped or (model is not None and model.loaded is False)
+
+    def find_other(self, requested: str, served: str | None) -> str | None:
+        """Return the name of the model that answered, if it is not the requested one, according to the last probe.
+
+        Args:
+            requested: the requested name.
+            served: the name in the response. If it repeats the requested name, or is None, the server's list decides.
+        """
+        model = self._models.get(requested) or Model(name=requested)
+        if served in (None, requested) or model.has_name(str(served)):
+            served = model.name
+        return None if model.has_name(requested) and served == model.name else served
 
     def mark_loaded(self, name: str, context_length: int | None = None) -> None:
         """Record that this model is loaded, because it has responded. Record its context length if known."""
@@ -402,14 +430,23 @@ class ModelCatalog:
             return
         raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {forwarder.title} {fault}", hint=hint)
 
-    def _describe_end(self, model: Model) -> str | None:
-        """Return a sentence if the model ends within 90 days; None if it does not, or if its end is unknown."""
+    def _describe_ends(self, server: Server, chosen: Model | None) -> Iterator[str]:
+        """Yield a sentence for each configured model that ends within 90 days, or has ended.
+
+        Args:
+            server: the server, whose list wins over the price map.
+            chosen: the model that a request would use; None if that is ambiguous.
+        """
         spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the day of the user
-        end = model.ends or model_prices.end_of(spec, model.name)
-        if end is None or (end - today).days > _END_NOTICE_DAYS:
-            return None
-        verb = "ended" if end < today else "ends"
-        return f"the model {model.name} {verb} on {end}. Set {spec.variable('model')} to a newer one"
+        configured = {spec.variable("model"): chosen.name if chosen else None, **self._other_models}
+        for name in filter(None, dict.fromkeys(configured.values())):
+            listed = server.find(name)
+            if spec.api.lists_all and server.models and not listed:
+                continue  # the model of another provider
+            end = (listed and listed.ends) or model_prices.end_of(spec, name)
+            if end and (end - today).days <= _END_NOTICE_DAYS:
+                variables = " and ".join(variable for variable, model in configured.items() if model == name)
+                yield f"the model {name} {'ended' if end < today else 'ends'} on {end}. Set {variables} to a newer one"
 
     def _remarks(self, result: ProbeResult) -> str:
         """Return "ready" and remarks, for example a cold model, another model, or another kind of server."""
@@ -420,8 +457,7 @@ class ModelCatalog:
             remarks.append(f"the server answers with {result.model.name}, not with {self._model}")
         if result.error:
             remarks.append(f"{result.error.what}. {result.error.hint}")
-        if result.model and (ending := self._describe_end(result.model)):
-            remarks.append(ending)
+        remarks += self._describe_ends(result.server or Server(), result.model)
         kind = result.server.kind if result.server else None
         if kind and kind.name != self._spec.name:
             setting = suggest_setting(self._spec, kind, self.client.endpoint.root)

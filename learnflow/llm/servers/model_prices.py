@@ -28,6 +28,9 @@ _CAPABILITY_KEYS: Final = {
     "reasoning": "supports_reasoning",
     "prefill": "supports_assistant_prefill",
 }
+# The endpoints of a model.
+_CHAT: Final = "/v1/chat/completions"
+_RESPONSES: Final = "/v1/responses"
 _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p")  # what "supports_sampling_params" is about
 
 
@@ -45,9 +48,18 @@ def price_map() -> Mapping[str, Mapping[str, Any]]:
     return {}
 
 
+def find_key(spec: ProviderSpec, model: str | None) -> str | None:
+    """Return the key of a cloud's model in the price map; None for a local server, and if the map lacks the model.
+
+    A key with the prefix of the vendor wins over a plain name.
+    """
+    keys = (f"{spec.kind or spec.name}/{model}", f"{spec.litellm}/{model}", model)
+    return None if spec.local else next((key for key in keys if key in price_map()), None)
+
+
 def find_row(spec: ProviderSpec, model: str | None) -> Mapping[str, Any]:
-    """Return the row of a cloud's model in the price map; empty for a local server, and if the map lacks the model."""
-    return {} if spec.local or model is None else price_map().get(_key(spec, model), {})
+    """Return the row of a cloud's model in the price map; empty if there is none, see ``find_key``."""
+    return price_map().get(find_key(spec, model) or "", {})
 
 
 def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
@@ -80,19 +92,29 @@ def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
     return frozenset(rejected.union(_SAMPLING if row.get("supports_sampling_params") is False else ()))
 
 
+def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, thinks: bool) -> bool:
+    """Return whether a request needs the Responses API: the model has no other, or reasons before it calls tools.
+
+    Args:
+        spec: the provider's spec.
+        model: the model's name at the provider.
+        tools: the request has tools.
+        thinks: the request does not switch reasoning off.
+    """
+    row = find_row(spec, model)
+    paths = row.get("supported_endpoints") or ()
+    is_served = spec.api.responses_path is not None and (_RESPONSES in paths or row.get("mode") == "responses")
+    reasons = row.get("supports_reasoning") and (thinks or not row.get("supports_none_reasoning_effort"))
+    return is_served and bool(_CHAT not in paths or (tools and reasons))
+
+
 def end_of(spec: ProviderSpec, model: str) -> date | None:
     """Return the day on which a cloud's model ends, for an alias the last day of its snapshots; None if unknown."""
     if spec.local:
         return None
-    key = _key(spec, model)
+    key = find_key(spec, model) or model
     snapshot = re.compile(re.escape(key) + r"-\d{4}-?\d{2}-?\d{2}")
     own = day(price_map().get(key, {}).get("deprecation_date"))
     ends = [day(row.get("deprecation_date")) for name, row in price_map().items() if snapshot.fullmatch(name)]
     known = [end for end in ends if end]
     return own or (max(known) if ends and len(known) == len(ends) else None)
-
-
-def _key(spec: ProviderSpec, model: str) -> str:
-    """Return the key of a model in the price map."""
-    key = f"{spec.price_prefix}/{model}"
-    return key if key in price_map() else model

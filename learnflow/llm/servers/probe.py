@@ -59,7 +59,7 @@ async def find_server(
         if await _has_chat_route(client, deadline):  # an API without a list of models
             return server or Server(), None
         return server, error
-    return server, None if server else error
+    return server, None if server and (server.models or not server.kind) else error
 
 
 async def read_capabilities(client: Client, server: Server, models: Iterable[Model], deadline: float) -> Server:

@@ -1,4 +1,4 @@
-"""The wire formats of five servers for ``FaultServer``: streams, responses, errors and pages.
+"""The wire formats of servers for ``FaultServer``: streams, responses, errors and pages.
 
 They are recorded from real servers, or written from their documentation.
 """
@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from ..completion import ToolCallDelta
 
-DialectName = Literal["openai", "lmstudio", "vllm", "llamacpp", "ollama"]
+DialectName = Literal["openai", "lmstudio", "vllm", "llamacpp", "ollama", "responses"]
 
 MODEL: Final = "fault-model"
 _ASSISTANT: Final = "<|assistant|>"
@@ -34,20 +34,22 @@ _OVERFLOW: Final = "This model's maximum context length is 2048 tokens. However,
 _LMSTUDIO_MODEL: Final = "No models loaded. Please load a model in the developer page or use the 'lms load' command."
 # Error responses by server and reason. Those of llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 are recorded. Those
 # of OpenAI and LM Studio are written from their documentation. Authored cassettes use them, too.
+_OPENAI_ERRORS: Final[Mapping[str, _ErrorResponse]] = {
+    "key": _openai_error(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
+    "model": _openai_error(
+        404, "The model `no-such-model` does not exist.", "invalid_request_error", "model_not_found"
+    ),
+    "overflow": _openai_error(400, _OVERFLOW, "invalid_request_error", "context_length_exceeded", "messages"),
+    "rate": _openai_error(429, "Rate limit reached.", "requests", "rate_limit_exceeded"),
+    "quota": _error(429, message="You exceeded your quota.", type="insufficient_quota"),
+    "busy": _openai_error(503, "The server is overloaded.", "service_unavailable_error", "server_is_overloaded"),
+    "failed": _error(500, message="The server had an error.", type="server_error"),
+    "request": _error(400, message="Invalid value: 'x'.", type="invalid_request_error"),
+    "filter": _error(400, message="The response was filtered", code="content_filter", status=400),
+}
 ERROR_RESPONSES: Final[Mapping[DialectName, Mapping[str, _ErrorResponse]]] = {
-    "openai": {
-        "key": _openai_error(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
-        "model": _openai_error(
-            404, "The model `no-such-model` does not exist.", "invalid_request_error", "model_not_found"
-        ),
-        "overflow": _openai_error(400, _OVERFLOW, "invalid_request_error", "context_length_exceeded", "messages"),
-        "rate": _openai_error(429, "Rate limit reached.", "requests", "rate_limit_exceeded"),
-        "quota": _error(429, message="You exceeded your quota.", type="insufficient_quota"),
-        "busy": _openai_error(503, "The server is overloaded.", "service_unavailable_error", "server_is_overloaded"),
-        "failed": _error(500, message="The server had an error.", type="server_error"),
-        "request": _error(400, message="Invalid value: 'x'.", type="invalid_request_error"),
-        "filter": _error(400, message="The response was filtered", code="content_filter", status=400),
-    },
+    "openai": _OPENAI_ERRORS,
+    "responses": _OPENAI_ERRORS,
     "lmstudio": {
         "key": _error(
             401, type="invalid_request", code="invalid_api_key", message="An LM Studio API token is required."
@@ -205,6 +207,11 @@ class Dialect:
         else:
             return None
         return str(partial).rpartition("</think>")[2]
+
+    def prompt_texts(self, body: Any) -> list[str]:
+        """Return the texts of a prompt."""
+        messages = body.get("messages") or [{"content": body.get("prompt")}]
+        return [str(message.get("content")) for message in messages]
 
     def rendered(self, messages: Any) -> bytes:
         """Return Ollama's response to a request with ``_debug_render_only``."""

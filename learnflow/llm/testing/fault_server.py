@@ -1,6 +1,6 @@
 """A model server with faults, for tests.
 
-It has the wire formats of five real servers, and listens on loopback only.
+It has the wire formats of real servers, and listens on loopback only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, Final, Literal, Self, get_args
 
 from ..completion import ToolCallDelta
 from ..transport.endpoint import origin
-from .dialects import ERROR_RESPONSES, Dialect, DialectName
+from .dialects import ERROR_RESPONSES, DialectName
+from .responses_dialect import dialect_of
 
 FaultName = Literal[
     "cut",  # the body ends between two pieces
@@ -102,7 +103,7 @@ class FaultServer:
     """A model server: ``async with FaultServer("vllm") as server:``, then send requests to ``server.base_url``.
 
     Args:
-        dialect: openai, lmstudio, vllm, llamacpp or ollama.
+        dialect: openai (chat completions), responses (OpenAI's other API), lmstudio, vllm, llamacpp or ollama.
         answer: the pieces of the answer. A text is split into words.
         thinking: the reasoning before the answer.
         calls: pieces of tool calls after the answer. Ollama requires one piece for each call.
@@ -136,7 +137,7 @@ class FaultServer:
         prompt_tokens: int | None = None,
     ) -> None:
         assert dialect in get_args(DialectName)  # noqa: S101  # a fault of the test
-        self.dialect: Final = Dialect(dialect)
+        self.dialect: Final = dialect_of(dialect)
         self.pieces: list[str] = re.split(r"(?<= )", answer) if isinstance(answer, str) else answer
         self.thinking = thinking
         self.calls = calls
@@ -316,8 +317,8 @@ class FaultServer:
         yield dialect.opening()
         if self.thinking and pieces is self.pieces:  # not before a continuation
             yield dialect.piece(thinking=self.thinking)
-        texts = [message.get("content") for message in seen.body.get("messages", ())] or [seen.body.get("prompt")]
-        prompt_tokens = self.prompt_tokens or max(5, sum(len(str(text).split()) for text in texts))
+        texts = dialect.prompt_texts(seen.body)
+        prompt_tokens = self.prompt_tokens or max(5, sum(len(text.split()) for text in texts))
         parts = [*map(dialect.piece, pieces), *map(dialect.call, self.calls)]
         if fault and name in _AFTER_PIECES:
             parts = parts[: fault.after]
@@ -367,6 +368,11 @@ async def _read(reader: asyncio.StreamReader, connection: int) -> Seen | None:
     method, path, _ = first.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
+    while headers.get("transfer-encoding") == "chunked":
+        size = int(await reader.readline(), 16)
+        body += (await reader.readexactly(size + 2))[:size]
+        if not size:
+            break
     return Seen(method, path, headers, json.loads(body) if body else None, connection)
 
 

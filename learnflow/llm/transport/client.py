@@ -20,7 +20,7 @@ import httpx
 from .. import errors
 from ..errors import LLMError
 from ..process import ending_tasks, switches
-from . import error_mapping, network, pool
+from . import error_mapping, network
 from .endpoint import Endpoint, origin
 from .untrusted import MAX_JSON_BYTES
 
@@ -234,11 +234,11 @@ class NetworkTransport(httpx.AsyncBaseTransport):
         extensions = request.extensions
         local_only, networks = extensions["local_only"], extensions["endpoint"].networks
         try:
-            loop_pool, proxy = await pool.current_pool(), None
+            loop_pool, proxy = await network.current_pool(), None
             if not local_only:
                 timeout_s = extensions["timeout"]["connect"]
                 proxy = await network.choose_proxy(loop_pool.proxies, request.url, timeout_s, networks)
-            route = pool.Route(request.url.scheme, proxy, local_only, networks)
+            route = network.Route(request.url.scheme, proxy, local_only, networks)
             connections = loop_pool.connections_for(route)
         except _SETUP_ERRORS as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -251,7 +251,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
 
     async def prepare(self) -> None:
         """Create and close a transport, so that the first request does not wait for one-time initialization."""
-        await pool.Connections(pool.Route("http")).aclose()
+        await network.Connections(network.Route("http")).aclose()
 
 
 NETWORK: Final = NetworkTransport()
@@ -278,7 +278,7 @@ class _Body(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-async def _send(request: httpx.Request, connections: pool.Connections) -> httpx.Response:
+async def _send(request: httpx.Request, connections: network.Connections) -> httpx.Response:
     """Send a request. If a reused connection breaks before the response begins, send the request again on a new one."""
     new_stream: httpcore.AsyncNetworkStream | None = None  # None if the request reuses an idle connection
 

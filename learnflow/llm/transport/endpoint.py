@@ -15,7 +15,7 @@ import httpx
 
 from .. import errors
 from ..errors import KeyMissing, LLMError, NotConfigured
-from ..provider_spec import CHAT_PATH, ProviderSpec
+from ..provider_spec import CHAT_PATH, RESPONSES_PATH, ProviderSpec
 from ..settings import ProviderSettings
 from ..settings_sources import provider_secret
 from .untrusted import json_object, mask_keys
@@ -259,9 +259,8 @@ def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> 
         path = path.removesuffix(suffix)
     if api.litellm_path:
         path = path.partition(api.litellm_path)[0]
-    if (
-        api.api_path and not has_version(path) and not given_path.endswith(CHAT_PATH)
-    ):  # nothing is added to a complete URL
+    is_complete = given_path.endswith((CHAT_PATH, RESPONSES_PATH))
+    if api.api_path and not (has_version(path) or is_complete):
         path += api.api_path
     server = f"{parts.scheme}://{parts.netloc}"
     root = server + (_VERSION.split(path)[0] if api.api_path else path)

@@ -83,6 +83,7 @@ _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
         errors.Overloaded: "overloaded",
     }.items()
 }
+_DROPPED_REASON: Final = "-request-dropped-reason"  # the end of the name of a header
 _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     401: errors.AuthenticationFailed,
     402: errors.QuotaExceeded,
@@ -193,7 +194,11 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
             "or let the server listen on 0.0.0.0. Otherwise check proxies in between",
         )
     details = ErrorDetails() if is_web_page else parse_error_body(body)
-    error = _build(_classify(status, details) or _kind_of_status(status, details), details, status)
+    kind = _classify(status, details) or _kind_of_status(status, details)
+    dropped = next((value for name, value in headers.items() if name.endswith(_DROPPED_REASON)), "")
+    if dropped and status in (429, 503):  # a router of several servers has no place in its queue
+        kind, details = errors.Overloaded, replace(details, message=f"{details.message} ({dropped})".strip())
+    error = _build(kind, details, status)
     if isinstance(error, errors.Unavailable) and (wait_s := retry_after(headers)) is not None:
         error.retry_after = wait_s
     return error

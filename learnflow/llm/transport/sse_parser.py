@@ -20,6 +20,13 @@ from .untrusted import MAX_EVENT_BYTES, dollars, json_object, non_negative_int, 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
 _IGNORED_PARTS: Final = ("reference",)  # Mistral sends the sources of the text
+# The names of the Responses API, and those of chat completions.
+_USAGE_NAMES: Final = {
+    "input_tokens": "prompt_tokens",
+    "input_tokens_details": "prompt_tokens_details",
+    "output_tokens": "completion_tokens",
+    "output_tokens_details": "completion_tokens_details",
+}
 _INDEX: Final = re.compile(r"-?[0-9]{1,9}(?:\.0)?")
 
 
@@ -27,6 +34,7 @@ class SSEParser(StreamParser):
     """A parser of server-sent events with a ``chat.completion.chunk`` each, or of one ``chat.completion``."""
 
     document_starts = b"{["
+    answer_key = "choices"  # every document with an answer has it
 
     def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
         super().__init__(max_tokens, finish_missing=finish_missing)
@@ -153,7 +161,7 @@ class SSEParser(StreamParser):
 
     def _record_usage(self, usage: Any) -> None:
         """Record the token counts and the cost. Invalid values count as unknown, and are not a fault."""
-        usage = part(usage)
+        usage = {_USAGE_NAMES.get(name, name): value for name, value in part(usage).items()}
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
         answer, prompt = part(usage, "completion_tokens_details"), part(usage, "prompt_tokens_details")
         counts = [usage.get(name) for name in names] + [answer.get("reasoning_tokens"), prompt.get("cached_tokens")]
@@ -175,7 +183,7 @@ class SSEParser(StreamParser):
             self.fail(errors.BodyCut("the JSON of the response is cut off"))
             return
         self._seen = True
-        if not isinstance(chunk, dict) or not chunk.get("choices"):
+        if not isinstance(chunk, dict) or not chunk.get(self.answer_key):
             if isinstance(chunk, dict) and error_mapping.message_of(chunk):
                 raise error_mapping.map_error_object(chunk, began=False)
             raise errors.MalformedAnswer("the response is JSON, but not a chat completion")

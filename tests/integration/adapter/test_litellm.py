@@ -111,7 +111,7 @@ def test_request_of_texts_equals_the_one_of_litellm(name: str, buffered: bool) -
             assert request.is_passed_by_litellm
             for omitted in (frozenset[str](), frozenset({"stream", "stream_options", "max_tokens", "temperature"})):
                 messages, parameters = request.to_litellm(
-                    "qwen/m:1b", Variant(omitted=omitted), context_length=64, max_tokens=None, prefill=prefill
+                    Variant(omitted=omitted), context_length=64, max_tokens=None, prefill=prefill
                 )
                 ours = write_texts(spec, endpoint, "qwen/m:1b", messages, parameters)
                 theirs = _litellm.write(spec, endpoint, "qwen/m:1b", messages, parameters)

@@ -104,7 +104,10 @@ async def test_properties_of_schema_are_sent_in_order(dialect: str) -> None:
         wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
         await provider_for(server).generate("hi", response_format=wanted)
         body = server.seen[0].body
-        sent = body["format"] if dialect == "ollama" else body["response_format"]["json_schema"]["schema"]
+        if dialect == "responses":
+            sent = body["text"]["format"]["schema"]
+        else:
+            sent = body["format"] if dialect == "ollama" else body["response_format"]["json_schema"]["schema"]
     assert list(sent["properties"]) == names
 
 

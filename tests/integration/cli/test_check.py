@@ -19,6 +19,8 @@ from learnflow.llm.testing import Fault, FaultServer
 async def checked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: FaultServer) -> Any:
     name = provider_for(server).name
     monkeypatch.setenv(f"{name.upper()}_BASE_URL", server.base_url)
+    if server.dialect.name == "responses":
+        monkeypatch.setenv(f"{name.upper()}_API", "responses")
     code = await asyncio.to_thread(cli.main, ["check", "-p", name, "-m", "fault-model", "--json"])
     output = capsys.readouterr()
     report = json.loads(output.out)

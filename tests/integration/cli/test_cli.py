@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,36 @@ def test_verbose_writes_log_to_stderr(
     out, err = capsys.readouterr()
     assert out == "The quick brown fox jumps over the lazy dog.\n"
     assert "event='llm.request_completed'" in err
+
+
+@pytest.mark.parametrize("command", [["ask", "hi", "--json"], ["status", "--json"], ["models", "--json"], ["warm-up"]])
+def test_setting_without_effect_is_reported_once_on_stderr(
+    command: list[str], server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLAMACPP_BASEURL", server.root)
+    monkeypatch.setenv("GPU1_BASEURL", server.root)  # of an endpoint that is not used
+    Path(".env").write_text("OPENAI_MODEL_NAME=gpt\n//LLM_PROVIDER=vllm\nLLM_RETRIES 3\n", encoding="utf-8")
+    assert cli.main(command) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        "learnflow-llm: LLAMACPP_BASEURL (in the environment) has no effect: did you mean LLAMACPP_BASE_URL?",
+        "learnflow-llm: OPENAI_MODEL_NAME (in .env) has no effect: did you mean OPENAI_MODEL?",
+        "learnflow-llm: .env, line 2 cannot be read: write NAME=value",
+        "learnflow-llm: .env, line 3 cannot be read: write NAME=value",
+    ]
+    assert "BASEURL" not in out
+
+
+@pytest.mark.parametrize("chain", ["gpu1", "llamacpp,gpu1"])
+def test_misspelt_variable_of_an_endpoint_is_reported(
+    chain: str, server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLM_PROVIDER", chain)
+    monkeypatch.setenv("GPU1_BASEURL", server.root)
+    monkeypatch.setenv("GPU1_KIND", "llamacpp")
+    cli.main(["ask", "hi"])
+    err = capsys.readouterr().err
+    assert err.count("GPU1_BASEURL (in the environment) has no effect: did you mean GPU1_BASE_URL?") == 1
 
 
 def test_ask_escapes_characters_that_encoding_lacks(server: FaultServer) -> None:

@@ -163,9 +163,10 @@ def test_invalid_variable_affects_only_its_provider(
         assert (code, states["vllm"], states["ollama"]) == (0, "misconfigured", "ready")
         monkeypatch.setenv("LLM_CONNECT_TIMEOUT", "0")
         assert main(["doctor"]) == 3
-        shown = capsys.readouterr()
-        assert "LLM_CONNECT_TIMEOUT (in the environment)" in shown.out
-        assert "LLM_CONNECT_TIMEOUT" in shown.err
+        shown = capsys.readouterr().out
+        assert "LLM_CONNECT_TIMEOUT (in the environment)" in shown
+        assert "  LLM_CONNECT_TIMEOUT must be" in shown
+        assert "  VLLM_CAPABILITIES is invalid" in shown
 
 
 async def test_other_server_at_default_address_is_misconfigured(usual: dict[str, str]) -> None:
@@ -213,7 +214,8 @@ def test_missing_server_is_reported_on_stderr(usual: dict[str, str], capsys: pyt
     for command in ("status", "models", "explain"):
         assert main([command]) == 3
         out, err = capsys.readouterr()
-        assert (out, "no server answers on this machine" in err) == ("", True)
+        assert out == ""
+        assert err.startswith(f"learnflow-llm: {discovery.NO_SERVER}.")
 
 
 def test_models_states_why_a_named_provider_lists_none(
@@ -230,12 +232,15 @@ def test_models_states_why_a_named_provider_lists_none(
 def test_doctor_prints_lines_of_env_file_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     Path(".env").write_text("OLLAMA_BASE_URL=http://127.0.0.1:9\n\nOLLAMA_MODEL llama3\n", encoding="utf-8")
     main(["doctor", "--provider", "ollama"])
-    assert "Lines that cannot be read:\n  .env, line 3: write NAME=value" in capsys.readouterr().out
+    assert "  .env, line 3 cannot be read: write NAME=value\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("name", "near"),
     [
+        ("OPENAI_MODEL_NAME", "OPENAI_MODEL"),
+        ("LLAMACPP_BASEURL", "LLAMACPP_BASE_URL"),
+        ("OPENAI_KEY", "OPENAI_API_KEY"),
         ("LLM_RETRYS", "LLM_RETRIES"),
         ("OLLAMA_MODLE", "OLLAMA_MODEL"),
         ("OLAMA_BASE_URL", "OLLAMA_BASE_URL"),
@@ -252,12 +257,13 @@ def test_doctor_suggests_correct_name_of_misspelt_variable(
 ) -> None:
     (tmp_path / ".env").write_text(f"{name}=x\n", encoding="utf-8")
     assert main(["doctor"]) == 3
-    assert f"{name} (in .env): did you mean {near}?" in capsys.readouterr().out
+    assert f"{name} (in .env) has no effect: did you mean {near}?" in capsys.readouterr().out
 
 
 def test_variables_of_other_programs_are_not_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         *("OLLAMA_MODELS", "OLLAMA_KEEP_ALIVE", "OLLAMA_NUM_PARALLEL", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_ORIGINS"),
+        *("ANTHROPIC_CUSTOM_HEADERS", "VLLM_MODEL_REDIRECT_PATH"),
         *("XAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_API_TYPE", "VLLM_LOGGING_LEVEL", "GROQ_API_KEY", "LLM_MODEL_NOTES"),
     ):
         monkeypatch.setenv(name, "x")
@@ -269,12 +275,13 @@ def test_doctor_advises_missing_key_before_other_provider(
 ) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "openai")
     assert main(["doctor"]) == 3
-    assert capsys.readouterr().out.endswith("Lines for .env:\n  OPENAI_API_KEY=…   # the key of openai\n")
+    assert capsys.readouterr().out.endswith("Lines for .env:\n  # the key of openai\n  OPENAI_API_KEY=…\n")
     with served("ollama") as (root, _):
         usual["ollama"] = root
         assert main(["doctor"]) == 3
-        advice = capsys.readouterr().out.partition("Lines for .env:\n")[2].splitlines()
-        assert advice[:2] == ["  OPENAI_API_KEY=…   # the key of openai", "  # or LLM_PROVIDER=ollama"]
+        shown = capsys.readouterr().out
+        assert "Lines for .env:\n  # the key of openai\n  OPENAI_API_KEY=…\n" in shown
+        assert "Lines for the environment:\n  # or\n  # export LLM_PROVIDER=ollama\n" in shown
 
 
 def test_doctor_does_not_warn_about_responding_server(
@@ -289,3 +296,40 @@ def test_doctor_does_not_warn_about_responding_server(
     shown = capsys.readouterr().out
     assert "model_missing" in shown
     assert "this container itself" not in shown
+
+
+def _worker(**more: object) -> dict[str, object]:
+    return {"url": "http://10.0.0.5:8000", "model_id": "unknown", "is_healthy": True, "load": 0, **more}
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "llamacpp", "openai"])  # a router forwards the pages of its servers
+def test_doctor_recognises_router_of_several_servers(
+    dialect: str, monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workers = [_worker(), _worker(is_healthy=False)]
+    with served(dialect, responses={"/workers": {"workers": workers, "total": 2, "stats": {}}}) as (root, _):
+        monkeypatch.setenv("LLM_PROVIDER", "gpus")
+        monkeypatch.setenv("GPUS_BASE_URL", root)
+        monkeypatch.setenv("GPUS_KIND", "custom" if dialect == "openai" else dialect)
+        main(["doctor", "--timeout", "5"])
+        shown = capsys.readouterr().out
+        monkeypatch.setenv("GPUS_MAX_CONCURRENCY", "8")
+        main(["doctor", "--timeout", "5"])
+        configured = capsys.readouterr().out
+    assert f"{root}/v1 is a router of 2 servers (1 unhealthy). Start it with --disable-retries" in shown
+    assert "GPUS_MAX_CONCURRENCY to the slots of all servers together" in shown
+    assert "--disable-retries" in configured
+    assert "set GPUS_MAX_CONCURRENCY" not in configured
+
+
+@pytest.mark.parametrize(
+    "page",
+    [{}, {"workers": 2}, {"workers": []}, {"workers": ["x"]}, {"workers": [{"name": "x"}]}, (500, {}), b"<html>"],
+)
+def test_doctor_does_not_take_other_pages_for_router(
+    page: object, monkeypatch: pytest.MonkeyPatch, usual: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served("vllm", responses={"/workers": page}) as (root, _):
+        monkeypatch.setenv("VLLM_BASE_URL", root)
+        assert main(["doctor", "--timeout", "5"]) == 0
+        assert "router" not in capsys.readouterr().out

@@ -150,7 +150,7 @@ def test_ask_for_missing_model_names_pull_command_of_server(
             assert cli.main(["ask", "hi", "-m", "fault-modle", *more]) == 1
             out, err = capsys.readouterr()
             assert out == ""
-            assert f"Set {dialect.upper()}_MODEL or model= to fault-model. The server has fault-model." in err
+            assert f"Set {dialect.upper()}_MODEL or --model to fault-model. The server has fault-model." in err
             assert ("Get the model" in err) is bool(command)
             assert command is None or f"Get the model: `{command} fault-modle`." in err
 

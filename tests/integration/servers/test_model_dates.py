@@ -121,6 +121,38 @@ def test_announced_dates_are_in_price_map(model: str, day: str) -> None:
     assert str(model_prices.end_of(SPECS["openai"], model)) == day
 
 
+@pytest.mark.parametrize(
+    ("variables", "lines"),
+    [
+        (
+            {"OPENAI_VISION_MODEL": "eyes"},
+            ["the model eyes ends on 2026-12-24. Set OPENAI_VISION_MODEL to a newer one"],
+        ),
+        ({"LLM_MODEL_QUIZ": "eyes"}, ["the model eyes ends on 2026-12-24. Set LLM_MODEL_QUIZ to a newer one"]),
+        ({"LLM_MODEL_QUIZ": "of-map"}, ["the model of-map ended on 2026-11-01. Set LLM_MODEL_QUIZ to a newer one"]),
+        (
+            {"OPENAI_VISION_MODEL": "m", "LLM_MODEL_A": "eyes", "LLM_MODEL_B": "eyes", "OPENAI_MODEL": "m"},
+            [
+                "the model m ends on 2026-12-11. Set OPENAI_MODEL and OPENAI_VISION_MODEL to a newer one",
+                "the model eyes ends on 2026-12-24. Set LLM_MODEL_A and LLM_MODEL_B to a newer one",
+            ],
+        ),
+        ({"LLM_MODEL_QUIZ": "of-another-provider", "OPENAI_VISION_MODEL": "lives"}, []),
+    ],
+)
+async def test_end_of_every_configured_model_is_named(
+    variables: dict[str, str], lines: list[str], prices: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices |= {name: {"deprecation_date": "2026-11-01"} for name in ("of-map", "of-another-provider", "eyes")}
+    monkeypatch.setenv("OPENAI_MODEL", "lives")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    rows = {"m": "2026-12-11", "eyes": "2026-12-24", "of-map": None, "lives": None}
+    async with FaultServer(responses=models(*({"id": n, "shutdown_date": day} for n, day in rows.items()))) as server:
+        health = await OpenAIProvider(base_url=server.root, api_key="k").refresh()
+    assert health.detail == "; ".join(["ready", *lines])
+
+
 @pytest.mark.parametrize("command", ["status", "doctor"])
 def test_command_shows_date_in_one_line(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -304,16 +304,16 @@ async def test_request_to_other_host_than_provider_is_refused() -> None:
     ],
 )
 async def test_invalid_proxy_or_ca_file_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from learnflow.llm.transport import pool  # noqa: PLC0415
+    from learnflow.llm.transport import network  # noqa: PLC0415
 
-    pool._tls_context.cache_clear()
+    network._tls_context.cache_clear()
     monkeypatch.setenv(name, value)
     scheme = "https" if name == "SSL_CERT_FILE" else "http"
     with pytest.raises(errors.NotConfigured, match=r"HTTPS_PROXY.*SSL_CERT_FILE") as caught:
         await CustomProvider(base_url=f"{scheme}://93.184.215.14/v1", model="m").generate("hi")
     assert caught.value.failover
     assert not await CustomProvider(base_url=f"{scheme}://93.184.215.14/v1").health_check()
-    pool._tls_context.cache_clear()
+    network._tls_context.cache_clear()
 
 
 @pytest.mark.parametrize("status", [201, 206])

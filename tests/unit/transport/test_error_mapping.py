@@ -117,6 +117,17 @@ def test_refusal_is_classified_by_status_code_and_message(status: int, body: byt
     assert error.status == status
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("body", [b"inference error: ResourceExhausted - the pool is full", b"rate limit", b""])
+def test_request_dropped_by_router_is_overload_with_reason_and_wait(status: int, body: bytes) -> None:
+    headers = {"x-llm-d-request-dropped-reason": "rejected-ttl-expired", "retry-after": "3"}
+    error = error_mapping.map_response(status, body, headers)
+    assert type(error) is errors.Overloaded
+    assert error.server_message.endswith("(rejected-ttl-expired)")
+    assert (error.status, error.retry_after) == (status, 3)
+    assert type(error_mapping.map_response(500, b"", {"x-request-dropped-reason": "internal"})) is errors.ServerFailed
+
+
 @pytest.mark.parametrize(
     "words", ["model hf.co/MaziyarPanahi/Qwen3-0.6B-GGUF:Q4_K_M", "Meta-Llama-3.1-8B-Instruct-GGUF"]
 )

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from learnflow.llm import errors
 from learnflow.llm.providers.ollama import NDJSONParser
-from learnflow.llm.testing.dialects import Dialect
+from learnflow.llm.testing.responses_dialect import dialect_of
+from learnflow.llm.transport.responses_parser import ResponsesParser
 from learnflow.llm.transport.sse_parser import SSEParser
 from learnflow.llm.transport.stream_parser import StreamParser
 
@@ -20,17 +21,18 @@ def is_complete(parser: StreamParser) -> bool:
     return parser.finish is not None and parser.fault is None
 
 
-DIALECTS = ["openai", "lmstudio", "vllm", "llamacpp", "ollama"]
+DIALECTS = ["openai", "lmstudio", "vllm", "llamacpp", "ollama", "responses"]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PIECES = st.lists(TEXT, max_size=8)
 
 
 def reader(dialect: str) -> StreamParser:
-    return NDJSONParser() if dialect == "ollama" else SSEParser()
+    kinds: dict[str, type[StreamParser]] = {"ollama": NDJSONParser, "responses": ResponsesParser}
+    return kinds.get(dialect, SSEParser)()
 
 
 def stream(dialect: str, pieces: list[str], thinking: str = "") -> bytes:
-    say = Dialect(dialect)  # type: ignore[arg-type]
+    say = dialect_of(dialect)  # type: ignore[arg-type]
     thought = say.piece(thinking=thinking) if thinking else b""
     return say.opening() + thought + b"".join(map(say.piece, pieces)) + say.end() + say.usage() + say.done()
 
@@ -57,7 +59,7 @@ def test_any_response_in_any_reads_gives_same_text(
 @pytest.mark.parametrize("dialect", DIALECTS)
 @given(pieces=PIECES, cut=st.integers(0, 10**6))
 def test_response_cut_before_finish_is_never_complete(dialect: str, pieces: list[str], cut: int) -> None:
-    say = Dialect(dialect)  # type: ignore[arg-type]
+    say = dialect_of(dialect)  # type: ignore[arg-type]
     until_finish = say.opening() + b"".join(map(say.piece, pieces)) + say.end()
     # the finish reason is read with the last character of its JSON
     body = until_finish[: cut % (len(until_finish.rstrip()))]
@@ -71,7 +73,7 @@ def test_response_cut_before_finish_is_never_complete(dialect: str, pieces: list
 @pytest.mark.parametrize("dialect", DIALECTS)
 @given(text=TEXT, cuts=st.lists(st.integers(0, 10**6), max_size=5), cut=st.integers(1, 10**6))
 def test_document_is_complete_or_body_cut(dialect: str, text: str, cuts: list[int], cut: int) -> None:
-    body = Dialect(dialect).answer_body(text)  # type: ignore[arg-type]
+    body = dialect_of(dialect).answer_body(text)  # type: ignore[arg-type]
     wire = reader(dialect)
     assert read(wire, body, cuts)[0] == text
     assert is_complete(wire)
@@ -82,7 +84,7 @@ def test_document_is_complete_or_body_cut(dialect: str, text: str, cuts: list[in
 
 
 @given(body=st.binary(max_size=200), cuts=st.lists(st.integers(0, 10**6), max_size=4))
-@pytest.mark.parametrize("dialect", ["openai", "ollama"])
+@pytest.mark.parametrize("dialect", ["openai", "ollama", "responses"])
 def test_random_bytes_are_fault_and_not_exception(dialect: str, body: bytes, cuts: list[int]) -> None:
     wire = reader(dialect)
     read(wire, body, cuts)
@@ -124,7 +126,7 @@ _SHAPES = st.recursive(
 )
 
 
-@pytest.mark.parametrize("dialect", ["openai", "ollama"])
+@pytest.mark.parametrize("dialect", ["openai", "ollama", "responses"])
 @given(values=st.lists(_SHAPES, max_size=3))
 def test_json_of_any_shape_is_complete_or_fault(dialect: str, values: list[object]) -> None:
     lines = [json.dumps(one).encode() for one in values]

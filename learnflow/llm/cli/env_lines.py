@@ -1,0 +1,129 @@
+"""The lines that ``doctor`` prints: settings that work if they are pasted as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final
+
+from .. import settings
+from ..adapter.provider import BaseProvider
+from ..discovery import Candidate
+from ..errors import LLMError
+from ..provider_spec import ProviderSpec, endpoint_spec
+from ..providers.registry import EMBEDDED, SPECS, build, spec_of
+from ..settings import Settings
+from ..settings_sources import ENVIRONMENT, find_variables, read_sources
+from ..transport.endpoint import parse_endpoint
+from .status import select
+from .terminal import write
+
+_UNKNOWN: Final = "…"  # a value that the user must fill in
+_PLAIN_NAME: Final = re.compile(r"[\w./:@+,=%-]+")  # the same in .env and in a shell, without quotes
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A variable to set.
+
+    Attributes:
+        spellings: the names of the variable. The first one is set.
+        value: the value; "" to use the default.
+        comment: a comment above the line.
+        is_alternative: the line is printed as a comment.
+    """
+
+    spellings: tuple[str, ...]
+    value: str
+    comment: str = ""
+    is_alternative: bool = False
+
+    @property
+    def target(self) -> str:
+        """Return the source in which the line has an effect: the file, unless the environment overrides it."""
+        current = next(find_variables(self.spellings, read_sources()), None)
+        return current.source if current and (current.source == ENVIRONMENT or not self.value) else ".env"
+
+
+def print_lines(lines: Iterable[Line]) -> None:
+    """Print lines by the source into which they belong. A line is not wrapped."""
+    lines = list(lines)
+    for target in dict.fromkeys(line.target for line in lines):
+        write(f"\nLines for {target}:")
+        export = "export " if target == ENVIRONMENT else ""
+        for line in (line for line in lines if line.target == target):
+            if line.comment:
+                write(line.comment, indent="  # ")
+            print(f"  {'# ' if line.is_alternative else ''}{export}{line.spellings[0]}={line.value}")
+
+
+def default_lines(faults: Iterable[str]) -> Iterator[Line]:
+    """Yield lines that replace invalid values by their defaults."""
+    for name in faults:
+        field = Settings.model_fields.get(name.lower())
+        default = field.default if field and isinstance(field.default, (str, int, float)) else ""
+        yield Line((name,), str(default).lower(), "the default")
+
+
+def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Iterator[Line]:
+    """Yield lines that configure a working provider. Yield nothing if a configured one is ready."""
+    selected = select(chain, candidates)
+    ready = [candidate for candidate in selected if candidate.ready]
+    if chain and ready:
+        return
+    missing = [line for candidate in selected for line in _missing_lines(candidate)]
+    yield from missing
+    responding = [candidate for candidate in candidates if candidate.health.ready and candidate.provider]
+    local = [candidate for candidate in responding if candidate.provider and candidate.provider.spec.local]
+    clouds = [] if missing or settings.load().llm_local_only else responding
+    for candidate in (ready or local or clouds)[:1]:
+        yield from _lines_of(candidate, is_alternative=bool(missing))
+    if missing or ready or local or clouds:
+        return
+    with suppress(LLMError):
+        build(EMBEDDED.name)
+        yield _provider_line(EMBEDDED.name, "the small model of this machine")
+        return
+    startable = next(spec for spec in SPECS.values() if spec.server.start_command)
+    yield _provider_line(startable.name, f"after: {startable.server.start_command}")
+
+
+def _provider_line(name: str, comment: str = "") -> Line:
+    return Line(("LLM_PROVIDERS" if settings.load().llm_providers else "LLM_PROVIDER",), name, comment)
+
+
+def _missing_lines(candidate: Candidate) -> Iterator[Line]:
+    """Yield the line without which a selected provider does not respond."""
+    health = candidate.health
+    if candidate.kind:
+        yield Line(endpoint_spec(candidate.kind, health.provider).spellings("kind"), candidate.kind.name)
+    elif health.state == "unauthorised":
+        yield Line(spec_of(health.provider).spellings("api_key"), _UNKNOWN, f"the key of {health.provider}")
+    elif candidate.provider and (health.state == "model_missing" or (health.ready and not health.model)):
+        yield from _model_lines(candidate.provider.spec, health.models)
+
+
+def _lines_of(candidate: Candidate, *, is_alternative: bool) -> Iterator[Line]:
+    """Yield the lines that configure a server and its model."""
+    assert candidate.provider  # noqa: S101  # it is ready
+    spec, health = candidate.provider.spec, candidate.health
+    lines = [_provider_line(spec.name, "or" if is_alternative else "" if spec.local else "prompts leave this machine")]
+    if not (candidate.configured or _is_default(candidate.provider)):
+        lines.append(Line(spec.spellings("base_url"), candidate.provider.endpoint.base))
+    lines += _model_lines(spec, [health.model] if health.model else health.models)
+    yield from (replace(line, is_alternative=is_alternative) for line in lines)
+
+
+def _is_default(provider: BaseProvider) -> bool:
+    """Return whether the provider has this address without a setting. A key is sent to it from any source."""
+    default = provider.spec.api.default_url or ""
+    root = provider.endpoint.root.replace("//127.0.0.1:", "//localhost:")
+    return not settings.load_provider(provider.spec).base_url and parse_endpoint(provider.spec, default).root == root
+
+
+def _model_lines(spec: ProviderSpec, models: Sequence[str]) -> Iterator[Line]:
+    """Yield the line that selects the first model with a name that can be pasted."""
+    value, *others = [name for name in models if _PLAIN_NAME.fullmatch(name)] or [_UNKNOWN]
+    yield Line(spec.spellings("model"), value, f"or {', '.join(others[:5])}" if others else "")
