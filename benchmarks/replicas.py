@@ -177,7 +177,10 @@ def vllm_router(*options: str, session: bool = False) -> Client:
         header = {"x-session-id": "{session}"} if session else {}
         try:
             await ready(url, engine)
-            provider = LlamaCppProvider(base_url=url, model="m", headers=header, max_concurrency=len(urls))
+            target = LlamaCppProvider(base_url=url, model="m", headers=header, max_concurrency=len(urls))
+            provider = RouterProvider(
+                [target], breakers=BreakerRegistry()
+            )  # retries, if a server closed an idle connection
 
             async def send(messages: list[dict[str, str]]) -> PromptUsage:
                 done = await provider.complete(

@@ -42,15 +42,15 @@ Routing: TypeAlias = Literal["order", "latency", "cost", "local-first", "warm-fi
 Method: TypeAlias = Literal["generate", "stream", "complete"]
 
 
-class _DefaultFloat(float):
-    """A default value of this package, which is not the same as an equal value of the caller."""
+class DefaultFloat(float):
+    """A default of this package or of an application's configuration. Unlike a caller's value, it may be left out."""
 
 
 class _DefaultInt(int):
     """A default value of this package, which is not the same as an equal value of the caller."""
 
 
-DEFAULT_TEMPERATURE: Final[float] = _DefaultFloat(0.7)
+DEFAULT_TEMPERATURE: Final[float] = DefaultFloat(0.7)
 DEFAULT_MAX_TOKENS: Final[int] = _DefaultInt(1000)
 
 
@@ -63,11 +63,11 @@ class AtMost(int):
 
 
 def may_be_left_out(value: object) -> bool:
-    """Return whether a value may be removed from the request after the model has rejected it.
+    """Return whether a value may be removed from the request if the model does not support it.
 
-    This is true for a default of this package and for ``AtMost``. Any other value of the caller is never removed.
+    This is true for a default and for ``AtMost``. Any other value of the caller is never removed.
     """
-    return isinstance(value, (_DefaultFloat, _DefaultInt, AtMost))
+    return isinstance(value, (DefaultFloat, _DefaultInt, AtMost))
 
 
 def describe_limit(max_tokens: int | None, usage: Usage) -> tuple[str, str]:

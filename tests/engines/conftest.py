@@ -88,5 +88,5 @@ async def configure(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Configure]
         return providers[-1]
 
     yield provider
-    for one in providers:
-        await one.aclose()
+    for inner in [inner for one in providers for inner in one.providers]:
+        await inner.aclose()

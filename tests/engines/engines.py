@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import httpx
-from llama import HANG_S, LlamaServer
+from llama import LlamaServer
 
 from learnflow.llm import RouterProvider
 
+START_S: Final = 120.0  # a limit for hanging tests, not for slow ones
 # The options that docs/scaling.md advises. By default a server that has ended gets requests until ten have failed.
 REJOIN: Final = (
     "--disable-retries",
@@ -128,7 +129,7 @@ class Engine:
     async def healthy(self, count: int | None = None) -> Self:
         """Wait until so many servers are healthy, by default all."""
         count = self._workers if count is None else count
-        async with asyncio.timeout(HANG_S):
+        async with asyncio.timeout(START_S):
             while (page := await self.get("/readiness")) is None or page.get("healthy_workers") != count:
                 assert self.process.poll() is None, self.log[-2000:]
                 await asyncio.sleep(0.05)

@@ -71,6 +71,7 @@ async def test_server_of_other_kind_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("dialect", "kind"), [("ollama", "ollama"), ("llamacpp", "llamacpp"), ("openai", "custom")])
+@pytest.mark.usefixtures("usual")
 async def test_status_and_doctor_show_kind_to_set(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dialect: Any, kind: str
 ) -> None:
@@ -89,6 +90,7 @@ async def test_status_and_doctor_show_kind_to_set(
         assert await asyncio.to_thread(main, ["status", "-p", "gpu1"]) == 0
 
 
+@pytest.mark.usefixtures("usual")
 async def test_status_of_endpoint_without_kind_that_is_down(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

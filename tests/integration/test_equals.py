@@ -293,6 +293,7 @@ async def test_invalid_prompt_is_refused_by_name(two: list[FaultServer], name: s
 
 
 @pytest.mark.parametrize("command", ["status", "doctor", "explain hi", "ask hi"])
+@pytest.mark.usefixtures("usual")
 async def test_commands_accept_equals(
     two: list[FaultServer], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

@@ -146,13 +146,13 @@ def test_hostile_values_of_variables_raise_only_our_errors(monkeypatch: pytest.M
 
 
 def create_provider(variable: str) -> str:
-    """Create the provider of a variable, and read the variables as the command line does. Return the outcome."""
+    """Create a provider that reads a variable, and read it as the command line does. Return the outcome."""
     name = next((name for name in PROVIDERS if variable.startswith(name)), "OLLAMA").lower()
     try:
         variables([spec_of(name)])
-        build(name)
-        get_provider(None if variable.startswith("LLM_PROVIDER") else "ollama")
-        settings.node_models()
+        get_provider(None if variable.startswith("LLM_PROVIDER") else name)
+        if variable.startswith("LLM_MODEL"):
+            settings.node_models()
     except LLMError as error:
         return check(error)
     return "created"

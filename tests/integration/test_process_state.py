@@ -228,7 +228,7 @@ def test_blocking_call_in_loop_after_stop_raises_invalid_request(server: FaultSe
     async def call() -> object:
         return background.wait(asyncio.sleep(0))
 
-    with pytest.raises(errors.InvalidRequest, match="while the process ends"):
+    with pytest.raises(errors.InvalidRequest, match="blocking call"):
         background.wait(call()) if nested else asyncio.run(call())
     assert background.wait(asyncio.sleep(0, "result")) == "result"
     assert background._last_runner

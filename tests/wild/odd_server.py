@@ -12,10 +12,14 @@ import pytest
 
 from learnflow.llm import Completion, Finished, LLMProvider
 from learnflow.llm.errors import LLMError
+from learnflow.llm.providers import CustomProvider
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import Seen
 
 MODEL: Final = "study-7b"
+KEY: Final = "k-0123456789abcdef"
+PIXEL: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+SECOND: Final = "From the second."
 DONE: Final = b"data: [DONE]\n\n"
 HOWS: Final = ("complete", "events")
 _SSE: Final = "text/event-stream"
@@ -152,10 +156,18 @@ def tool(name: str, *arguments: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
+TOOLS: Final = [tool("define", "term")]
+
+
 def rows(*table: Any) -> pytest.MarkDecorator:
     """Return the parameter ``row`` for the rows of a table, with their ids."""
     assert all(row.seen for row in table)
     return pytest.mark.parametrize("row", [pytest.param(row, id=row.id) for row in table])
+
+
+def custom(url: str) -> LLMProvider:
+    """Return a provider of an OpenAI-compatible server."""
+    return CustomProvider(url, MODEL)
 
 
 async def answered(provider: LLMProvider, how: str, prompt: Any = "Why two keys?", **options: Any) -> Completion:

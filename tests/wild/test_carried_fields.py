@@ -12,13 +12,16 @@ import pytest
 from odd_server import (
     DONE,
     HOWS,
+    KEY,
     MODEL,
+    TOOLS,
     OddServer,
     Reply,
     answered,
     body,
     calls,
     chunk,
+    custom,
     good,
     openai_error,
     piece,
@@ -26,21 +29,18 @@ from odd_server import (
     rows,
     said,
     sse,
-    tool,
     whole,
 )
 from support import router
 
 from learnflow.llm import Completion, LLMProvider, errors
 from learnflow.llm.completion import ToolCallDelta
-from learnflow.llm.providers import CustomProvider, GeminiProvider, OllamaProvider, OpenRouterProvider, build
+from learnflow.llm.providers import GeminiProvider, OllamaProvider, OpenRouterProvider, build
 from learnflow.llm.testing import FaultServer
 
-TOOLS: Final = [tool("define", "term")]
 ARGUMENTS: Final = '{"term": "key"}'
 SIGNATURE: Final = {"google": {"thought_signature": "c2lnbmF0dXJlLTE="}}
 THOUGHTS: Final = "The reader asks for a term."
-KEY: Final = "k-0123456789abcdef"
 _MISSING: Final = refusal(400, openai_error("A field of the previous turn was not returned."))
 
 
@@ -65,10 +65,6 @@ class Row:
         if not mine:
             return self.first
         return good("A key opens a lock.") if self.returned(mine[0]) else _MISSING
-
-
-def custom(url: str) -> LLMProvider:
-    return CustomProvider(url, MODEL)
 
 
 def deepseek(url: str) -> LLMProvider:
@@ -345,7 +341,7 @@ class Foreign:
 )
 async def test_failover_sends_no_field_of_another_provider(row: Foreign, how: str) -> None:
     async with OddServer(row.first) as one, OddServer(good("A key opens a lock.")) as two:
-        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        chain = router(custom(one.base_url), custom(two.base_url))
         turns: list[dict[str, Any]] = [{"role": "user", "content": "What is a key?"}]
         done = await answered(chain, how, turns, tools=TOOLS)
         turns.append(done.message())

@@ -11,13 +11,13 @@ import pytest
 from odd_server import (
     DONE,
     HOWS,
-    MODEL,
     OddServer,
     Reply,
     answered,
     body,
     calls,
     chunk,
+    custom,
     piece,
     rows,
     said,
@@ -29,7 +29,6 @@ from pydantic import BaseModel
 from support import router
 
 from learnflow.llm import errors, events
-from learnflow.llm.providers import CustomProvider
 
 TOOLS: Final = [tool("note", "page", "text")]
 CUT_CALL: Final = piece(0, "a1", "note", '{"page": "1", "text": "RSA is a pub')
@@ -171,7 +170,7 @@ async def test_one_provider_reports_the_limit_and_is_asked_once(
     monkeypatch.setenv("LLM_RETRIES", "2")
     async with OddServer(row.reply) as server:
         with pytest.raises(errors.AnswerTruncated, match="max_tokens") as caught:
-            await answered(CustomProvider(server.base_url, MODEL), how, **row.options)
+            await answered(custom(server.base_url), how, **row.options)
         assert len(server.bodies) == 1
     assert "1000" in str(caught.value)
 
@@ -183,7 +182,7 @@ async def test_router_opens_no_breaker_and_asks_each_provider_once_at_most(
 ) -> None:
     monkeypatch.setenv("LLM_RETRIES", "2")
     async with OddServer(row.reply) as one, OddServer(row.reply) as two:
-        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        chain = router(custom(one.base_url), custom(two.base_url))
         with pytest.raises(errors.AnswerTruncated, match="max_tokens"):
             await answered(chain, how, **row.options)
         assert len(one.bodies) == 1
@@ -195,7 +194,7 @@ async def test_router_opens_no_breaker_and_asks_each_provider_once_at_most(
 @rows(*(row for row in TRUNCATED if "dialect" not in row.id and "MAX_TOKENS" not in row.id))
 async def test_next_provider_gets_the_request_only_if_the_answer_is_empty(row: Row, how: str) -> None:
     async with OddServer(row.reply) as one, OddServer(row.reply) as two:
-        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        chain = router(custom(one.base_url), custom(two.base_url))
         with pytest.raises(errors.AnswerTruncated) as caught:
             await answered(chain, how, **row.options)
         is_empty = not (caught.value.partial or caught.value.partial_calls)
@@ -206,7 +205,7 @@ async def test_next_provider_gets_the_request_if_the_context_was_full() -> None:
     """A sibling: another provider may serve a longer context."""
     reply = cut(said('{"questions": ["Why two '), **used(30))
     async with OddServer(reply) as one, OddServer(whole_quiz()) as two:
-        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        chain = router(custom(one.base_url), custom(two.base_url))
         assert (await chain.complete("?", response_format=Quiz)).parsed == Quiz(questions=[])
 
 
@@ -217,7 +216,7 @@ def whole_quiz() -> Reply:
 @pytest.mark.parametrize("text", ['{"questions": []}', '\n```json\n{"questions": []}\n```\n', '{"questions": []}\n\n'])
 async def test_schema_that_is_whole_at_the_limit_is_returned(text: str) -> None:
     async with OddServer(cut(said(text))) as server:
-        done = await CustomProvider(server.base_url, MODEL).complete("?", response_format=Quiz)
+        done = await custom(server.base_url).complete("?", response_format=Quiz)
     assert done.parsed == Quiz(questions=[])
 
 
@@ -253,7 +252,7 @@ async def test_text_is_returned_with_a_warning_that_names_number_and_remedy(
     caplog.set_level(logging.WARNING, logger="learnflow.llm")
     options = {} if limit is None else {"max_tokens": limit}
     async with OddServer(row.reply) as server:
-        provider = CustomProvider(server.base_url, MODEL)
+        provider = custom(server.base_url)
         if how == "generate":
             text = await provider.generate("What is RSA?", **options)
         elif how == "stream":
@@ -277,5 +276,5 @@ async def test_tool_call_that_is_complete_at_finish_tool_calls_is_no_cut() -> No
     arguments = json.dumps({"page": "1", "text": "RSA"})
     reply = cut(calls(piece(0, "a1", "note", arguments)), finish="tool_calls", **used(40))
     async with OddServer(reply) as server:
-        done = await CustomProvider(server.base_url, MODEL).complete("?", tools=TOOLS, max_tokens=40)
+        done = await custom(server.base_url).complete("?", tools=TOOLS, max_tokens=40)
     assert done.tool_calls[0].arguments == {"page": "1", "text": "RSA"}

@@ -10,12 +10,14 @@ import pytest
 from odd_server import (
     DONE,
     HOWS,
-    MODEL,
+    KEY,
+    PIXEL,
     OddServer,
     Reply,
     answered,
     body,
     chunk,
+    custom,
     good,
     outcome,
     piece,
@@ -30,10 +32,8 @@ from odd_server import (
 from support import router
 
 from learnflow.llm import LLMProvider, errors
-from learnflow.llm.providers import CustomProvider, build
+from learnflow.llm.providers import build
 
-KEY: Final = "k-0123456789abcdef"
-PIXEL: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 PICTURE: Final = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
 SOUND: Final = {"type": "input_audio", "input_audio": {"data": PIXEL, "format": "wav"}}
 FILE: Final = {"type": "file", "file": {"filename": "notes.pdf", "file_data": f"data:application/pdf;base64,{PIXEL}"}}
@@ -210,7 +210,7 @@ async def test_what_the_caller_gives_is_in_the_request_or_refused_by_name(row: R
 async def test_query_of_the_base_url_is_in_every_request(query: str, how: str) -> None:
     """github.com/NousResearch/hermes-agent/pull/8766 (2026-04), github.com/Security-Onion-Solutions/securityonion/issues/15841 (2026-04)."""  # noqa: E501
     async with OddServer(good()) as server:
-        provider = CustomProvider(f"{server.base_url}?{query}", MODEL)
+        provider = custom(f"{server.base_url}?{query}")
         try:
             done = await answered(provider, how)
             await provider.list_models()
@@ -309,7 +309,7 @@ BOTH: Final = [*ONE, ("translate", {"term": "key"})]
 )
 async def test_calls_in_another_choice_are_read(row: AnswerRow, how: str) -> None:
     async with OddServer(row.reply) as server:
-        done = await answered(CustomProvider(server.base_url, MODEL), how, tools=TOOLS)
+        done = await answered(custom(server.base_url), how, tools=TOOLS)
     assert (done.text, ran(done), done.finish) == (row.text, row.calls, "tool_calls")
 
 
@@ -353,7 +353,7 @@ LOST = (
 @rows(*LOST)
 async def test_finish_tool_calls_without_a_call_is_incomplete(row: LostRow, how: str) -> None:
     async with OddServer(row.reply) as server:
-        got = await outcome(CustomProvider(server.base_url, MODEL), how, **row.options)
+        got = await outcome(custom(server.base_url), how, **row.options)
     assert isinstance(got, errors.BrokenAnswer)
 
 
@@ -361,7 +361,7 @@ async def test_finish_tool_calls_without_a_call_is_incomplete(row: LostRow, how:
 async def test_next_provider_gives_the_call_that_was_lost(row: LostRow) -> None:
     called = sse(chunk({"tool_calls": [DEFINE]}), chunk(finish="tool_calls"), DONE)
     async with OddServer(row.reply) as one, OddServer(called) as two:
-        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        chain = router(custom(one.base_url), custom(two.base_url))
         assert ran(await chain.complete("What is a key?", **row.options)) == ONE
 
 
@@ -369,6 +369,6 @@ async def test_next_provider_gives_the_call_that_was_lost(row: LostRow) -> None:
 async def test_failover_drops_no_picture(how: str) -> None:
     """A request is written anew for each provider (github.com/The-PR-Agent/pr-agent/issues/3338, 2026-09)."""
     async with OddServer(refusal(503, {"error": "down"})) as one, OddServer(good("A dot.")) as two:
-        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        chain = router(custom(one.base_url), custom(two.base_url))
         assert (await answered(chain, how, asked(PICTURE))).text == "A dot."
         assert PIXEL in json.dumps(two.bodies[-1])

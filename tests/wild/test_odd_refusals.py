@@ -9,18 +9,21 @@ from typing import Any, Final
 import pytest
 from odd_server import (
     HOWS,
+    KEY,
     MODEL,
+    SECOND,
+    TOOLS,
     OddServer,
     Reply,
     answered,
     body,
+    custom,
     good,
     openai_error,
     outcome,
     refusal,
     rows,
     sse,
-    tool,
     unless,
     whole,
 )
@@ -29,7 +32,6 @@ from support import router
 from learnflow.llm import LLMProvider, errors, events
 from learnflow.llm.providers import (
     AnthropicProvider,
-    CustomProvider,
     GeminiProvider,
     LMStudioProvider,
     OpenAIProvider,
@@ -38,14 +40,7 @@ from learnflow.llm.providers import (
     build,
 )
 
-KEY: Final = "k-0123456789abcdef"
-TOOLS: Final = [tool("define", "term")]
-SECOND: Final = "From the second."
 Make = Callable[[str], LLMProvider]
-
-
-def custom(url: str) -> LLMProvider:
-    return CustomProvider(url, MODEL)
 
 
 def groq(url: str) -> LLMProvider:

@@ -11,11 +11,13 @@ from odd_server import (
     DONE,
     HOWS,
     MODEL,
+    SECOND,
     OddServer,
     Reply,
     answered,
     body,
     chunk,
+    custom,
     good,
     openai_error,
     refusal,
@@ -30,7 +32,6 @@ from learnflow.llm import errors, events
 from learnflow.llm.providers import CustomProvider, OllamaProvider
 from learnflow.llm.testing import Fault, FaultServer
 
-SECOND = "From the second."
 UNEXPLAINED = refusal(400, openai_error("Invalid request parameters"))
 
 
@@ -40,7 +41,7 @@ UNEXPLAINED = refusal(400, openai_error("Invalid request parameters"))
 async def test_overflow_in_words_of_ollama_moves_on(words: str) -> None:
     refused = Fault("refuse", status=400, body=f'{{"error": "{words}"}}'.encode())
     async with FaultServer("ollama", fault=refused) as one, OddServer(good(SECOND)) as two:
-        chain = router(OllamaProvider(one.base_url, "fault-model"), CustomProvider(two.base_url, MODEL))
+        chain = router(OllamaProvider(one.base_url, "fault-model"), custom(two.base_url))
         done = await chain.complete("Explain RSA")
         assert done.text == SECOND
         assert chain.status()[0]["breaker"] == "closed"
@@ -53,7 +54,7 @@ async def test_refusal_is_a_warning_with_the_words_of_the_server(
 ) -> None:
     caplog.set_level(logging.WARNING)
     async with OddServer(UNEXPLAINED) as one, OddServer(good(SECOND)) as two:
-        await router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL)).complete("Why two keys?")
+        await router(custom(one.base_url), custom(two.base_url)).complete("Why two keys?")
     line = next(record.getMessage() for record in caplog.records if "llm.provider_refused" in record.getMessage())
     assert "Invalid request parameters" in line
     assert "400" in line
@@ -65,14 +66,14 @@ async def test_words_that_repeat_the_prompt_are_not_logged(caplog: pytest.LogCap
     reply = refusal(400, openai_error("cannot read: My own private exponent is 65537"))
     async with OddServer(reply) as server:
         with pytest.raises(errors.RequestRefused):
-            await CustomProvider(server.base_url, MODEL).complete("My own private exponent is 65537")
+            await custom(server.base_url).complete("My own private exponent is 65537")
     assert "llm.provider_refused" in caplog.text
     assert "exponent" not in caplog.text
 
 
 async def test_request_without_defaults_is_sent_if_the_other_provider_is_down() -> None:
     async with OddServer(unless(lambda request: "temperature" in request, UNEXPLAINED)) as one:
-        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider("http://127.0.0.1:9/v1", MODEL))
+        chain = router(custom(one.base_url), custom("http://127.0.0.1:9/v1"))
         for _ in range(3):  # the first request finds out that the other one is down
             assert (await chain.complete("Why two keys?")).text == "Two keys."
         assert ["temperature" in seen for seen in one.bodies] == [True, True, False, False, False]
@@ -82,7 +83,7 @@ async def test_request_without_defaults_is_sent_if_the_other_provider_is_down() 
 async def test_request_without_defaults_is_sent_once_if_the_other_provider_fails(how: str) -> None:
     broken = refusal(500, openai_error("out of memory"))
     async with OddServer(UNEXPLAINED) as one, OddServer(broken) as two:
-        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        chain = router(custom(one.base_url), custom(two.base_url))
         with pytest.raises(errors.RequestRefused):
             await answered(chain, how)
         assert ["temperature" in seen for seen in one.bodies] == [True, True, False]
@@ -120,24 +121,24 @@ async def test_overflow_that_only_litellm_knows_is_known_in_a_200(began: bool) -
     error = openai_error("`inputs` tokens + `max_new_tokens` must be <= 4097")
     reply = sse(chunk({"role": "assistant", "content": ""}), error, DONE) if began else body(error)
     async with OddServer(reply) as one, OddServer(good(SECOND)) as two:
-        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        chain = router(custom(one.base_url), custom(two.base_url))
         assert (await chain.complete("Why two keys?")).text == SECOND
         assert chain.status()[0]["breaker"] == "closed"
         with pytest.raises(errors.ContextOverflow):
-            await CustomProvider(one.base_url, MODEL).complete("Why two keys?")
+            await custom(one.base_url).complete("Why two keys?")
 
 
 async def test_error_object_after_text_is_no_refusal() -> None:
     reply = sse(said("Two"), {"error": {"message": "no more", "code": 400}}, DONE)
     async with OddServer(reply) as server:
         with pytest.raises(errors.ErrorInAnswer):
-            await CustomProvider(server.base_url, MODEL).complete("Why two keys?")
+            await custom(server.base_url).complete("Why two keys?")
 
 
 async def test_system_is_joined_with_the_system_message_of_the_prompt() -> None:
     parts = [{"type": "text", "text": "You teach."}]
     async with OddServer(good()) as server:
-        provider = CustomProvider(server.base_url, MODEL)
+        provider = custom(server.base_url)
         for content in ("You teach.", parts):
             prompt = [{"role": "system", "content": content}, {"role": "user", "content": "What is RSA?"}]
             await provider.complete(prompt, system="Be short.")

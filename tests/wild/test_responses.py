@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage, ToolMessage
 from odd_server import HOWS, OddServer, Reply, answered, body, good, openai_error, refusal, sse, tool
 from pydantic import BaseModel
@@ -23,6 +25,7 @@ from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider, OpenAIProvider, build
 from learnflow.llm.servers.model_prices import needs_responses
 from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.transport.responses_parser import ResponsesParser
 
 KEY: Final = "k-0123456789abcdef"
 TOOLS: Final = [tool("define", "term")]
@@ -438,12 +441,70 @@ async def test_server_without_the_responses_api_gets_chat_completions() -> None:
         assert ["input" in sent for sent in server.bodies] == [True, False, False]
 
 
-async def test_server_that_refuses_both_apis_gets_each_once() -> None:
+@pytest.mark.parametrize(
+    "refused",
+    [
+        refusal(
+            400, {"error": {"code": "BadRequest", "message": "It is enabled only for api-version 2025-03-01-preview"}}
+        ),
+        refusal(400, openai_error("The feature is not supported in this region.")),
+    ],
+)
+async def test_refusal_of_an_api_that_the_map_chose_is_sent_to_the_other(refused: Reply) -> None:
+    async with OddServer(switching(good(TEXT), refused)) as server:
+        provider = AzureProvider(server.root, "gpt-5", KEY)
+        for _ in range(2):
+            assert (await provider.complete("hi", tools=TOOLS)).text == TEXT
+        assert ["input" in sent for sent in server.bodies][-3:] == [True, False, False]
+
+
+async def test_server_that_refuses_both_apis_gets_each_once_and_the_first_refusal_is_raised() -> None:
     refusing = refusal(400, openai_error(USE_RESPONSES))
-    async with OddServer(switching(refusing, body({"error": "not found"}, 404))) as server:
-        with pytest.raises(errors.LLMError):
+    first = refusal(400, openai_error("Invalid schema for function 'define'.", param="tools"))
+    async with OddServer(switching(refusing, first)) as server:
+        with pytest.raises(errors.LLMError, match="Invalid schema"):
             await OpenAIProvider(server.base_url, "gpt-6-sol", KEY).complete("hi", tools=TOOLS)
-    assert len(server.bodies) == 2
+    assert ["input" in sent for sent in server.bodies] == [True, False]
+
+
+async def test_model_without_chat_completions_is_not_sent_there() -> None:
+    async with OddServer(refusal(400, openai_error("Invalid input.", param="input"))) as server:
+        with pytest.raises(errors.RequestRefused, match="Invalid input"):
+            await OpenAIProvider(server.base_url, "gpt-5-pro", KEY).complete("hi")
+    assert ["input" in sent for sent in server.bodies] == [True]
+
+
+EVENTS: Final = sorted(
+    {event["type"] for event in events(*ITEMS)} | {"error", "response.failed", "response.incomplete"}
+)
+_VALUES: Final = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 3)
+    | st.sampled_from(["", "x", "function_call", "reasoning", "completed"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from([*response(), *ITEMS[0], *ITEMS[2], "item", "text", "delta", "reason"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+_FIELDS: Final = ("response", "item", "delta", "output_index", "error", "summary_index")
+
+
+@given(
+    data=st.lists(st.tuples(st.sampled_from(EVENTS), st.dictionaries(st.sampled_from(_FIELDS), _VALUES)), max_size=6)
+)
+def test_events_of_any_shape_are_complete_or_a_fault(data: list[tuple[str, dict[str, Any]]]) -> None:
+    for document in (False, True):
+        parser = ResponsesParser()
+        for kind, fields in data:
+            sent = fields.get("response") if document else {"type": kind, **fields}
+            parser.feed(json.dumps(sent).encode() if document else b"data: " + json.dumps(sent).encode() + b"\n\n")
+        parser.end()
+        assert parser.fault is None or isinstance(parser.fault, errors.LLMError)
+        assert parser.fault or parser.finish
 
 
 @pytest.mark.parametrize("name", ["include", "reasoning.summary", "temperature", "max_output_tokens", "stream"])

@@ -13,6 +13,7 @@ import pytest
 from odd_server import (
     DONE,
     HOWS,
+    KEY,
     MODEL,
     OddServer,
     Reply,
@@ -20,6 +21,7 @@ from odd_server import (
     body,
     calls,
     chunk,
+    custom,
     good,
     piece,
     rows,
@@ -33,10 +35,8 @@ from support import serving
 
 from learnflow.llm import errors, events
 from learnflow.llm.cli.main import main
-from learnflow.llm.providers import CustomProvider, LlamaCppProvider, build
+from learnflow.llm.providers import LlamaCppProvider, build
 from learnflow.llm.testing import FaultServer
-
-KEY: Final = "k-0123456789abcdef"
 
 
 class Quiz(BaseModel):
@@ -93,7 +93,7 @@ FENCED = (
 @rows(*FENCED)
 async def test_only_json_of_an_answer_is_its_json(row: JsonRow, format_: Any, how: str) -> None:
     async with OddServer(sse(said(row.text), chunk(finish="stop"), DONE)) as server:
-        done = await answered(CustomProvider(server.base_url, MODEL), how, response_format=format_)
+        done = await answered(custom(server.base_url), how, response_format=format_)
         assert done.parsed == (Quiz(**QUIZ) if format_ is Quiz else QUIZ)
         assert len(server.bodies) == 1  # the model is not asked again
 
@@ -116,7 +116,7 @@ async def test_doubtful_json_is_no_match(row: JsonRow, how: str, monkeypatch: py
     monkeypatch.setenv("LLM_REASK", "0")
     async with OddServer(sse(said(row.text), chunk(finish="stop"), DONE)) as server:
         with pytest.raises(errors.SchemaMismatch):
-            await answered(CustomProvider(server.base_url, MODEL), how, response_format=Quiz)
+            await answered(custom(server.base_url), how, response_format=Quiz)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ async def test_inner_object_of_incomplete_json_is_not_its_json(text: str, monkey
     monkeypatch.setenv("LLM_REASK", "0")
     async with OddServer(sse(said(text), chunk(finish="stop"), DONE)) as server:
         with pytest.raises(errors.SchemaMismatch):
-            await CustomProvider(server.base_url, MODEL).complete("?", response_format={"type": "json_object"})
+            await custom(server.base_url).complete("?", response_format={"type": "json_object"})
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ async def test_inner_object_of_incomplete_json_is_not_its_json(text: str, monkey
 )
 async def test_braces_of_a_sentence_are_not_json(text: str, value: Any) -> None:
     async with OddServer(sse(said(text), chunk(finish="stop"), DONE)) as server:
-        done = await CustomProvider(server.base_url, MODEL).complete("?", response_format={"type": "json_object"})
+        done = await custom(server.base_url).complete("?", response_format={"type": "json_object"})
     assert done.parsed == value
 
 
@@ -150,7 +150,7 @@ async def test_byte_order_mark_before_a_body_of_json_is_ignored(how: str) -> Non
     """github.com/avibe-bot/avibe/pull/1786 (2026-08)."""
     reply = body(b"\xef\xbb\xbf" + json.dumps(whole({"content": "Two keys."})).encode())
     async with OddServer(reply) as server:
-        assert (await answered(CustomProvider(server.base_url, MODEL), how)).text == "Two keys."
+        assert (await answered(custom(server.base_url), how)).text == "Two keys."
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ async def test_arguments_that_are_nothing_are_none(row: ArgumentsRow, streamed: 
     stream = sse(calls(row.call), chunk(finish="tool_calls"), DONE)
     reply = stream if streamed else body(whole({"content": None, "tool_calls": [row.call]}, "tool_calls"))
     async with OddServer(reply) as server:
-        done = await answered(CustomProvider(server.base_url, MODEL), how, tools=[tool("progress")])
+        done = await answered(custom(server.base_url), how, tools=[tool("progress")])
     assert [(call.id, call.name, call.arguments) for call in done.tool_calls] == [("a1", "progress", {})]
 
 
@@ -203,7 +203,7 @@ async def test_line_ends_inside_strings_of_arguments_are_read(how: str) -> None:
     """github.com/XpressAI/xaibo/pull/36 (2026-06): control characters that strict JSON forbids."""
     call = piece(0, "a1", "note", '{"text": "one\ntwo\tthree"}')
     async with OddServer(sse(calls(call), chunk(finish="tool_calls"), DONE)) as server:
-        done = await answered(CustomProvider(server.base_url, MODEL), how, tools=[tool("note", "text")])
+        done = await answered(custom(server.base_url), how, tools=[tool("note", "text")])
     assert done.tool_calls[0].arguments == {"text": "one\ntwo\tthree"}
 
 
@@ -331,7 +331,7 @@ async def test_another_model_than_the_requested_is_named_in_a_warning(
 ) -> None:
     caplog.set_level(logging.WARNING, logger="learnflow.llm")
     async with OddServer(other_model(row.served)) as server:
-        done = await answered(CustomProvider(server.base_url, MODEL), how)
+        done = await answered(custom(server.base_url), how)
     assert (done.model.requested, done.model.served) == (MODEL, row.served)
     lines = [record.getMessage() for record in caplog.records]
     assert any(MODEL in line and row.served in line for line in lines)
@@ -344,14 +344,14 @@ async def test_other_form_of_the_requested_name_is_no_warning(
 ) -> None:
     caplog.set_level(logging.WARNING, logger="learnflow.llm")
     async with OddServer(other_model(row.served)) as server:
-        assert (await answered(CustomProvider(server.base_url, MODEL), how)).text == "Two keys."
+        assert (await answered(custom(server.base_url), how)).text == "Two keys."
     assert not caplog.records
 
 
 @pytest.mark.parametrize("how", HOWS)
 async def test_other_model_is_reported_once_for_each_provider_object(how: str, events_seen: list[Any]) -> None:
     async with OddServer(other_model("other-3b")) as server:
-        provider = CustomProvider(server.base_url, MODEL)
+        provider = custom(server.base_url)
         await answered(provider, how)
         await answered(provider, how)
     reported = [event for event in events_seen if isinstance(event, events.OtherModelAnswered)]

@@ -10,13 +10,14 @@ import pytest
 from odd_server import (
     DONE,
     HOWS,
-    MODEL,
+    TOOLS,
     OddServer,
     Reply,
     answered,
     body,
     calls,
     chunk,
+    custom,
     good,
     openai_error,
     outcome,
@@ -24,14 +25,12 @@ from odd_server import (
     rows,
     said,
     sse,
-    tool,
     whole,
     wire,
 )
 from support import router
 
 from learnflow.llm import Completion, Usage, errors
-from learnflow.llm.providers import CustomProvider
 
 TEXT: Final = "Two keys."
 FIRST: Final = chunk({"role": "assistant", "content": ""})
@@ -256,7 +255,7 @@ WHOLE = (
 @rows(*WHOLE)
 async def test_variation_that_cannot_change_the_meaning_costs_no_answer(row: Row, how: str) -> None:
     async with OddServer(row.reply) as server:
-        done = await answered(CustomProvider(server.base_url, MODEL), how)
+        done = await answered(custom(server.base_url), how)
         assert (done.text, done.finish, len(server.bodies)) == (TEXT, "stop", 1)
 
 
@@ -297,7 +296,7 @@ THINKING: Final = [{"type": "thinking", "thinking": [{"type": "text", "text": "A
 )
 async def test_thinking_and_text_are_separated(row: ThinkingRow, how: str) -> None:
     async with OddServer(row.reply) as server:
-        done = await answered(CustomProvider(server.base_url, MODEL), how)
+        done = await answered(custom(server.base_url), how)
     assert (done.text, done.reasoning) == (TEXT, "A question.")
 
 
@@ -352,7 +351,7 @@ def growing(tokens: int) -> dict[str, int]:
 )
 async def test_usage_is_read_in_every_place(row: UsageRow, how: str) -> None:
     async with OddServer(row.reply) as server:
-        done = await answered(CustomProvider(server.base_url, MODEL), how)
+        done = await answered(custom(server.base_url), how)
     assert done.text == TEXT
     assert done.usage == Usage(9, 3, 12, done.usage.reasoning_tokens, done.usage.cached_tokens)
 
@@ -582,7 +581,7 @@ ERRORS = (
 @rows(*ERRORS)
 async def test_error_inside_a_200_keeps_its_words_and_its_class(row: ErrorRow, how: str) -> None:
     async with OddServer(row.reply) as server:
-        got = await outcome(CustomProvider(server.base_url, MODEL), how)
+        got = await outcome(custom(server.base_url), how)
     assert isinstance(got, row.error)
     assert row.words in f"{got} {got.server_message}"
 
@@ -591,12 +590,10 @@ async def test_error_inside_a_200_keeps_its_words_and_its_class(row: ErrorRow, h
 @rows(*(row for row in ERRORS if row.error is not errors.ContentFiltered))
 async def test_next_provider_answers_after_an_error_inside_a_200(row: ErrorRow, how: str) -> None:
     async with OddServer(row.reply) as one, OddServer(good(TEXT)) as two:
-        chain = router(CustomProvider(one.base_url, MODEL), CustomProvider(two.base_url, MODEL))
+        chain = router(custom(one.base_url), custom(two.base_url))
         done = await answered(chain, how)
     assert done.text.removeprefix("Two ") in (TEXT, "keys.")  # anew, or continued
 
-
-TOOLS: Final = [tool("define", "term")]
 
 INCOMPLETE = (
     Row(
@@ -631,7 +628,7 @@ INCOMPLETE = (
 @rows(*INCOMPLETE)
 async def test_incomplete_answer_is_never_called_whole(row: Row, how: str) -> None:
     async with OddServer(row.reply) as server:
-        got = await outcome(CustomProvider(server.base_url, MODEL), how, tools=TOOLS)
+        got = await outcome(custom(server.base_url), how, tools=TOOLS)
     assert isinstance(got, errors.BrokenAnswer) or (isinstance(got, Completion) and got.text == TEXT)
 
 
@@ -642,7 +639,7 @@ def choice(index: int, delta: dict[str, Any], finish: str | None = None) -> Any:
 @pytest.mark.parametrize("how", HOWS)
 async def test_finish_of_another_choice_does_not_complete_the_first(how: str) -> None:
     async with OddServer(sse(said("Two "), choice(1, {"content": "One"}), choice(1, {}, "stop"))) as server:
-        got = await outcome(CustomProvider(server.base_url, MODEL), how)
+        got = await outcome(custom(server.base_url), how)
     assert isinstance(got, errors.BrokenAnswer)
 
 
@@ -650,13 +647,13 @@ async def test_finish_of_another_choice_does_not_complete_the_first(how: str) ->
 async def test_call_that_begins_after_the_finish_is_incomplete(how: str) -> None:
     parts = calls(piece(0, "a1", "define", '{"term": "key"}')), chunk(finish="tool_calls")
     async with OddServer(sse(*parts, calls(piece(1, "b2", "define")))) as server:
-        got = await outcome(CustomProvider(server.base_url, MODEL), how, tools=TOOLS)
+        got = await outcome(custom(server.base_url), how, tools=TOOLS)
     assert isinstance(got, errors.BrokenAnswer)
 
 
 async def test_error_of_the_server_is_reported_as_its_own() -> None:
     """The message is not replaced by one of the parser (github.com/aaif-goose/goose/pull/7663, 2026-03)."""
     async with OddServer(sse(openai_error("slot unavailable", code=503))) as server:
-        got = await outcome(CustomProvider(server.base_url, MODEL), "complete")
+        got = await outcome(custom(server.base_url), "complete")
     assert "slot unavailable" in f"{got} {got.server_message}"
     assert not isinstance(got, errors.MalformedAnswer)

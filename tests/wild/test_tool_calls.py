@@ -6,10 +6,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from odd_server import DONE, HOWS, MODEL, Call, OddServer, Reply, answered, body, calls, chunk, piece, rows, sse, whole
+from odd_server import (
+    DONE,
+    HOWS,
+    Call,
+    OddServer,
+    Reply,
+    answered,
+    body,
+    calls,
+    chunk,
+    custom,
+    piece,
+    rows,
+    sse,
+    whole,
+)
 
 from learnflow.llm.completion import ToolCallDelta
-from learnflow.llm.providers import CustomProvider
 
 TOOLS = [
     {
@@ -382,7 +396,7 @@ MESSAGES = (
 @rows(*STREAMS, *MESSAGES)
 async def test_calls_are_those_that_the_server_made(row: Row, how: str) -> None:
     async with OddServer(row.reply) as server:
-        done = await answered(CustomProvider(server.base_url, MODEL), how, tools=TOOLS)
+        done = await answered(custom(server.base_url), how, tools=TOOLS)
     got = [Call(call.id, call.name, call.arguments) for call in done.tool_calls]
     shown = [call if want.id else call._replace(id=None) for call, want in zip(got, row.expected, strict=False)]
     assert [*shown, *got[len(shown) :]] == row.expected
@@ -395,7 +409,7 @@ async def test_calls_are_those_that_the_server_made(row: Row, how: str) -> None:
 @rows(*STREAMS, *MESSAGES)
 async def test_pieces_of_calls_in_events_join_to_the_calls_of_the_completion(row: Row) -> None:
     async with OddServer(row.reply) as server:
-        stream = CustomProvider(server.base_url, MODEL).stream("Why two keys?", tools=TOOLS)
+        stream = custom(server.base_url).stream("Why two keys?", tools=TOOLS)
         pieces = [event async for event in stream.events() if isinstance(event, ToolCallDelta)]
     indices = list(dict.fromkeys(event.index for event in pieces))
     assert indices == list(range(len(row.expected)))
@@ -433,9 +447,9 @@ class Unidentified:
 )
 async def test_missing_ids_are_unique_in_a_conversation(row: Unidentified, how: str) -> None:
     async with OddServer(ended(calls(row.call))) as server:
-        provider = CustomProvider(server.base_url, MODEL)
+        provider = custom(server.base_url)
         ids = [(await answered(provider, how, tools=TOOLS)).tool_calls[0].id for _ in range(3)]
-        other = CustomProvider(server.base_url, MODEL)  # the application was restarted
+        other = custom(server.base_url)  # the application was restarted
         ids.append((await answered(other, how, tools=TOOLS)).tool_calls[0].id)
     assert len(set(ids)) == 4
 
@@ -444,7 +458,7 @@ async def test_missing_ids_are_unique_in_a_conversation(row: Unidentified, how: 
 async def test_id_that_the_server_used_before_stays_its_own(how: str) -> None:
     """Kimi's template requires ids that it counts itself; they are unique there (github.com/QwenLM/qwen-code/issues/8382, 2026-08)."""  # noqa: E501
     async with OddServer(ended(calls(piece(0, "functions.define:0", "define", KEY)))) as server:
-        provider = CustomProvider(server.base_url, MODEL)
+        provider = custom(server.base_url)
         ids = [(await answered(provider, how, tools=TOOLS)).tool_calls[0].id for _ in range(2)]
     assert ids == ["functions.define:0"] * 2
 
@@ -472,7 +486,7 @@ async def test_agent_with_a_hook_calls_its_tools_although_the_server_gives_no_id
         return ended(calls(piece(0, "", "define", f'{{"term": "word {number}"}}')))
 
     async with OddServer(reply) as server:
-        chat = ChatLearnFlow(provider=CustomProvider(server.base_url, MODEL))
+        chat = ChatLearnFlow(provider=custom(server.base_url))
         with pytest.warns(DeprecationWarning, match="create_react_agent"):
             agent = create_react_agent(chat, [define], post_model_hook=lambda state: {})
         done = await agent.ainvoke({"messages": [("user", "go")]}, {"recursion_limit": 30})
@@ -485,5 +499,5 @@ async def test_list_of_calls_that_is_empty_or_null_is_none(how: str) -> None:
     """Sent beside the text by github.com/odysseus-dev/odysseus/pull/2389 (2026-06), github.com/CherryHQ/cherry-studio/pull/8065."""  # noqa: E501
     parts = [chunk({"content": text, "tool_calls": none}) for text, none in (("Two ", None), ("keys.", []))]
     async with OddServer(sse(*parts, chunk(finish="stop"), DONE)) as server:
-        done = await answered(CustomProvider(server.base_url, MODEL), how, tools=TOOLS)
+        done = await answered(custom(server.base_url), how, tools=TOOLS)
     assert (done.text, done.tool_calls, done.finish) == ("Two keys.", (), "stop")

@@ -10,12 +10,15 @@ import pytest
 from odd_server import (
     DONE,
     HOWS,
-    MODEL,
+    KEY,
+    PIXEL,
+    TOOLS,
     OddServer,
     Reply,
     answered,
     calls,
     chunk,
+    custom,
     good,
     openai_error,
     outcome,
@@ -23,7 +26,6 @@ from odd_server import (
     refusal,
     rows,
     sse,
-    tool,
 )
 from support import router
 
@@ -31,8 +33,6 @@ from learnflow.llm import LLMProvider, errors
 from learnflow.llm.cli.explain import choices_of
 from learnflow.llm.providers import CustomProvider, GeminiProvider, LMStudioProvider, build
 
-KEY: Final = "k-0123456789abcdef"
-PIXEL: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 PICTURE: Final = [
     {
         "role": "user",
@@ -42,7 +42,6 @@ PICTURE: Final = [
         ],
     }
 ]
-TOOLS: Final = [tool("define", "term")]
 SCHEMA: Final = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
 FORMAT: Final = {"type": "json_schema", "json_schema": {"name": "page", "schema": SCHEMA}}
 ANSWER: Final = '{"title": "A key"}'
@@ -152,7 +151,7 @@ async def test_explain_and_the_call_agree(row: Row, sole: bool) -> None:
     differing = {}
     for name in VENDORS:
         async with OddServer(reply, PAGE) as one, OddServer(reply) as two:
-            chain = router(unknown_model(name, one.base_url), *([] if sole else [CustomProvider(two.base_url, MODEL)]))
+            chain = router(unknown_model(name, one.base_url), *([] if sole else [custom(two.base_url)]))
             await chain.refresh()
             first = choices_of(chain, row.prompt, **row.options)[0]
             got = await outcome(chain, "complete", row.prompt, **row.options)
@@ -168,7 +167,7 @@ async def test_capability_that_the_operator_denies_is_refused_before_sending(
 ) -> None:
     monkeypatch.setenv("CUSTOM_CAPABILITIES", f"no-{row.word}".replace("_", "-"))
     async with OddServer(reply) as one, OddServer(reply) as two:
-        first, second = (CustomProvider(server.base_url, MODEL) for server in (one, two))
+        first, second = (custom(server.base_url) for server in (one, two))
         chain = router(first) if sole else router(first, second)
         assert [choice.serves for choice in choices_of(chain, row.prompt, **row.options)] == [False] * (2 - sole)
         got = await outcome(chain, "complete", row.prompt, **row.options)
@@ -186,7 +185,7 @@ async def test_denial_of_the_price_map_decides_only_if_another_provider_can_serv
         assert denied.get_capabilities()["tools"] is False
         assert [choice.serves for choice in choices_of(router(denied), "?", tools=TOOLS)] == [None]
         assert (await router(denied).complete("?", tools=TOOLS)).text == ANSWER
-        chain = router(denied, CustomProvider(two.base_url, MODEL))
+        chain = router(denied, custom(two.base_url))
         assert (await chain.complete("?", tools=TOOLS)).text == ANSWER
         assert (len(one.bodies), len(two.bodies)) == (1, 1)
 
@@ -196,7 +195,7 @@ async def test_refusal_of_the_server_decides_if_the_capability_was_unknown(how: 
     """github.com/Gitlawb/openclaude/pull/1663 (2026-06): the provider's own error is the answer."""
     refused = refusal(400, openai_error("this model does not support image input"))
     async with OddServer(refused, PAGE) as one, OddServer(good("A dot.")) as two:
-        chain = router(unknown_model("custom", one.base_url), CustomProvider(two.base_url, MODEL))
+        chain = router(unknown_model("custom", one.base_url), custom(two.base_url))
         assert (await answered(chain, how, PICTURE)).text == "A dot."
         got = await outcome(unknown_model("custom", one.base_url), how, PICTURE)
     assert isinstance(got, errors.CapabilityError)
@@ -262,7 +261,7 @@ async def test_models_are_listed_in_every_envelope(row: ListRow, name: str) -> N
 async def test_page_without_models_is_no_list() -> None:
     """github.com/aaif-goose/goose/pull/10189 (2026-07): {"status": "ok"} must not look like an empty list."""
     async with OddServer(good(), models={"status": "ok"}) as server:
-        health = await CustomProvider(server.base_url, MODEL).refresh()
+        health = await custom(server.base_url).refresh()
         assert health.state != "ready"
 
 

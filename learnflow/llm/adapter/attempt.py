@@ -167,6 +167,7 @@ class _AttemptRun:
         self._client = runner.client_for(request)
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.raw)
         self._answer: Answer | None = None
+        self._refusal: LLMError | None = None  # of the Responses API, before the request was sent to the other
 
     def model_and_max_tokens(self) -> tuple[str | None, int | None]:
         """Return the model and ``max_tokens`` to send; None for a value that is not chosen yet."""
@@ -304,8 +305,9 @@ class _AttemptRun:
             is_last = not self._attempt.has_alternative and self._attempt.prefix is None
             change = self._request.next_variant(variant, error, api=api, is_last=is_last)
             if change is None:
-                raise error
+                raise self._refusal or error
             variant, adjustment = change
+            self._refusal = error if (api, variant.api) == ("responses", "chat") else self._refusal
         self._report_adjusted(adjustment)
         return variant
 
@@ -324,10 +326,12 @@ class _AttemptRun:
             events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
 
     def _first_variant(self) -> Variant:
-        """Return the variant for a new model: without a JSON schema if the operator denies it."""
+        """Return the variant for a new model. The operator may deny JSON schemas, and choose the API."""
+        is_only_api = model_prices.needs_responses(self._spec, self._model, tools=False, thinks=True)
+        api = self._runner.api or ("responses" if is_only_api else None)
         no_schema = self._catalog.overrides.get("json_schema") is False
         index, rejected = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0, self._catalog.rejected
-        return Variant(rejected=rejected(self._model), schema_mode_index=index, api=self._runner.api)
+        return Variant(rejected=rejected(self._model), schema_mode_index=index, api=api)
 
     def _time_limits(self, variant: Variant) -> Times:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.

@@ -29,7 +29,7 @@ _MAX_TYPE_CHARS: Final = 40
 _MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
 _SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messages of servers that reject a schema
 _RESPONSES_API: Final = "v1/responses"  # in the message of a refusal of chat completions
-_NO_ROUTE: Final = (404, 405)  # the statuses of a server without the path
+_REFUSALS: Final = (errors.Misconfigured, errors.RequestRefused, errors.Unsupported)
 _WORD_START: Final = re.compile(r"(?<=[a-z])(?:-(?=[a-z])|(?=[A-Z]))")  # in "max-tokens" and "maxTokens"
 _NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # in the message, the code or the parameter of a refusal
 
@@ -189,11 +189,19 @@ class Request:
             api: the API of the rejected request.
             is_last: no other provider is left, so that a retry follows also if the refusal names nothing.
         """
-        if variant.api is None and self.spec.api.responses_path:
-            if api == "chat" and _RESPONSES_API in error.server_message:
-                return replace(variant, api="responses"), "to the Responses API, as the server requires"
-            if api == "responses" and isinstance(error, errors.Misconfigured) and error.status in _NO_ROUTE:
-                return replace(variant, api="chat"), "as a chat completion, because the server has no Responses API"
+        is_open = variant.api is None and self.spec.api.responses_path is not None
+        if is_open and api == "chat" and _RESPONSES_API in error.server_message:
+            return replace(variant, api="responses"), "to the Responses API, as the server requires"
+        if change := self._without_rejected(variant, error, api, is_last=is_last):
+            return change
+        if is_open and api == "responses" and error.status and isinstance(error, _REFUSALS):
+            return replace(variant, api="chat"), "as a chat completion, because the Responses API refused it"
+        return None
+
+    def _without_rejected(
+        self, variant: Variant, error: LLMError, api: ApiName, *, is_last: bool
+    ) -> tuple[Variant, str] | None:
+        """Return the variant without what this package added and the server rejected."""
         if not isinstance(error, errors.CapabilityError):
             return None
         message = error.server_message.lower()

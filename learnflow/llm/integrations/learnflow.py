@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from .. import settings
-from ..base import AtMost, LLMProvider
+from ..base import AtMost, DefaultFloat, LLMProvider
 from ..errors import NotConfigured, Unsupported
 from ..factory import get_provider, is_configured
 from ..providers import build
@@ -19,6 +19,8 @@ from ..providers.registry import CUSTOM
 from ..routing.router import RouterProvider
 from .langchain import ChatLearnFlow
 from .public_messages import public_message
+
+_SAMPLING: Final = ("temperature", "top_p", "frequency_penalty", "presence_penalty")  # of a node in graph.yaml
 
 
 class ConfigManager(Protocol):
@@ -67,7 +69,8 @@ class ModelFactory:
     def create_model(self, config: Any, node: str | None = None) -> ChatLearnFlow:
         """Create the model of a node.
 
-        ``max_tokens`` of the node is an upper limit. It is lowered, with an event, to fit the context length.
+        ``max_tokens`` of the node is an upper limit. It is lowered, with an event, to fit the context length. The other
+        parameters are left out for a model that does not support them, because the operator may change the model.
 
         Args:
             config: the ``ModelConfig`` of the node.
@@ -87,11 +90,8 @@ class ModelFactory:
         return ChatLearnFlow(
             provider=provider,
             model=settings.node_models().get(f"{settings.NODE_PREFIX}{node.upper()}", model),
-            temperature=config.temperature,
             max_tokens=AtMost(config.max_tokens),
-            top_p=config.top_p,
-            frequency_penalty=config.frequency_penalty,
-            presence_penalty=config.presence_penalty,
+            **{name: DefaultFloat(value) for name in _SAMPLING if (value := getattr(config, name)) is not None},
         )
 
     def create_model_for_node(self, node_name: str) -> ChatLearnFlow:

@@ -14,7 +14,7 @@ from learnflow.llm import AtMost, RouterProvider, errors, events
 from learnflow.llm.adapter.context_window import estimate_min_tokens
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenRouterProvider, VLLMProvider
 from learnflow.llm.providers.ollama import SPEC
-from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.testing import Fault, FaultServer, closed_port
 
 TOO_LONG = b'{"error":"{\\"error\\":{\\"code\\":400,\\"message\\":\\"request (9009 tokens) exceeds the available context size (2048 tokens), try increasing it\\",\\"type\\":\\"exceed_context_size_error\\",\\"n_prompt_tokens\\":9009,\\"n_ctx\\":2048}}"}'  # noqa: E501  # as Ollama 0.33 sends it
 NO_LOAD = b'{"error":"llama runner process has terminated: cudaMalloc failed: out of memory"}'
@@ -433,8 +433,7 @@ async def test_more_than_thirty_equal_tokens_raise_token_repeated() -> None:
 
 
 async def test_dead_server_is_not_probed_before_request() -> None:
-    async with FaultServer("ollama") as server:
-        provider = ollama(server)
+    provider = OllamaProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="fault-model")
     started = asyncio.get_running_loop().time()
     with pytest.raises(errors.ConnectionFailed, match="OLLAMA_BASE_URL"):
         await provider.generate("hi")

@@ -1,8 +1,12 @@
-"""The command line as a process: its standard streams, Ctrl-C and the terminal. Every test runs real processes."""
+"""The command line as a process: its standard streams, Ctrl-C and exit codes.
+
+A test of several commands starts one process, which imports LiteLLM and forks for each of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import subprocess
@@ -11,16 +15,40 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from support import ROOT, serving
 
+from learnflow.llm.cli import main as cli
 from learnflow.llm.testing import FaultServer
 
 MODULE = [sys.executable, "-m", "learnflow.llm"]
-COMMANDS = [  # with their exit codes. Few, because each of them is a process
+# Forks for each command of the second argument, and writes the exit codes. With "apart", each command has a file for
+# its output.
+FORKS = """
+import json, os, pathlib, runpy, sys
+from learnflow.llm.adapter import _litellm
+from learnflow.llm.cli.main import main
+_litellm._load()
+folder, commands, apart = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), len(sys.argv) > 3
+children = []
+for number, words in enumerate(commands):
+    children.append(os.fork())
+    if not children[-1]:
+        if apart:
+            output = os.open(folder / f"output-{number}", os.O_CREAT | os.O_WRONLY)
+            os.dup2(output, 1), os.dup2(output, 2)
+        if words[0].endswith(".py"):
+            sys.argv = words
+            runpy.run_path(words[0], run_name="__main__")
+        sys.exit(main(words))
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+(folder / "codes").write_text(json.dumps(codes))
+"""
+COMMANDS = [  # with their exit codes
     (["ask", "hi"], 0),
-    (["status", "--json"], 0),
+    (["status", "--json", "--timeout", "60"], 0),  # a busy machine is not a fault
     (["explain", "hi"], 0),
     (["models", "--store"], 0),
     (["pull", "nosuch"], 2),
@@ -50,39 +78,35 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FaultSer
         yield running
 
 
-def start(words: list[str], redirection: str) -> subprocess.Popen[str]:
-    """Start a command in a shell, with a redirection like ``>&-``."""
-    shell = ["bash", "-c", f'"$0" "$@" {redirection}', *MODULE, *words]
-    return subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def outcome(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+def run_all(commands: list[list[str]], redirection: str, folder: Path, *apart: str) -> tuple[list[int], str, str]:
+    """Run commands at once in a shell, with a redirection like ``>&-``. Return the exit codes, and both outputs."""
+    forks = [sys.executable, "-c", FORKS, str(folder), json.dumps(commands), *apart]
+    shell = ["bash", "-c", f'"$0" "$@" {redirection}', *forks]
+    ran = subprocess.run(shell, capture_output=True, text=True, timeout=300, check=False)
+    return json.loads((folder / "codes").read_text(encoding="utf-8")), ran.stdout, ran.stderr
 
 
 @pytest.mark.parametrize("redirection", ["<&- >&-", "2>&-", "2>/dev/full"])
-def test_closed_stream_changes_no_exit_code(redirection: str, server: FaultServer) -> None:
-    running = [start(words, redirection) for words, _ in COMMANDS]
-    for (words, code), (actual, out, err) in zip(COMMANDS, map(outcome, running), strict=True):
-        assert (actual, "Traceback" in err) == (code, False), (words, err)
-        assert "learnflow-llm: " not in out, words  # a message is never written to stdout instead
+def test_closed_stream_changes_no_exit_code(redirection: str, server: FaultServer, tmp_path: Path) -> None:
+    codes, out, err = run_all([words for words, _ in COMMANDS], redirection, tmp_path)
+    assert (codes, "Traceback" in err) == ([code for _, code in COMMANDS], False), err
+    assert "learnflow-llm: " not in out  # a message is never written to stdout instead
 
 
-def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(server: FaultServer) -> None:
+def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(server: FaultServer, tmp_path: Path) -> None:
     writers = [["ask", "hi"], ["ask", "hi", "--json"], ["status"], ["warm-up"], ["doctor"], ["--help"]]
-    running = [start(words, ">/dev/full") for words in writers]
-    for words, (code, _, err) in zip(writers, map(outcome, running), strict=True):
-        assert (code, len(err.splitlines())) == (1, 1), (words, err)
-        assert err.startswith("learnflow-llm: reading or writing failed: [Errno 28] No space left on device"), words
+    codes, _, err = run_all(writers, ">/dev/full", tmp_path)
+    assert (codes, len(err.splitlines())) == ([1] * len(writers), len(writers)), err
+    for line in err.splitlines():
+        assert line.startswith("learnflow-llm: reading or writing failed: [Errno 28] No space left on device")
 
 
-def test_pipe_that_is_closed_during_answer_prints_no_message(server: FaultServer) -> None:
+@pytest.mark.parametrize("command", [["ask", "hi"], ["--help"], ["status", "--all"]], ids=" ".join)
+def test_pipe_that_is_closed_during_answer_prints_no_message(command: list[str], server: FaultServer) -> None:
     server.pieces = ["word "] * 5000
-    commands = [["ask", "hi"], ["--help"], ["status", "--all"]]
-    running = [start(words, "| head -c 3; exit ${PIPESTATUS[0]}") for words in commands]
-    for words, (_, out, err) in zip(commands, map(outcome, running), strict=True):
-        assert (len(out), err) == (3, ""), words
+    shell = ["bash", "-c", '"$0" "$@" | head -c 3', *MODULE, *command]
+    ran = subprocess.run(shell, capture_output=True, text=True, timeout=300, check=False)
+    assert (len(ran.stdout), ran.stderr) == (3, "")
 
 
 @pytest.mark.parametrize("module", ["click", "learnflow.llm.cli.status", "httpx"])
@@ -93,9 +117,13 @@ def test_ctrl_c_during_import_ends_process_without_traceback(module: str) -> Non
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "")
 
 
-def test_ctrl_c_during_litellm_import_ends_process_without_traceback(server: FaultServer) -> None:
+def test_ctrl_c_during_litellm_import_ends_process_without_traceback(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
     ran = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, "litellm", "ask", "hi"],
+        [sys.executable, "-c", INTERRUPTED, "litellm", "ask", "hi", "-p", "openai", "-m", "m"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -104,60 +132,81 @@ def test_ctrl_c_during_litellm_import_ends_process_without_traceback(server: Fau
     assert (ran.returncode, ran.stdout, ran.stderr.strip()) == (130, "", "")
 
 
-def ask(prompt: bytes, **variables: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [*MODULE, "ask", "-", "--json"],
-        input=prompt,
+def ask(
+    prompt: BinaryIO, encoding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Ask with a prompt on stdin, which has this encoding. Return the exit code and both outputs."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(prompt, encoding))
+    return cli.main(["ask", "-", "--json"]), *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "encoding"),
+    [
+        ("Привет".encode(), "ascii"),
+        (b"\xef\xbb\xbf" + "Привет".encode(), "utf-8"),
+        ("Привет".encode("koi8-r"), "koi8-r"),
+    ],
+)
+def test_prompt_on_stdin_is_utf_8_or_of_locale(
+    prompt: bytes,
+    encoding: str,
+    server: FaultServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.pieces = ["Да 🦊"]
+    code, out, err = ask(io.BytesIO(prompt), encoding, monkeypatch, capsys)
+    assert (code, err) == (0, "")
+    assert json.loads(out)["text"] == "Да 🦊"
+    assert server.seen[-1].body["messages"][-1]["content"] == "Привет"
+
+
+@pytest.mark.parametrize(
+    "variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+def test_ask_reads_utf_8_and_escapes_characters_that_encoding_of_process_lacks(
+    variables: dict[str, str], server: FaultServer
+) -> None:
+    server.pieces = ["Да", " 🦊"]
+    ran = subprocess.run(
+        [*MODULE, "ask", "-"],
+        input="Привет".encode(),
         capture_output=True,
         timeout=300,
         check=False,
         env={**os.environ, **variables},
     )
-
-
-@pytest.mark.parametrize(
-    ("prompt", "variables"),
-    [
-        ("Привет".encode(), {"PYTHONIOENCODING": "ascii"}),
-        ("Привет".encode(), {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
-        (b"\xef\xbb\xbf" + "Привет".encode(), {}),
-        ("Привет".encode("koi8-r"), {"PYTHONIOENCODING": "koi8-r"}),
-    ],
-)
-def test_prompt_on_stdin_is_utf_8_or_of_locale(prompt: bytes, variables: dict[str, str], server: FaultServer) -> None:
-    server.pieces = ["Да 🦊"]
-    ran = ask(prompt, **variables)
-    assert (ran.returncode, ran.stderr) == (0, b"")
-    assert json.loads(ran.stdout)["text"] == "Да 🦊"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"\\u0414\\u0430 \\U0001f98a\n", b"")
     assert server.seen[-1].body["messages"][-1]["content"] == "Привет"
 
 
-def test_prompt_that_is_not_utf_8_is_usage_error(server: FaultServer) -> None:
-    ran = ask(b"hi \xff there", LC_ALL="C")
-    assert ran.returncode == 2
-    assert ran.stderr == b"learnflow-llm: the text on stdin is not UTF-8. Convert it: iconv -t UTF-8.\n"
+def test_prompt_that_is_not_utf_8_is_usage_error(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = ask(io.BytesIO(b"hi \xff there"), "ascii", monkeypatch, capsys)
+    assert (code, err) == (2, "learnflow-llm: the text on stdin is not UTF-8. Convert it: iconv -t UTF-8.\n")
     assert server.seen == []
 
 
-def test_endless_stdin_is_usage_error(server: FaultServer) -> None:
+def test_endless_stdin_is_usage_error(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Path("/dev/zero").open("rb") as zeros:
-        ran = subprocess.run([*MODULE, "ask", "-"], stdin=zeros, capture_output=True, timeout=300, check=False)
-    assert ran.returncode == 2
-    assert b"stdin has more than 67.1 MB" in ran.stderr
+        code, _, err = ask(zeros, "utf-8", monkeypatch, capsys)
+    assert code == 2
+    assert "stdin has more than 67.1 MB" in err
 
 
 @pytest.mark.parametrize("columns", ["0", "1"])
-def test_narrow_output_has_every_cell(columns: str, server: FaultServer) -> None:
-    ran = subprocess.run(
-        [*MODULE, "status"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "COLUMNS": columns},
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert "ready" in ran.stdout
+def test_narrow_output_has_every_cell(
+    columns: str, server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert cli.main(["status"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "ready" in out
 
 
 @contextmanager
@@ -184,21 +233,15 @@ def hanging(beginning: bytes) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("beginning", [b"", b"HTTP/1.1 200 OK\r\nContent-Ty", b'HTTP/1.1 200 OK\r\n\r\n{"data": ['])
-def test_command_against_hanging_server_ends(beginning: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = [["status"], ["models"], ["explain", "hi", "--probe"], ["doctor"], ["check"], ["warm-up"]]
-    bench = [sys.executable, str(ROOT / "benchmarks" / "bench.py")]
+def test_command_against_hanging_server_ends(beginning: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bench = [str(ROOT / "benchmarks" / "bench.py")]
+    commands = [["status"], ["models"], ["explain", "hi", "--probe"], ["doctor"], ["check"], ["warm-up"], bench]
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with hanging(beginning) as url:
         monkeypatch.setenv("LLAMACPP_BASE_URL", url)
-        running = [start(words, "") for words in commands]
-        running.append(subprocess.Popen(bench, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        for words, (code, out, err) in zip([*commands, bench], map(outcome, running), strict=True):
-            assert code in (1, 3), words
-            assert "Traceback" not in err, words
-            assert words == ["doctor"] or "did not respond in time" in out + err, words
-
-
-def test_help_without_arguments_is_shown_once_on_stdout() -> None:
-    ran = subprocess.run(MODULE, capture_output=True, text=True, timeout=300, check=False)
-    assert (ran.returncode, ran.stderr, ran.stdout.count("Usage: ")) == (0, "", 1)
+        codes, _, _ = run_all(commands, "", tmp_path, "apart")
+    for number, (words, code) in enumerate(zip(commands, codes, strict=True)):
+        output = (tmp_path / f"output-{number}").read_text(encoding="utf-8")
+        assert code in (1, 3), (words, output)
+        assert "Traceback" not in output, words
+        assert words == ["doctor"] or "did not respond in time" in output, words

@@ -218,6 +218,7 @@ def test_missing_server_is_reported_on_stderr(usual: dict[str, str], capsys: pyt
         assert err.startswith(f"learnflow-llm: {discovery.NO_SERVER}.")
 
 
+@pytest.mark.usefixtures("usual")
 def test_models_states_why_a_named_provider_lists_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +230,7 @@ def test_models_states_why_a_named_provider_lists_none(
     assert "use GPU1_KIND=llamacpp" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("usual")
 def test_doctor_prints_lines_of_env_file_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     Path(".env").write_text("OLLAMA_BASE_URL=http://127.0.0.1:9\n\nOLLAMA_MODEL llama3\n", encoding="utf-8")
     main(["doctor", "--provider", "ollama"])

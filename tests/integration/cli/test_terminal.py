@@ -60,6 +60,7 @@ def plain(text: str) -> list[str]:
     return [remaining for line in lines if (remaining := line.rpartition("\r")[2])]
 
 
+@pytest.mark.usefixtures("usual")
 def test_tables_fit_eighty_columns_and_states_have_colours(server: FaultServer) -> None:
     server.responses["/api/tags"] = {"models": [{"name": LONG, "details": {"context_length": 262144}}]}
     server.responses["/api/ps"] = {"models": [{"name": LONG, "context_length": 4096}]}
@@ -75,6 +76,7 @@ def test_tables_fit_eighty_columns_and_states_have_colours(server: FaultServer) 
     assert "ready" in shown
 
 
+@pytest.mark.usefixtures("usual")
 def test_pipe_gets_one_row_per_model_without_colours(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,26 @@ async def test_graph_configuration_applies_if_no_provider_is_set(manager: Manage
     assert (default.model, default.temperature, default.max_tokens) == ("gpt-4.1-mini", 0.1, 4000)
 
 
+async def test_temperature_of_a_node_is_left_out_for_a_model_without_it(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FaultServer("openai", key="k") as server:
+        for name, value in {
+            "LLM_PROVIDER": "openai",
+            "OPENAI_BASE_URL": server.base_url,
+            "OPENAI_API_KEY": "k",
+        }.items():
+            monkeypatch.setenv(name, value)
+        initialize_model_factory(None, manager)
+        for model in ("o3-mini", "unheard-of"):
+            monkeypatch.setenv("OPENAI_MODEL", model)
+            monkeypatch.setattr(model_factory, "_factory", None)
+            initialize_model_factory(None, manager)
+            await create_model_for_node("generating_content").ainvoke("hi")
+        sent = [(seen.body["model"], seen.body.get("temperature"), seen.body.get("top_p")) for seen in server.seen]
+    assert sent == [("o3-mini", None, None), ("unheard-of", 0.5, 0.9)]
+
+
 async def test_every_node_uses_chain_of_environment(
     manager: Manager, monkeypatch: pytest.MonkeyPatch, events_seen: list[object]
 ) -> None:

@@ -440,6 +440,7 @@ async def test_router_methods_raise_not_recorded(tmp_path: Path, monkeypatch: py
             await call
 
 
+@pytest.mark.usefixtures("usual")
 async def test_discovery_plays_what_it_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Discovery also probes the default address, which has no server."""
     monkeypatch.setenv("LLM_REPLAY", str(tmp_path))

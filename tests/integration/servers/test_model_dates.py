@@ -154,6 +154,7 @@ async def test_end_of_every_configured_model_is_named(
 
 
 @pytest.mark.parametrize("command", ["status", "doctor"])
+@pytest.mark.usefixtures("usual")
 def test_command_shows_date_in_one_line(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,7 +33,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_vali
 from ...adapter.context_window import estimate_max_tokens
 from ...adapter.routable import text_stream, to_completion
 from ...background import BACKGROUND
-from ...base import DEFAULT_MAX_TOKENS, AtMost, LLMProvider, Reasoning
+from ...base import DEFAULT_MAX_TOKENS, LLMProvider, Reasoning, may_be_left_out
 from ...capabilities import default_capabilities
 from ...errors import InvalidRequest, Unsupported
 from ...factory import get_provider
@@ -120,10 +120,10 @@ class ChatLearnFlow(BaseChatModel):
     def _provider_of_name(cls, provider: Any) -> Any:
         return get_provider(provider) if provider is None or isinstance(provider, str) else provider
 
-    @field_validator("max_tokens", mode="wrap")
+    @field_validator("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", mode="wrap")
     @classmethod
-    def _validate_max_tokens(cls, value: Any, check: Callable[[Any], int | None]) -> int | None:
-        return value if isinstance(value, AtMost) else check(value)  # pydantic would convert it to int
+    def _keep_class(cls, value: Any, check: Callable[[Any], float | None]) -> float | None:
+        return value if may_be_left_out(value) else check(value)  # pydantic would convert it to int or float
 
     @property
     def _llm_type(self) -> str:
