@@ -255,9 +255,10 @@ def _encode(path: Path, pieces: list[str]) -> bytes:
 
 def _digest(call: Call) -> str:
     """Return a digest of the request."""
-    options = sorted((name, value) for name, value in call.options.items() if name not in _UNRELATED)
+    options = {name: value for name, value in call.options.items() if name not in _UNRELATED}
     values = call.prompt, call.model, call.temperature, call.max_tokens, call.after, options
-    return hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    text = json.dumps(values, sort_keys=True, default=dict)  # as the check of keywords
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _sync(path: Path) -> None:
