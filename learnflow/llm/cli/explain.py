@@ -91,7 +91,7 @@ def choices_of(
 ) -> list[Choice]:
     """Return the providers of a router in the order in which a request would try them. Send nothing."""
     chain = router.chain_now(Call(prompt, model, options=options))
-    order = chain.sorted_options()
+    order = chain.sorted_candidates()
     fit = [
         candidate
         for candidate in order
