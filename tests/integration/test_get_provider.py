@@ -124,7 +124,7 @@ def test_sync_context_manager_takes_keywords_and_closes() -> None:
             assert provider.generate("hi")
         from learnflow.llm.background import BACKGROUND  # noqa: PLC0415
 
-        assert not BACKGROUND.wait(_idle(server))
+        assert not BACKGROUND.run(_idle(server))
 
 
 @pytest.mark.parametrize("name", ["bedrock", "vertex_ai", "cohere", "sagemaker", "no-such"])

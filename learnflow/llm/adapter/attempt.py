@@ -141,7 +141,7 @@ class Runner:
             error.hint = error.hint or self.catalog.alternatives_hint(model)
         add_provider(error, self.spec, self.client.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed | errors.NotLocal):
-            self.catalog.forget()
+            self.catalog.clear()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
             self.leaking_models.add(error.model)
         redact(error, self.client_for(request).endpoint, request, answer.text if answer else "")
@@ -286,8 +286,8 @@ class _AttemptRun:
 
     def _choose_api(self) -> ApiName:
         """Choose the API for the request by the price map."""
-        request, thinks = self._request, self._request.reasoning not in (False, "none")
-        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), thinks=thinks)
+        request, reasoning = self._request, self._request.reasoning not in (False, "none")
+        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), reasoning=reasoning)
         return "responses" if needs else "chat"
 
     async def _check_locality(self, deadline: float) -> None:
@@ -327,7 +327,7 @@ class _AttemptRun:
 
     def _first_variant(self) -> Variant:
         """Return the variant for a new model. The operator may deny JSON schemas, and choose the API."""
-        is_only_api = model_prices.needs_responses(self._spec, self._model, tools=False, thinks=True)
+        is_only_api = model_prices.needs_responses(self._spec, self._model, tools=False, reasoning=True)
         api = self._runner.api or ("responses" if is_only_api else None)
         no_schema = self._catalog.overrides.get("json_schema") is False
         index, rejected = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0, self._catalog.rejected
@@ -427,7 +427,7 @@ class _AttemptRun:
         events.emit_content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
-            log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
+            log.write_line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
         return completion
 
     def _find_cost(self, completion: Completion) -> float | None:
@@ -440,7 +440,7 @@ class _AttemptRun:
     def _report_other_model(self, served: str | None) -> None:
         """Emit an event if another model answered, unless the server's names are aliases."""
         runner, name = self._runner, self._spec.name
-        served = self._catalog.find_other(self._model, served)
+        served = self._catalog.other_model_name(self._model, served)
         kind = (self._catalog.server and self._catalog.server.kind) or self._spec
         pair = (self._model, served)
         if served and not (kind.api.has_aliases or pair in runner.other_models or is_same_model(self._model, served)):

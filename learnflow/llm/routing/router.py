@@ -142,7 +142,7 @@ class RouterProvider(AbstractProvider):
         call = replace(call, options=options)
         work: Work = partial(run, call)
         if resume == "continue":
-            work = journal.record(self._settings, self._settings.llm_deadline, run, call)
+            work = journal.with_journal(self._settings, self._settings.llm_deadline, run, call)
         return partial(events.run_request, self.name, call.model, template, work)
 
     async def _run(self, resume: Resume, template: Attempt, call: Call, emit: Emit) -> Completion:
