@@ -16,7 +16,7 @@ from typing import Final
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, Ticket
-from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, limit_rest, split_text
+from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, reduce_max_tokens, split_text
 from ..adapter.routable import exception_error
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
@@ -28,9 +28,7 @@ from .progress import Progress
 from .selection import Chain, last_resort
 
 _LOAD_POLL_S: Final = 0.5  # interval between probes of a server that is loading a model
-_QUEUE_POLL_S: Final = (
-    0.5  # longest wait for a slot. Then a candidate is chosen again, because a breaker may have closed
-)
+_QUEUE_POLL_S: Final = 0.5  # longest wait for a slot, before a candidate is chosen again
 
 
 class Execution:
@@ -128,7 +126,7 @@ class Execution:
         if by_prompt:
             call = replace(call, prompt=instruct_to_continue(call.prompt, prefix))
             repeated_chars += len(last_words(prefix))
-        return limit_rest(replace(call, model=candidate.model, options=options), progress.tokens, repeated_chars)
+        return reduce_max_tokens(replace(call, model=candidate.model, options=options), progress.tokens, repeated_chars)
 
     async def _handle_failure(
         self, candidate: Candidate, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool

@@ -36,7 +36,7 @@ class Chain:
         self.candidates, self.call, self.settings = candidates, call, settings
         self.digests = digests_of(call)
         self.interrupted_model_names: frozenset[str] = frozenset()
-        self._refused_since = math.inf  # the time since which all servers refuse connections
+        self._refused_since = math.inf  # the time since which all candidates refuse connections
 
     @cached_property
     def needs(self) -> Needs:
@@ -49,10 +49,7 @@ class Chain:
         A candidate uses the requested model if its provider has it. If no provider is known to have it, the candidates
         of the first rank use it. All other candidates use their default model.
         """
-        usable, requested = (
-            [candidate for candidate in self.candidates if not candidate.creation_error],
-            self.call.model,
-        )
+        usable, requested = [item for item in self.candidates if not item.creation_error], self.call.model
         for candidate in usable:
             candidate.set_model(requested)
         with_model = [candidate for candidate in usable if requested and candidate.facts.has_model]
@@ -66,16 +63,14 @@ class Chain:
         """Choose the next candidate.
 
         Args:
-            loading: the candidates that are loading a model. Meanwhile, no candidate farther away is used.
+            loading: the candidates that are loading a model. Meanwhile, no candidate with a greater distance is used.
 
         Returns:
             The candidates that can be tried, in order, and the chosen one. It is None if all circuit breakers are open.
         """
         for candidate in self.candidates:
             candidate.set_model(candidate.model)
-        eligible = [
-            candidate for candidate in self.sorted_candidates() if not candidate.failure and self.supports(candidate)
-        ]
+        eligible = [item for item in self.sorted_candidates() if not item.failure and self.supports(item)]
         eligible = self.limit_distance(eligible, loading)
         return eligible, select(eligible, self.settings.llm_routing, self.interrupted_model_names)
 
@@ -84,7 +79,7 @@ class Chain:
 
         Within a rank, a candidate that probably has the prompt in its cache comes first.
         """
-        if self.settings.llm_routing == "order" and len({candidate.rank for candidate in self.candidates}) == len(
+        if self.settings.llm_routing == "order" and len({item.rank for item in self.candidates}) == len(
             self.candidates
         ):
             return list(self.candidates)
@@ -94,9 +89,7 @@ class Chain:
             same_rank = [candidate for candidate in usable if candidate.rank == rank]
             limits = {candidate.address: candidate.concurrency_limit for candidate in same_rank if candidate.ready}
             order = CAPACITY.sort_addresses(limits, self.digests)
-            ordered += sorted(
-                same_rank, key=lambda candidate: order.index(candidate.address) if candidate.address in order else -1
-            )
+            ordered += sorted(same_rank, key=lambda item: order.index(item.address) if item.address in order else -1)
         not_created = [candidate for candidate in self.candidates if candidate.creation_error]
         return sort_candidates(ordered, self.settings.llm_routing) + not_created
 
@@ -114,11 +107,11 @@ class Chain:
         return lacks(self.needs, candidate.facts.capabilities)
 
     def supports(self, candidate: Candidate) -> bool:
-        """Return whether a candidate may get the request. A sole candidate may, because its error is more specific."""
+        """Return whether a candidate may get the request. A sole candidate always may: its error is more specific."""
         return len(self.candidates) == 1 or not self.missing(candidate)
 
     def remaining(self, failed: Candidate | None) -> list[Candidate]:
-        """Return the candidates that could be tried after this one has failed."""
+        """Return the candidates for the next attempt, after this one has failed: supported, and not failed before."""
         others = [candidate for candidate in self.candidates if candidate is not failed]
         return [candidate for candidate in others if not candidate.failure and self.supports(candidate)]
 

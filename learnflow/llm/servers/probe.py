@@ -1,4 +1,4 @@
-"""Read the kind, the state and the models of a server, and their capabilities, from its pages (informational URLs).
+"""Read the kind, state, models and capabilities of a server from its pages: model lists, status, version.
 
 A probe costs nothing, loads no model and sends no prompt. The proxies of the environment are not used for a local
 server.
