@@ -55,7 +55,7 @@ class Relay(Emit):
     """Base of the wrappers around an ``Emit``. It forwards every call.
 
     Args:
-        emit: the wrapped receiver.
+        emit: the wrapped ``Emit``.
     """
 
     def __init__(self, emit: Emit) -> None:

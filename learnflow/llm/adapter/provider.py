@@ -285,7 +285,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Wait while the server reports that it is loading. Return the model."""
         while True:
             try:
-                return await self.catalog.find(name)
+                return await self.catalog.probe_model(name)
             except errors.ModelLoading:
                 await asyncio.sleep(_PROBE_INTERVAL_S)
 

@@ -45,7 +45,7 @@ def _is_provider(value: object) -> bool:
 _Provider = Annotated[LLMProvider, validated_as(Annotated[Any, Predicate(_is_provider)]), "a provider"]
 Member = str | _Provider  # a provider by its name, or as an object
 RankMembers = Member | list[Member] | tuple[Member, ...]  # the equal providers of one rank
-Find = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
+FindProviders = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
 _LONG_PROMPT_TOKENS: Final = 1500  # a longer prompt may not fit every provider, so that context lengths are probed
 
@@ -81,7 +81,7 @@ class RouterProvider(AbstractProvider):
         retries: CountOrZero | None = None,
         routing: Routing | None = None,
         deadline: Seconds | None = None,
-        find: Find | None = None,
+        find: FindProviders | None = None,
         breakers: BreakerRegistry = REGISTRY,
     ) -> None:
         check_keywords(RouterProvider.__init__, locals(), errors.NotConfigured)
@@ -283,13 +283,13 @@ def _describe(candidate: Candidate) -> dict[str, Any]:
         "provider": candidate.name,
         "rank": candidate.rank,
         "in_flight": CAPACITY.in_flight(target.address),
-        "room": candidate.concurrency_limit,
+        "concurrency_limit": candidate.concurrency_limit,
         "cached": statistics.cached_share,
         "address": None if failure else target.address,
         "model": target.model,
         "breaker": "misconfigured" if failure else "open" if breaker else "closed",
-        "because": str(failure) if failure else type(breaker.error).__name__ if breaker else None,
-        "opens_in_s": max(0.0, breaker.open_until - now) if breaker else None,
+        "reason": str(failure) if failure else type(breaker.error).__name__ if breaker else None,
+        "open_for_s": max(0.0, breaker.open_until - now) if breaker else None,
         "first_token_s": statistics.first_token_s,
         "answered": statistics.answered,
         "failed": statistics.failed,

@@ -30,7 +30,7 @@ from .probe import error_of, fetch, find_server, read_capabilities, suggest_sett
 
 LONG_PROBE_S: Final = 10.0  # timeout of a full probe: the model list of a cloud may be long
 QUICK_PROBE_S: Final = 2.0  # timeout of a probe that delays a request
-MAX_AGE_S: Final = 5.0  # of a cached result that decides whether to send a prompt, or how long to wait for the response
+MAX_AGE_S: Final = 5.0  # of a cached result that decides whether a prompt is sent, or how long the response may take
 
 _LOADED_MODEL_PLACEHOLDER: Final = "local-model"  # a name in the configuration that means the loaded model
 _MAX_LISTED_MODELS: Final = 12  # in a message
@@ -107,10 +107,10 @@ class ModelCatalog:
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
     def alternatives_hint(self, requested: str | None) -> str:
-        """Return a hint with the models of the server and the command to download the requested one; "" if unknown."""
-        return self._list_models(requested, self.server) if requested and self.server and self._spec.local else ""
+        """Return a hint with the models of a local server and the command to download the requested one, else ""."""
+        return self._models_hint(requested, self.server) if requested and self.server and self._spec.local else ""
 
-    def _list_models(self, requested: str, server: Server) -> str:
+    def _models_hint(self, requested: str, server: Server) -> str:
         names = [model.name for model in server.chat_models]
         similar = " or ".join(find_similar(requested, names)) or "another one"
         setting = f"Set {self._spec.variable('model')} or model= to {similar}" if names else ""
@@ -203,16 +203,16 @@ class ModelCatalog:
 
         A load balancer may send the probe to a server that has ended, and the request to one that runs.
         """
-        known = self._models.get(None)
-        if known is None or not self._is_fresh(None, MAX_AGE_S):
+        model = self._models.get(None)
+        if model is None or not self._is_fresh(None, MAX_AGE_S):
             try:
-                known = await self.find(None)
+                model = await self.probe_model(None)
             except (errors.FirstTokenTimeout, errors.ServerFailed, errors.Overloaded, errors.RateLimited):
-                if known is None or (self.server and self.server.fault):
+                if model is None or (self.server and self.server.fault):
                     raise
-        return known.name
+        return model.name
 
-    async def find(self, requested: str | None) -> Model:
+    async def probe_model(self, requested: str | None) -> Model:
         """Probe, and return the model that a request would use. Raise LLMError if the request would fail."""
         result = await self._probe(requested, LONG_PROBE_S)
         if result.error or result.model is None:
@@ -291,8 +291,8 @@ class ModelCatalog:
                 result = await self._probe(name, timeout_s)
                 if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
                     raise result.error
-            known = self._models.get(name) or Model(name=name)
-            self._models[name] = replace(known, probed_at=asyncio.get_running_loop().time())
+            model = self._models.get(name) or Model(name=name)
+            self._models[name] = replace(model, probed_at=asyncio.get_running_loop().time())
         return self._models[name]
 
     def was_probed_since(self, requested: str | None, time: float) -> bool:
@@ -301,7 +301,7 @@ class ModelCatalog:
         return model is not None and (model.probed_at or -math.inf) >= time
 
     def _is_fresh(self, requested: str | None, max_age_s: float) -> bool:
-        """Return whether a cached result is not older than this."""
+        """Return whether the cached result for a model is at most ``max_age_s`` old."""
         oldest = asyncio.get_running_loop().time() - max_age_s if self._expires else -math.inf
         return self.was_probed_since(requested, oldest)
 
@@ -395,7 +395,7 @@ class ModelCatalog:
         if name := self._normalize_name(requested):
             model = server.find(name)
             if not model and server.models and spec.api.lists_all:
-                hint = self._list_models(name, server)
+                hint = self._models_hint(name, server)
                 raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
             return model or Model(name=name)
         if not spec.local:
