@@ -191,9 +191,9 @@ async def _run_with_file(run: RunCall, call: Call, file: JournalFile, deadline: 
     try:
         return await run(call, file)
     except LLMError as error:
-        is_shown = file.has_emitted and not call.buffered
+        is_emitted = file.has_emitted and not call.buffered
         restarts = file.pieces and (error.discards_text or isinstance(error, _NOT_CONTINUABLE))
-        if is_shown or not (restarts or isinstance(error, errors.ThinkingLeaked)):
+        if is_emitted or not (restarts or isinstance(error, errors.ThinkingLeaked)):
             raise
     file.drop_text()
     left_s = max(0.001, deadline - asyncio.get_running_loop().time())
