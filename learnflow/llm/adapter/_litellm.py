@@ -39,7 +39,7 @@ from ..servers.model_prices import find_key, find_row
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
 from ..transport.responses_parser import REASONING_ITEMS
-from ..transport.untrusted import dollars
+from ..transport.untrusted import dollars_or_none
 from .options import parts_of, strings_of
 
 # LiteLLM reads these variables when it is imported. They prevent downloads (price map, beta headers, blog posts) and
@@ -152,7 +152,7 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
             completion_tokens=usage.completion_tokens,
             cache_read_input_tokens=usage.cached_tokens or 0,  # included in the prompt's tokens
         )
-        return dollars(sum(parts))
+        return dollars_or_none(sum(parts))
     except Exception:  # noqa: BLE001  # the class differs between versions of LiteLLM
         return None
 

@@ -17,7 +17,7 @@ from ..process import switches
 from ..provider_spec import Page, ProviderSpec
 from ..servers.probe import fetch
 from ..transport.endpoint import is_loopback
-from ..transport.untrusted import text
+from ..transport.untrusted import text_or_none
 from .command import ExitCode, command, provider_option, timeout_option
 from .env_lines import default_lines, print_lines, provider_lines
 from .status import probe, report_replay, select, state
@@ -128,7 +128,7 @@ async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
             page = Page(body=await fetch(provider.catalog.client, "/workers"))
     except (LLMError, TimeoutError):
         return ""
-    workers = [row for row in page.rows("workers") or () if text(row.get("url"))]
+    workers = [row for row in page.rows("workers") or () if text_or_none(row.get("url"))]
     if not workers:
         return ""
     spec, unhealthy = provider.spec, sum(row.get("is_healthy") is False for row in workers)

@@ -13,7 +13,7 @@ from .. import errors
 from ..parameters import ALWAYS, SAMPLING
 from ..provider_spec import Api, Dialect, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import read_model_list
-from ..transport.untrusted import text
+from ..transport.untrusted import text_or_none
 
 _READINESS: Final = "/health/readiness"
 _MODELS: Final = "/v1/models"
@@ -21,13 +21,13 @@ _MODELS: Final = "/v1/models"
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
     readiness, model_list = pages[_READINESS].body, pages[_MODELS]
-    if readiness.get("status") != "healthy" or text(readiness.get("db")) is None:
+    if readiness.get("status") != "healthy" or text_or_none(readiness.get("db")) is None:
         return None
     if model_list.rows("data") is None and not isinstance(model_list.error, errors.AuthenticationFailed):
         return None
     server = read_model_list(model_list) or Server()
     models = tuple(replace(model, remote=True) for model in server.models)
-    return replace(server, version=text(readiness.get("litellm_version")), models=models)
+    return replace(server, version=text_or_none(readiness.get("litellm_version")), models=models)
 
 
 SPEC: Final = ProviderSpec(

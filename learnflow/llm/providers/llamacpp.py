@@ -17,7 +17,7 @@ from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport.client import Client
-from ..transport.untrusted import flag, non_negative_int, part, text, texts
+from ..transport.untrusted import bool_or_none, non_negative_int, object_at, text_list, text_or_none
 
 HEADERS: Final = {"server": "llama.cpp"}  # of every response
 _OWNER: Final = "llamacpp"
@@ -27,14 +27,16 @@ _LOADED_STATES: Final = ("loaded", "sleeping")
 def _read(pages: Mapping[str, Page]) -> Server | None:
     rows = pages["/v1/models"].rows("data") or []
     has_header = any(is_llamacpp_page(page) for page in pages.values())
-    if not has_header and not any(row.get("owned_by") == _OWNER or "n_ctx_train" in part(row, "meta") for row in rows):
+    if not has_header and not any(
+        row.get("owned_by") == _OWNER or "n_ctx_train" in object_at(row, "meta") for row in rows
+    ):
         return None
     props = pages["/props"].body
-    router = props.get("role") == "router" or any(part(row, "status") for row in rows)
-    models = tuple(_with_props(_model(row), {} if router else props) for row in rows if text(row.get("id")))
+    router = props.get("role") == "router" or any(object_at(row, "status") for row in rows)
+    models = tuple(_with_props(_model(row), {} if router else props) for row in rows if text_or_none(row.get("id")))
     loading = isinstance(pages["/health"].error, errors.ModelLoading)
     return Server(
-        version=text(props.get("build_info")),
+        version=text_or_none(props.get("build_info")),
         models=models,
         slots=non_negative_int(props.get("total_slots")) or None,
         any_name=not router,
@@ -60,11 +62,11 @@ def cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]
 
 
 def _model(row: Mapping[str, Any]) -> Model:
-    meta, state = part(row, "meta"), part(row, "status")
-    status = text(state.get("value"))
+    meta, state = object_at(row, "meta"), object_at(row, "status")
+    status = text_or_none(state.get("value"))
     return Model(
         name=str(row["id"]),
-        aliases=texts(row.get("aliases")),
+        aliases=text_list(row.get("aliases")),
         loaded=status in _LOADED_STATES if status else True,
         fault=_find_fault(state),
         known={
@@ -95,9 +97,9 @@ def _model_request(model: Model) -> tuple[str, None] | None:
 
 def _with_props(model: Model, props: Mapping[str, Any]) -> Model:
     reported = {
-        "context_served": non_negative_int(part(props, "default_generation_settings").get("n_ctx")) or None,
-        "vision": flag(part(props, "modalities").get("vision")),
-        "tools": flag(part(props, "chat_template_caps").get("supports_tools")),
+        "context_served": non_negative_int(object_at(props, "default_generation_settings").get("n_ctx")) or None,
+        "vision": bool_or_none(object_at(props, "modalities").get("vision")),
+        "tools": bool_or_none(object_at(props, "chat_template_caps").get("supports_tools")),
     }
     known = {**model.known, **{name: value for name, value in reported.items() if value is not None}}
     return replace(model, known=known)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ..parameters import ALWAYS, LOCAL_SAMPLING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
-from ..transport.untrusted import flag, non_negative_int, part, text, texts
+from ..transport.untrusted import bool_or_none, non_negative_int, object_at, text_list, text_or_none
 
 _MODELS: Final = "/v1/models"
 _LOCAL_TYPES: Final = ("model", "alias")
@@ -18,30 +18,30 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     if not rows or any(row.get("owned_by") != "llama-swap" for row in rows):
         return None
     local_names = {row.get("id") for row in rows if _type(row) in _LOCAL_TYPES}
-    return Server(models=tuple(_model(row, local_names) for row in rows if text(row.get("id"))))
+    return Server(models=tuple(_model(row, local_names) for row in rows if text_or_none(row.get("id"))))
 
 
 def _type(row: Mapping[str, Any]) -> Any:
-    return part(row, "meta", "llamaswap").get("type", "model")  # older versions report no type
+    return object_at(row, "meta", "llamaswap").get("type", "model")  # older versions report no type
 
 
 def _model(row: Mapping[str, Any], local_names: set[Any]) -> Model:
-    meta = part(row, "meta", "llamaswap")
-    status = text(part(row, "status").get("value"))
+    meta = object_at(row, "meta", "llamaswap")
+    status = text_or_none(object_at(row, "status").get("value"))
     # A "peer" is another machine. A "selector" is local if all its targets are. The targets of a "profile" are unknown.
-    targets = set(texts(meta.get("targets"))) if _type(row) == "selector" else set()
+    targets = set(text_list(meta.get("targets"))) if _type(row) == "selector" else set()
     selects_local = bool(targets) and targets <= local_names
     context = non_negative_int(row.get("context_length")) or None
     return Model(
         name=str(row["id"]),
-        aliases=texts(meta.get("aliases")),
+        aliases=text_list(meta.get("aliases")),
         loaded=status == "loaded" if status else None,
         remote=not selects_local and _type(row) not in _LOCAL_TYPES,
         known={
             "context": context,
             "context_served": context,
-            "vision": flag(part(row, "capabilities").get("vision")),
-            "tools": flag(part(row, "capabilities").get("function_calling")),
+            "vision": bool_or_none(object_at(row, "capabilities").get("vision")),
+            "tools": bool_or_none(object_at(row, "capabilities").get("function_calling")),
         },
     )
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from .. import errors
 from ..parameters import ALWAYS, LOCAL_SAMPLING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
-from ..transport.untrusted import flag, non_negative_int, part, text
+from ..transport.untrusted import bool_or_none, non_negative_int, object_at, text_or_none
 
 _MODELS: Final = "/api/v1/models"
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)")
@@ -23,26 +23,26 @@ _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
 def _read(pages: Mapping[str, Page]) -> Server | None:
     newer, older = pages[_MODELS].rows("models"), pages["/api/v0/models"].rows("data")
     if newer and any("loaded_instances" in row and "key" in row for row in newer):
-        return Server(models=tuple(_model_v1(row) for row in newer if text(row.get("key"))))
+        return Server(models=tuple(_model_v1(row) for row in newer if text_or_none(row.get("key"))))
     if older and any("state" in row and "type" in row for row in older):
-        return Server(models=tuple(_model_v0(row) for row in older if text(row.get("id"))))
+        return Server(models=tuple(_model_v0(row) for row in older if text_or_none(row.get("id"))))
     key_errors = [page.error for page in pages.values() if isinstance(page.error, errors.AuthenticationFailed)]
     return Server() if any("LM Studio" in error.server_message for error in key_errors) else None
 
 
 def _model_v1(row: Mapping[str, Any]) -> Model:
     instances = Page(body=row).rows("loaded_instances") or []
-    lengths = [non_negative_int(part(instance, "config").get("context_length")) for instance in instances]
-    features = part(row, "capabilities")
+    lengths = [non_negative_int(object_at(instance, "config").get("context_length")) for instance in instances]
+    features = object_at(row, "capabilities")
     known = {
         "context": non_negative_int(row.get("max_context_length")) or None,
         "context_served": min(filter(None, lengths), default=None),  # any instance may answer
-        "vision": flag(features.get("vision")),
-        "tools": flag(features.get("trained_for_tool_use")) or None,  # the others get a prompt with the tools
+        "vision": bool_or_none(features.get("vision")),
+        "tools": bool_or_none(features.get("trained_for_tool_use")) or None,  # the others get a prompt with the tools
         # The field is absent "when not exposed": a model without it may still think.
         "reasoning": True if "reasoning" in features else None,
     }
-    names = tuple(str(instance["id"]) for instance in instances if text(instance.get("id")))
+    names = tuple(str(instance["id"]) for instance in instances if text_or_none(instance.get("id")))
     chat = row.get("type") != "embedding"
     return Model(name=str(row["key"]), aliases=names, loaded=bool(instances), chat=chat, known=known)
 

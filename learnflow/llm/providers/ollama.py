@@ -24,7 +24,7 @@ from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
 from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, dialect_error
 from ..transport.tool_calls import collect_extra
-from ..transport.untrusted import non_negative_int, part, text, word
+from ..transport.untrusted import non_negative_int, object_at, short_text, text_or_none
 from . import llamacpp
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
@@ -41,14 +41,14 @@ _ANSWER_MARKER: Final = "[learnflow: the answer begins here]"
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
-    version, rows = text(pages["/api/version"].body.get("version")), pages["/api/tags"].rows("models")
+    version, rows = text_or_none(pages["/api/version"].body.get("version")), pages["/api/tags"].rows("models")
     if version is None or rows is None or llamacpp.is_llamacpp_page(pages["/api/version"]):
         return None
     running = pages["/api/ps"].rows("models")
     lengths = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
     loaded = None if running is None else lengths
     return Server(
-        version=version, models=tuple(_parse_listed_model(row, loaded) for row in rows if text(row.get("name")))
+        version=version, models=tuple(_parse_listed_model(row, loaded) for row in rows if text_or_none(row.get("name")))
     )
 
 
@@ -64,7 +64,7 @@ def _parse_listed_model(row: Mapping[str, Any], loaded: Mapping[str, int | None]
         remote=remote,
         known={
             **_parse_features(features),
-            "context": non_negative_int(part(row, "details").get("context_length")) or None,
+            "context": non_negative_int(object_at(row, "details").get("context_length")) or None,
             "context_served": (loaded or {}).get(name),
         },
     )
@@ -78,7 +78,7 @@ def _parse_features(features: Any) -> dict[str, Any]:
 
 
 def _add_model_details(model: Model, page: Mapping[str, Any]) -> Model:
-    info, features = part(page, "model_info"), page.get("capabilities")
+    info, features = object_at(page, "model_info"), page.get("capabilities")
     trained = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = page.get("parameters")
     num_ctx = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
@@ -164,7 +164,7 @@ async def _render(client: Client, body: Mapping[str, Any]) -> str:
     request = {**body, "stream": False, "_debug_render_only": True}
     text = None
     with suppress(errors.Misconfigured, errors.ErrorBody):  # the response is not JSON, or an error object
-        text = part(await fetch(client, "/api/chat", request), "_debug_info").get("rendered_template")
+        text = object_at(await fetch(client, "/api/chat", request), "_debug_info").get("rendered_template")
     if not isinstance(text, str):
         raise errors.Unsupported("this version of Ollama cannot render its template, so the answer is not continued")
     return text
@@ -192,7 +192,7 @@ class NDJSONParser(StreamParser):
         if not {"done", "message", "response"} & set(record):
             raise dialect_error("a line of the stream")
         message = record.get("message") or {}
-        self.served_model = self.served_model or word(record.get("model"), MAX_NAME_CHARS) or None
+        self.served_model = self.served_model or short_text(record.get("model"), MAX_NAME_CHARS) or None
         self.is_forwarded = self.is_forwarded or bool(record.get("remote_model") or record.get("remote_host"))
         content = message.get("content") if message else record.get("response")  # of /api/generate
         text, thinking = self._parse_text(content, "text"), self._parse_text(message.get("thinking"), "thinking")

@@ -8,11 +8,15 @@ from typing import Final
 from .. import errors
 from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
-from ..transport.untrusted import non_negative_int, text
+from ..transport.untrusted import non_negative_int, text_or_none
 
 
 def _read(pages: Mapping[str, Page]) -> Server | None:
-    version, health, model_list = text(pages["/version"].body.get("version")), pages["/health"], pages["/v1/models"]
+    version, health, model_list = (
+        text_or_none(pages["/version"].body.get("version")),
+        pages["/health"],
+        pages["/v1/models"],
+    )
     rows, error = model_list.rows("data") or [], model_list.error
     # The error of vLLM for a rejected key; its health page is then an empty 200.
     rejects_key = isinstance(error, errors.AuthenticationFailed) and error.server_message == "Unauthorized"
@@ -24,7 +28,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
         # The context length of an adapter is that of its base model.
         Model(name=name, loaded=True, known={"context_served": lengths[name] or lengths.get(row.get("parent"))})
         for row in rows
-        if (name := text(row.get("id")))
+        if (name := text_or_none(row.get("id")))
     )
     # vllm-router lists its dead servers in such an error; the others respond
     failed = isinstance(health.error, errors.Overloaded | errors.ServerFailed) and not health.error.server_message

@@ -16,7 +16,7 @@ from ..errors import LLMError
 from ..provider_spec import Model, Page, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
-from ..transport.untrusted import day, json_object, non_negative_int, text
+from ..transport.untrusted import date_or_none, json_object, non_negative_int, text_or_none
 
 _METHOD_NOT_ALLOWED: Final = 405
 _LIST_KEYS: Final = ("data", "models")  # of a list of models; a bare array counts as "data"
@@ -112,13 +112,13 @@ def suggest_setting(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
 def read_model_list(page: Page) -> Server | None:
     """Return a server with the listed models and their context lengths; None if the page has no list of models."""
     rows = next((rows for key in _LIST_KEYS if (rows := page.rows(key)) is not None), None)
-    named = [(next(filter(None, (text(row.get(key)) for key in _NAME_KEYS)), None), row) for row in rows or ()]
+    named = [(next(filter(None, (text_or_none(row.get(key)) for key in _NAME_KEYS)), None), row) for row in rows or ()]
     return None if rows is None else Server(models=tuple(_listed_model(name, row) for name, row in named if name))
 
 
 def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
     context = non_negative_int(row.get("context_length")) or non_negative_int(row.get("max_model_len")) or None
-    ends = day(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
+    ends = date_or_none(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
     known = {"context": context, "context_served": context}
     return Model(name=name, chat="embed" not in name.lower(), ends=ends, known=known)
 

@@ -20,7 +20,7 @@ import httpx
 
 from .. import errors
 from ..errors import LLMError
-from .untrusted import json_object, non_negative_int, parse_json, part, printable, texts, word
+from .untrusted import json_object, non_negative_int, object_at, parse_json, printable, short_text, text_list
 
 _MAX_SHOWN_CHARS: Final = 300  # length of a server's message in an LLMError
 _MAX_SEARCHED_CHARS: Final = 2000  # length of a server's message for regular expressions, which are slow on long texts
@@ -141,14 +141,14 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
     for key in ("error", "detail", "errors", "base_resp"):
         if value.get(key):
             return _parse(value[key], depth + 1)
-    raw_codes = [value.get(key) for key in _CODE_KEYS] + [part(value, "innererror").get("code")]
+    raw_codes = [value.get(key) for key in _CODE_KEYS] + [object_at(value, "innererror").get("code")]
     inner = _parse(next((value[key] for key in _MESSAGE_KEYS if value.get(key)), ""), depth + 1)
-    location = ".".join(name for name in texts(value.get("loc")) if name != "body")  # FastAPI, Mistral
+    location = ".".join(name for name in text_list(value.get("loc")) if name != "body")  # FastAPI, Mistral
     message = f"{location}: {inner.message}" if location else inner.message
     lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _parse_lengths(inner.message)
-    codes = tuple(filter(None, (word(code).lower() for code in raw_codes)))
-    param = word(value.get("param")) or location or inner.param
+    codes = tuple(filter(None, (short_text(code).lower() for code in raw_codes)))
+    param = short_text(value.get("param")) or location or inner.param
     return ErrorDetails(message, codes + inner.codes, param, lengths, inner.wait_s)
 
 

@@ -13,7 +13,7 @@ from .reasoning import Delta
 from .sse_parser import SSEParser
 from .stream_parser import MAX_NAME_CHARS, dialect_error
 from .tool_calls import collect_extra
-from .untrusted import non_negative_int, part, word
+from .untrusted import non_negative_int, object_at, short_text
 
 REASONING_ITEMS: Final = "reasoning_items"  # the field of a message that LiteLLM writes as encrypted reasoning
 _REASONING_FIELDS: Final = ("type", "id", "summary", "encrypted_content")
@@ -32,10 +32,10 @@ class ResponsesParser(SSEParser):
 
     def _parse_chunk(self, chunk: dict[str, Any], key: str) -> None:
         if key == "message":  # one document
-            self._parse_response(chunk, word(chunk.get("status")))
+            self._parse_response(chunk, short_text(chunk.get("status")))
             return
-        kind, index = word(chunk.get("type")), non_negative_int(chunk.get("output_index"))
-        item, piece = part(chunk, "item"), chunk.get("delta")
+        kind, index = short_text(chunk.get("type")), non_negative_int(chunk.get("output_index"))
+        item, piece = object_at(chunk, "item"), chunk.get("delta")
         self._streamed |= {index} if kind.endswith(".delta") else set()
         match kind.removeprefix("response."):
             case "output_text.delta":
@@ -56,21 +56,21 @@ class ResponsesParser(SSEParser):
             case "error":
                 raise error_mapping.map_error_object(chunk, began=True)
             case status:
-                self._parse_response(part(chunk, "response"), status)
+                self._parse_response(object_at(chunk, "response"), status)
 
     def _parse_response(self, response: Any, status: str) -> None:
         """Parse the response in an event, or in one document. Its status is complete if it has ended."""
-        self.served_model = self.served_model or word(response.get("model"), MAX_NAME_CHARS) or None
+        self.served_model = self.served_model or short_text(response.get("model"), MAX_NAME_CHARS) or None
         if status == "failed" or response.get("error"):
             raise error_mapping.map_error_object(response, began=not self._is_document)
         if not self._item_ended and (self._is_document or status in ("completed", "incomplete")):
             for index, item in enumerate(response.get("output") or ()):
-                self._parse_item(index, part(item))
+                self._parse_item(index, object_at(item))
         if response.get("usage"):
             self._record_usage(response["usage"])
         if status in ("completed", "incomplete", "cancelled"):
             self.ended = True
-            reason = part(response, "incomplete_details").get("reason")
+            reason = object_at(response, "incomplete_details").get("reason")
             self._record_finish("stop" if status == "completed" else reason or status)
 
     def _parse_item(self, index: int | None, item: Any) -> None:
@@ -87,8 +87,8 @@ class ResponsesParser(SSEParser):
         elif "call_id" in item:  # of a tool that the caller must run
             raise dialect_error("a tool call of this type")
         for content in [*(item.get("summary") or ()), *(item.get("content") or ())] if is_new else ():
-            self.refused = self.refused or bool(part(content).get("refusal"))
-            self._add(index, **{"thinking" if kind == "reasoning" else "text": part(content).get("text")})
+            self.refused = self.refused or bool(object_at(content).get("refusal"))
+            self._add(index, **{"thinking" if kind == "reasoning" else "text": object_at(content).get("text")})
 
     def _begin_call(self, index: int | None, item: Any) -> None:
         function = {name: item.get(name) for name in ("name", "arguments")}

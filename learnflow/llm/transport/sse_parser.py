@@ -15,7 +15,15 @@ from . import error_mapping
 from .reasoning import Delta
 from .stream_parser import BOM, MAX_NAME_CHARS, NO_FINISHES, StreamParser, dialect_error
 from .tool_calls import collect_extra
-from .untrusted import MAX_EVENT_BYTES, dollars, json_object, non_negative_int, parse_json, part, word
+from .untrusted import (
+    MAX_EVENT_BYTES,
+    dollars_or_none,
+    json_object,
+    non_negative_int,
+    object_at,
+    parse_json,
+    short_text,
+)
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
@@ -99,7 +107,7 @@ class SSEParser(StreamParser):
             chunk: the JSON object.
             key: the key of the text in a choice: "delta", or "message" in a whole completion.
         """
-        self.served_model = self.served_model or word(chunk.get("model"), MAX_NAME_CHARS) or None
+        self.served_model = self.served_model or short_text(chunk.get("model"), MAX_NAME_CHARS) or None
         choices = [choice for choice in chunk.get("choices") or () if choice is not None]
         for place in (chunk, *choices, *chunk.values()):
             if isinstance(place, dict) and place.get("usage"):
@@ -161,12 +169,12 @@ class SSEParser(StreamParser):
 
     def _record_usage(self, usage: Any) -> None:
         """Record the token counts and the cost. Invalid values count as unknown, and are not a fault."""
-        usage = {_USAGE_NAMES.get(name, name): value for name, value in part(usage).items()}
+        usage = {_USAGE_NAMES.get(name, name): value for name, value in object_at(usage).items()}
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
-        answer, prompt = part(usage, "completion_tokens_details"), part(usage, "prompt_tokens_details")
+        answer, prompt = object_at(usage, "completion_tokens_details"), object_at(usage, "prompt_tokens_details")
         counts = [usage.get(name) for name in names] + [answer.get("reasoning_tokens"), prompt.get("cached_tokens")]
         self.usage = Usage(*map(non_negative_int, counts))
-        self.cost = dollars(usage.get("cost"))
+        self.cost = dollars_or_none(usage.get("cost"))
 
     def _parse_rest(self, rest: bytes) -> None:
         """Parse the last event, which may lack its empty line. If it is incomplete, the fault is ``AnswerCut``."""
@@ -237,7 +245,7 @@ def _split_content(content: Any) -> tuple[Any, str]:
         return content, ""
     texts, thoughts = [], []
     for item in content:
-        kind, text = part(item).get("type"), item if isinstance(item, str) else part(item).get("text")
+        kind, text = object_at(item).get("type"), item if isinstance(item, str) else object_at(item).get("text")
         if kind in _THINKING_PARTS:
             thought = _split_content(item.get(kind))[0]
             thoughts.append(thought if isinstance(thought, str) else "")

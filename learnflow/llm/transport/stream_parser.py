@@ -17,7 +17,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
 from .tool_calls import Extra, PartialCall, collect_extra, find_call, join_extra
-from .untrusted import MAX_EVENT_BYTES, MAX_JSON_BYTES, json_object, word
+from .untrusted import MAX_EVENT_BYTES, MAX_JSON_BYTES, json_object, short_text
 
 # Finish reasons in lower case, including those of other APIs that gateways pass on.
 _FINISHES: Final[dict[str, Finish]] = {
@@ -147,7 +147,7 @@ class StreamParser:
                 raise errors.MalformedAnswer("a tool call has no name")
             if arguments is None:
                 raise errors.MalformedAnswer(
-                    f"the arguments of the tool call {word(call.name)!r} are not a JSON object"
+                    f"the arguments of the tool call {short_text(call.name)!r} are not a JSON object"
                 )
             calls.append(ToolCall(CallId(call.id), call.name, arguments, join_extra(call.extra)))
         if self.finish == "tool_calls" and not calls:
@@ -169,7 +169,7 @@ class StreamParser:
         function, calls = piece.get("function") or {}, self._calls
         raw, known = function.get("arguments"), len(calls)
         arguments = "" if raw is None else raw if isinstance(raw, str) else json.dumps(raw)
-        call_id, name = word(piece.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
+        call_id, name = short_text(piece.get("id"), MAX_NAME_CHARS), short_text(function.get("name"), MAX_NAME_CHARS)
         if any(call.repeats(key, call_id, name, arguments) for call in calls):
             return ()
         call = find_call(calls, key, call_id, name, arguments)
@@ -255,7 +255,7 @@ class StreamParser:
     def _record_finish(self, reason: Any, *, with_text: bool = False) -> None:
         """Record the finish reason. ``with_text`` if its chunk has text, too."""
         self._finish_with_text = self._finish_with_text or with_text or not self._has_text
-        reason = word(reason)
+        reason = short_text(reason)
         known = _FINISHES.get(reason.lower())
         if reason.lower() in _FILTERED:
             self.fail(errors.ContentFiltered("the provider's content filter stopped the answer"))
