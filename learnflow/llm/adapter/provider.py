@@ -83,7 +83,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             what, hint = f"{spec.title} has no Responses API here", f"Leave {spec.variable('api')} and api= out"
             raise errors.NotConfigured(what, provider=spec.name, hint=hint)
         self.endpoint = configure_endpoint(
-            self.spec, own, base_url, api_key, headers, keyless=replays, networks=common.llm_local_networks
+            self.spec, own, base_url, api_key, headers, keyless=replays, local_networks=common.llm_local_networks
         )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model

@@ -42,16 +42,16 @@ _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[\t -~\xa0-\xff]+")
 
 
-def is_private(address: str, networks: Sequence[str] = ()) -> bool:
+def is_private(address: str, local_networks: Sequence[str] = ()) -> bool:
     """Return whether an IP address is on this machine or a private network (RFC 1918, RFC 4193).
 
     Args:
         address: the IP address.
-        networks: further private networks, for example "100.64.0.0/10" (``LLM_LOCAL_NETWORKS``).
+        local_networks: further networks that count as private, for example "100.64.0.0/10" (``LLM_LOCAL_NETWORKS``).
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
-    private = (*_PRIVATE, *map(ipaddress.ip_network, networks))
+    private = (*_PRIVATE, *map(ipaddress.ip_network, local_networks))
     return ip not in _METADATA and any(ip in network for network in private if network.version == ip.version)
 
 
@@ -84,7 +84,7 @@ class Endpoint:
         credentials: the header with the key; empty without a key.
         headers: further headers, which are secrets. A value with ``{session}`` is sent only in a call with a session.
         version: the API version; None if the provider has no versions.
-        networks: further private networks (``LLM_LOCAL_NETWORKS``).
+        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
         query: the query of the configured URL, which every request has. It may contain a key.
     """
 
@@ -95,7 +95,7 @@ class Endpoint:
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     version: str | None = None
-    networks: tuple[str, ...] = ()
+    local_networks: tuple[str, ...] = ()
     query: str = field(default="", repr=False)
 
     @property
@@ -109,7 +109,7 @@ class Endpoint:
 
         ``network.is_local`` checks the addresses of the name instead.
         """
-        return looks_local(self.origin[1], self.networks)
+        return looks_local(self.origin[1], self.local_networks)
 
     @property
     def all_headers(self) -> dict[str, str]:
@@ -140,9 +140,9 @@ class Endpoint:
 
 
 @lru_cache(maxsize=256)  # the router calls it for every provider and request
-def looks_local(host: str, networks: tuple[str, ...]) -> bool:
+def looks_local(host: str, local_networks: tuple[str, ...]) -> bool:
     """Return whether a host is a private IP address, or has the form of a name that is never public."""
-    return is_private(host, networks) if _ip(host) else bool(_LOCAL_NAME.search(host))
+    return is_private(host, local_networks) if _ip(host) else bool(_LOCAL_NAME.search(host))
 
 
 @lru_cache(maxsize=256)
@@ -160,7 +160,7 @@ def configure_endpoint(
     headers: Mapping[str, str] | str | None = None,
     *,
     keyless: bool = False,
-    networks: tuple[str, ...] = (),
+    local_networks: tuple[str, ...] = (),
 ) -> Endpoint:
     """Return the endpoint of a provider. Arguments win over the environment.
 
@@ -174,7 +174,7 @@ def configure_endpoint(
         key: the key that the application gives; "" for no key, None for that of the environment.
         headers: the headers that the application gives; empty for no headers, None for those of the environment.
         keyless: do not require a key.
-        networks: further private networks (``LLM_LOCAL_NETWORKS``).
+        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
 
     Raises:
         NotConfigured: the address is missing or invalid, the key has invalid characters, or a header is invalid.
@@ -195,7 +195,9 @@ def configure_endpoint(
         raise KeyMissing("there is no key for this address", provider=spec.name, hint=hint)
     credentials = {spec.api.key_header: f"{spec.api.key_scheme} {key}".strip()} if key else {}
     headers = {**spec.api.headers, **parse_headers(spec, headers, NotConfigured)}
-    return replace(parsed, key=key or None, key_hint=hint, credentials=credentials, headers=headers, networks=networks)
+    return replace(
+        parsed, key=key or None, key_hint=hint, credentials=credentials, headers=headers, local_networks=local_networks
+    )
 
 
 def _choose_secret(
