@@ -53,7 +53,7 @@ async def demo() -> int:
         if provider is None or model is None:
             continue
         provider.model = model
-        print(f"{provider.spec.title} answers at {provider.endpoint.base}: everything below is LIVE.\n")
+        print(f"{provider.spec.title} answers at {provider.endpoint.base_url}: everything below is LIVE.\n")
         try:
             await show_server(provider)
         except LLMError as error:

@@ -70,7 +70,7 @@ def providers(row: str, monkeypatch: pytest.MonkeyPatch) -> list[BaseProvider]:
     own = build(row)
     found: list[Any] = [get_provider(), own]
     if own.spec.local:
-        root, key = own.endpoint.root, own.endpoint.key
+        root, key = own.endpoint.server_url, own.endpoint.key
         found.append(CustomProvider(base_url=f"{root}/v1", model=own.model or "local-model", api_key=key))
     return found
 
@@ -189,7 +189,7 @@ async def test_health_and_models(row: str) -> None:
         assert health.version or provider.spec.name == "lmstudio"
         assert health.capabilities["context_served"] or health.cold
         assert health.capabilities["vision"] is not None or provider.spec.name == "vllm"
-        wrong = type(provider)(base_url=f"{provider.endpoint.root}/nowhere/v1", model=provider.model)
+        wrong = type(provider)(base_url=f"{provider.endpoint.server_url}/nowhere/v1", model=provider.model)
         assert (await wrong.refresh()).state == "misconfigured"
         missing = type(provider)(model="no-such-model")
         assert (await missing.refresh()).state in ("model_missing", "ready")  # ready: it serves one, whatever the name

@@ -179,18 +179,18 @@ def _build_request(
         keywords["response_format"] = config.get_json_schema_from_pydantic_object(keywords["response_format"])
     if api == "responses":
         path = str(spec.api.responses_path).format(version=endpoint.version)
-        return HttpRequest(url=endpoint.base + path, body=_write_responses(spec, model, messages, keywords, extra))
+        return HttpRequest(url=endpoint.base_url + path, body=_write_responses(spec, model, messages, keywords, extra))
     keywords_json = json.dumps(keywords)  # in the caller's order: a model writes properties in the order of its schema
     optional = copy.deepcopy(_convert_parameters(spec.litellm, model, endpoint.version, keywords_json))
     by_litellm = optional.pop("extra_body", None) or {}
     optional.pop("fake_stream", None)  # for LiteLLM's own handler
-    litellm_params = {"api_base": endpoint.base, "custom_llm_provider": spec.litellm}
+    litellm_params = {"api_base": endpoint.base_url, "custom_llm_provider": spec.litellm}
     arguments: dict[str, Any] = {"model": model, "optional_params": optional, "litellm_params": litellm_params}
     if spec.api.chat_path:
-        url = endpoint.base + spec.api.chat_path.format(model=quote(model, safe=""), version=endpoint.version)
+        url = endpoint.base_url + spec.api.chat_path.format(model=quote(model, safe=""), version=endpoint.version)
     else:
         key = endpoint.key or _NO_KEY
-        url = config.get_complete_url(api_base=endpoint.base, api_key=key, stream=True, **arguments)
+        url = config.get_complete_url(api_base=endpoint.base_url, api_key=key, stream=True, **arguments)
     body = config.transform_request(messages=messages, headers={}, **arguments)
     if not spec.dialect.format_options:
         _restore(body, given, keywords)

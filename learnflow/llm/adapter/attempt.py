@@ -21,7 +21,7 @@ from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
 from ..stream import Emit, Transcript, Work
 from ..timeouts import Times
 from ..transport.client import Client, HttpRequest, HttpResponse
-from ..transport.endpoint import add_provider
+from ..transport.endpoint import add_error_context
 from ..transport.error_mapping import change_class, map_exception
 from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
@@ -78,7 +78,7 @@ class Runner:
     @property
     def origin(self) -> str:
         """Return the origin of the answers, see ``Completion.origin``. A stored message does not show the address."""
-        return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base_url}".encode()).hexdigest()[:16]
 
     @property
     def concurrency_limit(self) -> int | None:
@@ -123,7 +123,7 @@ class Runner:
         return self._start_once(request, attempt, hold=hold)
 
     def _start_once(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
-        run, name, base = _AttemptRun(self, request, attempt, hold=hold), self.spec.name, self.client.endpoint.base
+        run, name, base = _AttemptRun(self, request, attempt, hold=hold), self.spec.name, self.client.endpoint.base_url
         return partial(events.run_attempt, name, base, request.sampling, attempt, run.model_and_max_tokens, run.run)
 
     def explain(
@@ -139,7 +139,7 @@ class Runner:
         """
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives_hint(model)
-        add_provider(error, self.spec, self.client.endpoint, model)
+        add_error_context(error, self.spec, self.client.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed | errors.NotLocal):
             self.catalog.forget()
         if isinstance(error, errors.ThinkingLeaked) and error.model:

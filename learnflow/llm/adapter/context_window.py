@@ -144,7 +144,7 @@ class ContextBudget:
         self, spec: ProviderSpec, catalog: ModelCatalog, client: Client, request: Request, prefill: str = ""
     ) -> None:
         self._spec, self._catalog, self._client, self._request = spec, catalog, client, request
-        self._base = client.endpoint.base
+        self._base = client.endpoint.base_url
         self._texts = [*request.texts, prefill] if prefill else request.texts
         self._prefill = [{"role": "assistant", "content": prefill}] if prefill else []
         self._chooses_length = spec.server.context_length is not None and not request.sets_context_length

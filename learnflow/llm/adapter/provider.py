@@ -101,7 +101,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def __repr__(self) -> str:
         vision = f", vision_model={self.vision_model!r}" if self.vision_model else ""
-        return f"{type(self).__name__}(base_url={self.endpoint.base!r}, model={self.model!r}{vision})"
+        return f"{type(self).__name__}(base_url={self.endpoint.base_url!r}, model={self.model!r}{vision})"
 
     @property
     def name(self) -> str:
@@ -111,7 +111,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     @property
     def address(self) -> str:
         """Return the key of the circuit breakers and the queue. An endpoint with a configured name has its own."""
-        return f"{self.endpoint.base} ({self.name})" if self.spec.kind else self.endpoint.base
+        return f"{self.endpoint.base_url} ({self.name})" if self.spec.kind else self.endpoint.base_url
 
     def facts(self, model: str | None) -> Facts:
         """Return the known properties, from the spec, the configuration and the last probe.
@@ -274,7 +274,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Load a model unless it is loaded."""
         model = await self._wait_for(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            requested = requested_context(self.endpoint.base, model.name)
+            requested = requested_context(self.endpoint.base_url, model.name)
             context_length = self.catalog.overrides.get("context_served") or requested
             await self.catalog.load(model.name, context_length, keep_alive)
             await self._wait_for(name)

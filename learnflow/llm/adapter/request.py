@@ -293,7 +293,7 @@ def write_texts(
     """Write a request that LiteLLM would pass unchanged; see ``_litellm.write``."""
     body = {"messages": messages, "stream": True, **parameters, **parameters.get("extra_body", {}), "model": model}
     body.pop("extra_body", None)
-    return HttpRequest(url=f"{endpoint.base}{spec.dialect.text_path}", body=body)
+    return HttpRequest(url=f"{endpoint.base_url}{spec.dialect.text_path}", body=body)
 
 
 def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:

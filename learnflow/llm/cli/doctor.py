@@ -106,8 +106,8 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
         address = candidate.provider.endpoint
         if is_loopback(address.origin[1]):
             yield (
-                f"{address.base} is this container itself. Use the name of the service, or host.docker.internal with "
-                "a server that listens on more than loopback"
+                f"{address.base_url} is this container itself. Use the name of the service, or host.docker.internal "
+                "with a server that listens on more than loopback"
             )
 
 
@@ -134,7 +134,7 @@ async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
     spec, unhealthy = provider.spec, sum(row.get("is_healthy") is False for row in workers)
     limit = "" if settings.load_provider(spec).max_concurrency else f", and set {spec.variable('max_concurrency')}"
     return (
-        f"{provider.endpoint.base} is a router of {len(workers)} servers"
+        f"{provider.endpoint.base_url} is a router of {len(workers)} servers"
         f"{f' ({unhealthy} unhealthy)' if unhealthy else ''}. Start it with --disable-retries, because this package "
         f"retries{limit and f'{limit} to the slots of all servers together'}"
     )

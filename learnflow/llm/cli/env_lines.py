@@ -111,7 +111,7 @@ def _lines_of(candidate: Candidate, *, is_alternative: bool) -> Iterator[Line]:
     spec, health = candidate.provider.spec, candidate.health
     lines = [_provider_line(spec.name, "or" if is_alternative else "" if spec.local else "prompts leave this machine")]
     if not (candidate.configured or _is_default(candidate.provider)):
-        lines.append(Line(spec.spellings("base_url"), candidate.provider.endpoint.base))
+        lines.append(Line(spec.spellings("base_url"), candidate.provider.endpoint.base_url))
     lines += _model_lines(spec, [health.model] if health.model else health.models)
     yield from (replace(line, is_alternative=is_alternative) for line in lines)
 
@@ -119,8 +119,11 @@ def _lines_of(candidate: Candidate, *, is_alternative: bool) -> Iterator[Line]:
 def _is_default(provider: BaseProvider) -> bool:
     """Return whether the provider has this address without a setting. A key is sent to it from any source."""
     default = provider.spec.api.default_url or ""
-    root = provider.endpoint.root.replace("//127.0.0.1:", "//localhost:")
-    return not settings.load_provider(provider.spec).base_url and parse_endpoint(provider.spec, default).root == root
+    server_url = provider.endpoint.server_url.replace("//127.0.0.1:", "//localhost:")
+    return (
+        not settings.load_provider(provider.spec).base_url
+        and parse_endpoint(provider.spec, default).server_url == server_url
+    )
 
 
 def _model_lines(spec: ProviderSpec, models: Sequence[str]) -> Iterator[Line]:

@@ -80,7 +80,7 @@ def _remarks(chain: Sequence[str], listed: Sequence[Candidate]) -> Iterator[str]
             value = f"is {replacement.health.base_url}" if replacement.health.base_url else "is invalid"
             yield (
                 f"{name} at {candidate.health.base_url} is not used: {variable} {value}. "
-                f"To use it: {variable}={candidate.provider.endpoint.root}"
+                f"To use it: {variable}={candidate.provider.endpoint.server_url}"
             )
 
 

@@ -421,7 +421,7 @@ class EmbeddedProvider(BaseProvider):
     @property
     def address(self) -> str:
         """Return the key of the circuit breaker, which the providers of one server share."""
-        return f"{self.endpoint.base} ({id(self._transport.server)})" if self._transport else super().address
+        return f"{self.endpoint.base_url} ({id(self._transport.server)})" if self._transport else super().address
 
     async def prepare(self) -> None:
         """Import LiteLLM, and start the server. Return when it is ready. Raise LLMError if the start fails."""

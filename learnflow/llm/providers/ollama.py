@@ -156,7 +156,7 @@ async def _continuation(
         prompt = await _render(client, {"model": model, "messages": texts, **options, **think})
         prompt += attempt.raw.removeprefix(_THINK_TAG) if prompt.rstrip().endswith(_THINK_TAG) else attempt.raw
     request = {"model": model, "prompt": prompt, "raw": True, "stream": True, **options}
-    return HttpRequest(url=f"{client.endpoint.root}/api/generate", body=request)
+    return HttpRequest(url=f"{client.endpoint.server_url}/api/generate", body=request)
 
 
 async def _render(client: Client, body: Mapping[str, Any]) -> str:
@@ -188,7 +188,7 @@ class NDJSONParser(StreamParser):
         record = self._parse_object(line, "a line of the stream")
         has_earlier_lines, self._seen = self._seen, True
         if record.get("error"):
-            raise error_mapping.map_error_object(record, began=has_earlier_lines)
+            raise error_mapping.map_error_object(record, answer_started=has_earlier_lines)
         if not {"done", "message", "response"} & set(record):
             raise dialect_error("a line of the stream")
         message = record.get("message") or {}

@@ -22,7 +22,7 @@ from ..parameters import LEVELS
 from ..process import switches
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
-from ..transport.endpoint import add_provider
+from ..transport.endpoint import add_error_context
 from ..transport.network import is_local
 from ..transport.untrusted import printable
 from . import model_prices
@@ -148,14 +148,14 @@ class ModelCatalog:
         ambiguous = isinstance(result.error, errors.NotConfigured) and result.server is not None
         error = None if ambiguous else result.error
         if error:
-            add_provider(error, self._spec, self.client.endpoint, None)
+            add_error_context(error, self._spec, self.client.endpoint, None)
         name = result.model.name if result.model else self._model
         if self._model and result.model and result.model.resembles(self._model):
             name = self._model
         return Health(
             state=state_of(error) if error else "ready",
             provider=self._spec.name,
-            base_url=self.client.endpoint.base,
+            base_url=self.client.endpoint.base_url,
             detail=detail_of(error) if error else self._remarks(result),
             latency_s=result.latency_s,
             server=server.kind.title if server.kind else None,
@@ -460,7 +460,7 @@ class ModelCatalog:
         remarks += self._describe_ends(result.server or Server(), result.model)
         kind = result.server.kind if result.server else None
         if kind and kind.name != self._spec.name:
-            setting = suggest_setting(self._spec, kind, self.client.endpoint.root)
+            setting = suggest_setting(self._spec, kind, self.client.endpoint.server_url)
             remarks.append(f"the server is {kind.title}. {setting} to use its features")
         if not self._spec.is_tested:
             remarks.append("untested: the provider's settings come from its documentation and LiteLLM's table")

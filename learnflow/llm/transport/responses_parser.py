@@ -54,7 +54,7 @@ class ResponsesParser(SSEParser):
                 self._item_ended = True
                 self._parse_item(index, item)
             case "error":
-                raise error_mapping.map_error_object(chunk, began=True)
+                raise error_mapping.map_error_object(chunk, answer_started=True)
             case status:
                 self._parse_response(object_at(chunk, "response"), status)
 
@@ -62,7 +62,7 @@ class ResponsesParser(SSEParser):
         """Parse the response in an event, or in one document. Its status is complete if it has ended."""
         self.served_model = self.served_model or short_text(response.get("model"), MAX_NAME_CHARS) or None
         if status == "failed" or response.get("error"):
-            raise error_mapping.map_error_object(response, began=not self._is_document)
+            raise error_mapping.map_error_object(response, answer_started=not self._is_document)
         if not self._item_ended and (self._is_document or status in ("completed", "incomplete")):
             for index, item in enumerate(response.get("output") or ()):
                 self._parse_item(index, object_at(item))

@@ -97,7 +97,7 @@ class SSEParser(StreamParser):
             return
         chunk = self._parse_object(data, "an event of the stream")
         if event == b"error" or chunk.get("error") or chunk.get("object") == "error":
-            raise error_mapping.map_error_object(chunk, began=True)
+            raise error_mapping.map_error_object(chunk, answer_started=True)
         self._parse_chunk(chunk, "delta")
 
     def _parse_chunk(self, chunk: dict[str, Any], key: str) -> None:
@@ -129,7 +129,7 @@ class SSEParser(StreamParser):
         Some gateways send tool calls, or the text after them, in a choice of their own.
         """
         if choice.get("error"):
-            raise error_mapping.map_error_object(choice, began=self._has_text)
+            raise error_mapping.map_error_object(choice, answer_started=self._has_text)
         number, delta = _choice_index(choice), choice.get(key)
         if not delta and (self._uses_message or not self._has_text):
             delta = choice.get("message")
@@ -193,15 +193,15 @@ class SSEParser(StreamParser):
         self._seen = True
         if not isinstance(chunk, dict) or not chunk.get(self.answer_key):
             if isinstance(chunk, dict) and error_mapping.message_of(chunk):
-                raise error_mapping.map_error_object(chunk, began=False)
+                raise error_mapping.map_error_object(chunk, answer_started=False)
             raise errors.MalformedAnswer("the response is JSON, but not a chat completion")
         self._parse_chunk(chunk, "message")
         if chunk.get("error"):
-            self.fail(error_mapping.map_error_object(chunk, began=True))
+            self.fail(error_mapping.map_error_object(chunk, answer_started=True))
 
     def _no_finish_error(self) -> LLMError:
         if self._notice:
-            return error_mapping.map_error_object(self._notice, began=self._has_text)
+            return error_mapping.map_error_object(self._notice, answer_started=self._has_text)
         if self.ended:
             return errors.FinishMissing("the stream ended with [DONE], but no finish_reason came")
         if self._is_document and not self._text_after_finish:

@@ -218,7 +218,7 @@ class StreamParser:
         start = self._take().removeprefix(BOM).lstrip(b" \t\r\n")
         self._buffer += start
         if start[:1] == b"<":
-            self.fail(error_mapping.not_a_server(200))
+            self.fail(error_mapping.no_model_api_error(200))
         if start:
             self._is_document = start[0] in self.document_starts
 
