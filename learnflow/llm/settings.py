@@ -244,8 +244,8 @@ def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]],
         return settings(**{name: variable.value for name, variable in variables.items()})
     except ValidationError as error:
         faults = {variables.pop(name).name: fault for name, fault in describe_faults(error).items()}
-    if switches.faults is None:
+    if switches.collected_faults is None:
         what = "; ".join(f"{name} {fault}" for name, fault in faults.items())
         raise NotConfigured(what, hint="Correct it in the environment or .env", provider=provider)
-    switches.faults.update(faults)
+    switches.collected_faults.update(faults)
     return settings(**{name: variable.value for name, variable in variables.items()})

@@ -18,11 +18,11 @@ CLOUD_TIMEOUTS_S: Final = (60.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """The timeouts of a provider in seconds, and its limits.
+class Timeouts:
+    """The timeouts of a provider in seconds, and its other limits.
 
     Attributes:
-        connect: the longest time to connect.
+        connect: the longest time for DNS, TCP and TLS each.
         first_token: the longest time from the request to the first token.
         gap: the longest time between two tokens.
         deadline: the longest time for a request with all its attempts.
@@ -42,7 +42,7 @@ class Times:
     own_deadline: float | None = None
 
 
-def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: ProviderSettings) -> Times:
+def choose_timeouts(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: ProviderSettings) -> Timeouts:
     """Return the timeouts and limits of a provider. A keyword overrides the environment; None does not.
 
     Args:
@@ -52,7 +52,7 @@ def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings,
         own: the settings of this provider.
     """
     first_token, gap = LOCAL_TIMEOUTS_S if spec.local else CLOUD_TIMEOUTS_S
-    return Times(
+    return Timeouts(
         connect=given.get("connect_timeout") or common.llm_connect_timeout,
         first_token=given.get("first_token_timeout") or common.llm_first_token_timeout or first_token,
         gap=given.get("gap_timeout") or common.llm_gap_timeout or gap,

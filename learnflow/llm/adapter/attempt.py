@@ -19,7 +19,7 @@ from ..provider_spec import ProviderSpec
 from ..servers import model_prices
 from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
 from ..stream import Emit, Transcript, Work
-from ..timeouts import Times
+from ..timeouts import Timeouts
 from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.endpoint import add_error_context
 from ..transport.error_mapping import change_class, map_exception
@@ -50,7 +50,7 @@ class Runner:
     Attributes:
         spec: the provider's spec.
         client: the HTTP client for the provider's endpoint.
-        times: the provider's timeouts.
+        timeouts: the provider's timeouts.
         catalog: the models of the provider's server.
         address: the server's address. Requests to the same address share a queue.
         log_content: log prompts and answers at DEBUG.
@@ -64,7 +64,7 @@ class Runner:
 
     spec: ProviderSpec
     client: Client
-    times: Times
+    timeouts: Timeouts
     catalog: ModelCatalog
     address: str
     log_content: bool
@@ -84,7 +84,7 @@ class Runner:
     def concurrency_limit(self) -> int | None:
         """Return the configured concurrency limit, else the slots that the server reports, else the spec's limit."""
         server = self.catalog.server
-        return self.times.max_concurrency or (server and server.slots) or self.spec.max_concurrency
+        return self.timeouts.max_concurrency or (server and server.slots) or self.spec.max_concurrency
 
     @property
     def continuation_spec(self) -> ProviderSpec | None:
@@ -116,7 +116,7 @@ class Runner:
         validated = structured_output.is_validated(request.response_format)
         if request.buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._start_once, hold=True)
-            limit_s = request.timeout or self.times.deadline
+            limit_s = request.timeout or self.timeouts.deadline
             return partial(
                 structured_output.run_with_corrections, run_once, request, attempt, self.reask, limit_s, self.spec.name
             )
@@ -162,7 +162,7 @@ class _AttemptRun:
 
     def __init__(self, runner: Runner, request: Request, attempt: Attempt, *, hold: bool) -> None:
         self._runner, self._request, self._attempt, self._hold = runner, request, attempt, hold
-        self._spec, self._catalog, self._times = runner.spec, runner.catalog, runner.times
+        self._spec, self._catalog, self._timeouts = runner.spec, runner.catalog, runner.timeouts
         self._model = request.model or ""
         self._client = runner.client_for(request)
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.raw)
@@ -175,7 +175,7 @@ class _AttemptRun:
 
     async def run(self, emit: Emit) -> Completion:
         """Run the attempt and return the completion. Raise only LLMError."""
-        deadline = asyncio.get_running_loop().time() + (self._request.timeout or self._times.deadline)
+        deadline = asyncio.get_running_loop().time() + (self._request.timeout or self._timeouts.deadline)
         try:
             await self._prepare(deadline)
             slot = await self._acquire_slot(deadline, emit)
@@ -192,13 +192,13 @@ class _AttemptRun:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
         # ``looks_local`` does not resolve the host name
-        if self._times.local_only and not (spec.local or runner.client.endpoint.looks_local):
+        if self._timeouts.local_only and not (spec.local or runner.client.endpoint.looks_local):
             hint = "Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent", hint=hint)
         try:
             async with asyncio.timeout_at(deadline):
                 self._model = await self._catalog.choose_name(self._request.model)
-                adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._times.first_token))
+                adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._timeouts.first_token))
                 self._report_adjusted(adjustment, tight=budget.tight)
                 if self._request.user_message_added:
                     self._report_adjusted(_MESSAGE_ADDED)
@@ -333,15 +333,15 @@ class _AttemptRun:
         index, rejected = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0, self._catalog.rejected
         return Variant(rejected=rejected(self._model), schema_mode_index=index, api=api)
 
-    def _time_limits(self, variant: Variant) -> Times:
+    def _time_limits(self, variant: Variant) -> Timeouts:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
 
         An answer that is not streamed may take the whole time of the request.
         """
-        times, patience = self._times, self._attempt.patience
-        first = max(times.first_token, times.load) if self._budget.must_load_model else times.first_token
-        first = first if self._request.streams(variant) else times.deadline
-        return replace(times, first_token=first if patience is None else min(first, patience))
+        timeouts, patience = self._timeouts, self._attempt.patience
+        first = max(timeouts.first_token, timeouts.load) if self._budget.must_load_model else timeouts.first_token
+        first = first if self._request.streams(variant) else timeouts.deadline
+        return replace(timeouts, first_token=first if patience is None else min(first, patience))
 
     def _load_probe(self) -> IsLoading | None:
         """Return a probe for a load that may begin although the model was loaded; None if none can begin."""
@@ -351,7 +351,7 @@ class _AttemptRun:
 
     def _feed(self, answer: Answer, delta: Delta) -> None:
         """Add a delta to the answer. Raise NotLocal if another machine generated it, although LLM_LOCAL_ONLY is set."""
-        if self._times.local_only and answer.parser.is_forwarded:
+        if self._timeouts.local_only and answer.parser.is_forwarded:
             raise errors.NotLocal(
                 "LLM_LOCAL_ONLY is set, and the server forwarded the request to another machine",
                 hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",

@@ -20,7 +20,7 @@ from ..replay import active
 from ..servers import model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
 from ..stream import Work
-from ..timeouts import settle_times
+from ..timeouts import choose_timeouts
 from ..transport import network
 from ..transport.client import NETWORK, Client
 from ..transport.endpoint import configure_endpoint
@@ -87,17 +87,17 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
-        self._times = settle_times(self.spec, times, common, own)
+        self._timeouts = choose_timeouts(self.spec, times, common, own)
         transport = self._transport
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
-        client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
+        client = Client(self.endpoint, self._timeouts.connect, self._timeouts.local_only, transport, replays)
         overrides, ages = own.configured_capabilities, replay is None
         others = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
         self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, others, ages=ages)
         log_content, reask = common.llm_log_content, common.llm_reask
         self._common = common
-        self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask, api)
+        self.runner = Runner(self.spec, client, self._timeouts, self.catalog, self.address, log_content, reask, api)
 
     def __repr__(self) -> str:
         vision = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -119,7 +119,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         Args:
             model: the name of the model; None for the default model.
         """
-        spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
+        spec, endpoint, timeouts, name = self.spec, self.endpoint, self._timeouts, model or self.model
         capabilities = self.get_capabilities(name)
         if spec.server.context_length and "context_served" not in self.catalog.overrides:
             # The server can load the model with its maximum context length
@@ -128,9 +128,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return Facts(
             address=self.address,
             capabilities=capabilities,
-            first_token_s=times.first_token,
-            gap_s=times.gap,
-            deadline_s=times.own_deadline,
+            first_token_s=timeouts.first_token,
+            gap_s=timeouts.gap,
+            deadline_s=timeouts.own_deadline,
             names=comparable_names(name),
             has_model=model is not None and self._has_model(model),
             cold=self.catalog.is_cold(name),
@@ -139,7 +139,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
             near=spec.local or endpoint.looks_local,
-            local_only=times.local_only,
+            local_only=timeouts.local_only,
             denied=self.catalog.denied(name),
         )
 
@@ -162,7 +162,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         work = self.attempt(call, attempt)  # checks the call
         if call.after or self._common.llm_journal:
             run = partial(run_with_prior, self.attempt, attempt, self.name)
-            work = journal.record(self._common, self._times.deadline, run, call)
+            work = journal.record(self._common, self._timeouts.deadline, run, call)
         return partial(events.run_request, self.name, call.model or self.model, attempt, work)
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
@@ -256,10 +256,10 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         name = model or self.model
         with self._explain_errors(name):
             try:
-                async with asyncio.timeout(self._times.load):
+                async with asyncio.timeout(self._timeouts.load):
                     await asyncio.gather(self.prepare(), self._load(name, keep_alive))
             except TimeoutError:
-                what = f"not loaded within {self._times.load:g} s"
+                what = f"not loaded within {self._timeouts.load:g} s"
                 raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
 
     @contextmanager

@@ -30,7 +30,7 @@ from .variables import ineffective, known_specs, variables
 @provider_option
 async def doctor(timeout_s: float, provider: str | None) -> int:
     """Show the settings, the servers that respond, common mistakes, and lines for .env."""
-    faults = switches.faults = dict[str, str]()  # collected, so that everything is examined
+    faults = switches.collected_faults = dict[str, str]()  # collected, so that everything is examined
     report_replay()
     write(f"This is {'a' if settings_sources.in_container() else 'not a'} container.")
     specs = known_specs(provider)

@@ -227,7 +227,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request. Raise an LLMError or an error of httpx if no response arrives."""
-        if switches.allowed is not None and origin(str(request.url)) not in switches.allowed:
+        if switches.allowed_origins is not None and origin(str(request.url)) not in switches.allowed_origins:
             raise errors.NotRecorded(
                 "real model calls are forbidden in this test", hint="Use cassettes or a FaultServer"
             )

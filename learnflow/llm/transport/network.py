@@ -299,7 +299,7 @@ async def _close_at_shutdown(loop: asyncio.AbstractEventLoop, transports: LoopTr
         yield
     finally:
         _transports.pop(loop, None)
-        await process.settle()
+        await process.wait_for_ending_tasks()
         await transports.aclose()
 
 
