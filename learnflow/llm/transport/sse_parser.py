@@ -28,13 +28,6 @@ from .untrusted import (
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
 _IGNORED_PARTS: Final = ("reference",)  # Mistral sends the sources of the text
-# The names of the Responses API, and those of chat completions.
-_USAGE_NAMES: Final = {
-    "input_tokens": "prompt_tokens",
-    "input_tokens_details": "prompt_tokens_details",
-    "output_tokens": "completion_tokens",
-    "output_tokens_details": "completion_tokens_details",
-}
 _INDEX: Final = re.compile(r"-?[0-9]{1,9}(?:\.0)?")
 
 
@@ -169,7 +162,9 @@ class SSEParser(StreamParser):
 
     def _record_usage(self, usage: Any) -> None:
         """Record the token counts and the cost. Invalid values count as unknown, and are not a fault."""
-        usage = {_USAGE_NAMES.get(name, name): value for name, value in object_at(usage).items()}
+        # the Responses API has "input_tokens" and "output_tokens"
+        renamed = [name.replace("input", "prompt").replace("output", "completion") for name in object_at(usage)]
+        usage = dict(zip(renamed, object_at(usage).values(), strict=True))
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
         answer, prompt = object_at(usage, "completion_tokens_details"), object_at(usage, "prompt_tokens_details")
         counts = [usage.get(name) for name in names] + [answer.get("reasoning_tokens"), prompt.get("cached_tokens")]
