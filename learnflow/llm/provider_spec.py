@@ -1,4 +1,4 @@
-"""``ProviderSpec``, and ``Server`` and ``Model``, which a probe returns.
+"""``ProviderSpec`` describes a vendor. ``Server`` and ``Model`` are the result of a probe.
 
 Each file in ``providers`` has the spec of one vendor. The spec also holds the vendor's functions, so that the other
 packages work with any vendor and import none.
@@ -33,13 +33,13 @@ class Model:
 
     Attributes:
         name: the value for ``model=``.
-        aliases: its other names.
+        aliases: other values for ``model=``.
         loaded: whether it is in memory; None if the server does not report it.
         chat: whether it is a chat model, and not for example an embedding model.
         remote: whether the server forwards requests for it to another machine, as for Ollama's cloud models.
         fault: the state of the model and an explanation if it cannot respond now; None if it can.
-        ends: the day on which the model ends; None if the server does not announce it.
-        known: the capabilities that the server reports, by name.
+        end_date: the day on which the model is shut down; None if the server does not announce it.
+        capabilities: the capabilities that the server reports, by name.
         probed_at: the time of the last probe for it, on the clock of the event loop; None before that probe.
     """
 
@@ -49,8 +49,8 @@ class Model:
     chat: bool = True
     remote: bool = False
     fault: tuple[State, str] | None = None
-    ends: date | None = None
-    known: Mapping[str, Any] = field(default_factory=dict)
+    end_date: date | None = None
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
     probed_at: float | None = None
 
     def has_name(self, name: str) -> bool:
@@ -58,7 +58,7 @@ class Model:
         return name == self.name or name in self.aliases
 
     def resembles(self, name: str) -> bool:
-        """Return whether this is its name, without regard to case and a prefix like "models/" or a publisher."""
+        """Return whether this is its name, ignoring case and a prefix like "models/" or a publisher."""
         return f"/{self.name}".casefold().endswith(f"/{name}".casefold())
 
 
@@ -71,7 +71,7 @@ class Server:
         version: its version; None if it does not report it.
         slots: its concurrency limit; None if it does not report it.
         models: its models.
-        any_name: whether its only model responds to requests with any ``model=``.
+        accepts_any_name: whether its only model responds to requests with any ``model=``.
         fault: the state of the server and an explanation if it cannot respond now; None if it can.
     """
 
@@ -79,7 +79,7 @@ class Server:
     version: str | None = None
     slots: int | None = None
     models: tuple[Model, ...] = ()
-    any_name: bool = False
+    accepts_any_name: bool = False
     fault: tuple[State, str] | None = None
 
     @property
@@ -91,13 +91,13 @@ class Server:
         """Return the model with this name, else one that resembles it, else the only one if any name is accepted."""
         if exact := next((model for model in self.models if model.has_name(name)), None):
             return exact
-        matches = self.models if self.any_name else [model for model in self.models if model.resembles(name)]
+        matches = self.models if self.accepts_any_name else [model for model in self.models if model.resembles(name)]
         return matches[0] if len(matches) == 1 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A page of a server. ``body`` is its JSON object, which is empty if there is an ``error``."""
+    """The response to a GET request. ``body`` is its JSON object, which is empty if there is an ``error``."""
 
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -120,16 +120,16 @@ class Probe:
 
     Attributes:
         pages: the paths to GET. Reading them must be free, and must not load a model.
-        read: a function that parses the pages, by path. It returns None if they are of another kind of server.
+        parse_pages: a function that parses the pages, by path. It returns None if they are of another kind of server.
         model_request: a function that returns the path of the page about a model, and the body to POST or None for a
             GET. It returns None if there is no such page.
-        read_model: a function that adds the properties on that page to a model.
+        parse_model_page: a function that adds the properties on that page to a model.
     """
 
     pages: tuple[str, ...]
-    read: Callable[[Mapping[str, Page]], Server | None]
+    parse_pages: Callable[[Mapping[str, Page]], Server | None]
     model_request: Callable[[Model], tuple[str, Mapping[str, Any] | None] | None] = lambda _: None
-    read_model: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
+    parse_model_page: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,18 +139,18 @@ class Api:
     Attributes:
         default_url: the base URL if none is configured; None if it must be configured.
         api_path: the path of the API on the server.
-        litellm_path: the beginning of the path that LiteLLM appends. A configured URL is cut there.
+        litellm_path: the path that LiteLLM appends, or its beginning. A configured URL is cut off there.
         removed_suffixes: the endings that are removed from the path of a configured URL.
         cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
         default_version: the default version of the API; None if the vendor requires no version.
-        key_header, key_scheme: the name of the header with the key, and the word before the key.
+        key_header, key_scheme: the header with the key, and its authentication scheme ("Bearer").
         headers: further headers. ``{session}`` is the ``session=`` of the call; without one the header is not sent.
         variant: a function that returns the spec to use for a base URL and an API version; None if there is only one.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
         responses_path: the path of requests to the Responses API, with ``{version}``; None if the vendor does not have
             it, or if chat completions serve all its models.
         models_path: the path of the list of models.
-        lists_all: whether the list is complete, so that an unlisted model is an error.
+        lists_all_models: whether the list has every valid model, so that another model is an error.
         has_aliases: whether the operator chooses the names of models, so that responses may have other names.
     """
 
@@ -167,7 +167,7 @@ class Api:
     chat_path: str | None = None
     responses_path: str | None = None
     models_path: str = "/models"
-    lists_all: bool = True
+    lists_all_models: bool = True
     has_aliases: bool = False
 
 
@@ -181,21 +181,21 @@ class Dialect:
         parts: the supported types of content parts.
         reads_urls: whether the server downloads images by URL. Otherwise only data URLs are sent.
         tool_choices: the supported values of ``tool_choice``; None for all values.
-        schema_modes: the supported ways to request a schema, the best first. "words" is a prompt.
+        schema_modes: the supported ways to request a schema, the best first. "words" describes it in the prompt.
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
-        marks_reasoning: whether LiteLLM's price map marks all thinking of the vendor's models. A model with other
-            marks then cannot think, and one without the levels "minimal" and "none" always does.
+        litellm_marks_reasoning: whether LiteLLM's price map marks all of the vendor's models that can think. A model
+            with other marks then cannot think, and one without the levels "minimal" and "none" always thinks.
         session: the name of the field for ``session=``; None if it is not sent in the body.
         body: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
             the context length. None if the parameters are fields of the body, as in OpenAI's API.
-        text_path: the path of chat requests if LiteLLM passes a request of texts unchanged. Until LiteLLM is imported,
-            such a request is written without it, because the import takes seconds (ADR 10). None otherwise.
+        direct_chat_path: the path of text-only chat requests that are written without LiteLLM until it is imported,
+            because the import takes seconds (ADR 10). None if LiteLLM changes such requests.
         stream_usage: whether the server supports ``stream_options``.
-        finishes_turns: whether the server certainly starts a new answer if the last message is the assistant's.
-        prefill: whether the server continues the last message if it is the assistant's.
+        ignores_prefill: whether the server is known to start a new answer after a last message of the assistant.
+        prefill: whether the server is known to continue a last message of the assistant.
         continuation: a function that returns the request to continue a broken answer, given the client, the model, the
-            messages, the body and the attempt. None if ``prefill`` or a prompt continues it.
+            messages, the body and the attempt. None if the answer is continued by ``prefill`` or by a prompt.
     """
 
     parser: type[Any] | None = None
@@ -205,19 +205,19 @@ class Dialect:
     tool_choices: tuple[str, ...] | None = None
     schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "words")
     reasoning: Reasoning = field(default_factory=dict)
-    marks_reasoning: bool = False
+    litellm_marks_reasoning: bool = False
     session: str | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
-    text_path: str | None = None
+    direct_chat_path: str | None = None
     stream_usage: bool = True
-    finishes_turns: bool = False
+    ignores_prefill: bool = False
     prefill: bool = False
     continuation: Callable[..., Awaitable[Any]] | None = None
 
     @property
-    def continues(self) -> bool:
-        """Return whether the server can continue a broken answer without a prompt."""
+    def can_continue(self) -> bool:
+        """Return whether the server can continue a broken answer. Otherwise a prompt asks the model to continue."""
         return self.prefill or self.continuation is not None
 
 
@@ -230,10 +230,10 @@ class ServerSupport:
         forwards_requests: whether it can forward requests to another machine. The probe then sets ``Model.remote``.
         locality_caveat: why its address does not prove that no other machine gets the prompts; None if it does.
         load_path: the path to POST ``{"model": …}`` to, which loads the model; None if the server cannot load models.
-        launch_options: the fields of a request that a load must have, too: the server loads the model again if they
-            differ.
-        load_for: a function that returns the path and the body to load a model with a ``keep_alive`` time, given its
-            name and the time. None if the server does not support such a time.
+        launch_options: the fields that the request to load a model must share with chat requests. If they differ, the
+            server loads the model again.
+        load_with_keep_alive: a function that returns the path and body of a request to load a model for a time, given
+            its name and ``keep_alive``. None if the server does not support it.
         pull_command: the server's command to download ``{model}``; None if it has no such command.
         count_tokens: a function that returns the number of tokens of a prompt, given the client, the model, the
             messages and the tools. None if the server cannot count.
@@ -253,7 +253,7 @@ class ServerSupport:
     locality_caveat: str | None = None
     load_path: str | None = None
     launch_options: Mapping[str, Any] = field(default_factory=dict)
-    load_for: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
+    load_with_keep_alive: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     pull_command: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None
     context_length: Callable[[int, int | None, int | None], int | None] | None = None
@@ -271,25 +271,26 @@ class ProviderSpec:
     Attributes:
         name: the value for ``LLM_PROVIDER``.
         title: the name in messages.
-        litellm: the name in LiteLLM, whose configuration for it writes requests and maps errors.
-        genai: the name in OpenTelemetry's GenAI conventions; None if it is ``name``.
-        kind: for an operator's endpoint, the name of the vendor's spec that it copies; None for other specs.
+        litellm_provider: the provider in LiteLLM that writes requests and maps errors.
+        otel_name: the value of OpenTelemetry's ``gen_ai.provider.name``; None if it is ``name``.
+        kind: for an operator's endpoint, the ``name`` of the spec that it is a copy of; None for other specs.
         is_tested: whether tests cover the spec; False if it comes from LiteLLM's table of vendors.
         tested_versions: the versions of a real server that the spec was tested with; None if it was tested only with
             cassettes that were written from the vendor's documents.
         local: whether the server is usually local: it then requires no key, and has longer timeouts.
         api, dialect, server: the other groups of properties.
         settings: the supported fields of ``ProviderSettings``. Their variables are ``<NAME>_<SETTING>``.
-        other_spellings: the names of the same variables in other tools, by setting. ``<NAME>_<SETTING>`` wins.
+        other_variable_names: the names of the same variables in other tools, by setting. They are read if
+            ``<NAME>_<SETTING>`` is not set.
         example_model: the model in ``env.example``.
         max_concurrency: the default concurrency limit; None for no limit.
-        known: the capabilities that are certain without a probe.
+        known_capabilities: the capabilities that are certain without a probe.
     """
 
     name: str
     title: str
-    litellm: str
-    genai: str | None = None
+    litellm_provider: str
+    otel_name: str | None = None
     kind: str | None = None
     is_tested: bool = True
     tested_versions: str | None = None
@@ -298,15 +299,15 @@ class ProviderSpec:
     dialect: Dialect = Dialect()
     server: ServerSupport = ServerSupport()
     settings: tuple[str, ...] = SETTINGS
-    other_spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    other_variable_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     example_model: str | None = None
     max_concurrency: int | None = None
-    known: Mapping[str, Any] = field(default_factory=dict)
+    known_capabilities: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def capabilities(self) -> Capabilities:
-        """Return the capabilities before a probe. They are None, for unknown, unless ``known`` has them."""
-        return default_capabilities(local=self.local, **self.known)
+        """Return the capabilities before a probe. They are None (unknown) unless ``known_capabilities`` has them."""
+        return default_capabilities(local=self.local, **self.known_capabilities)
 
     @property
     def starts_server(self) -> bool:
@@ -317,9 +318,9 @@ class ProviderSpec:
         """Return the name of the environment variable of a setting."""
         return f"{self.name.upper().replace('-', '_')}_{setting.upper()}"
 
-    def spellings(self, setting: str) -> tuple[str, ...]:
+    def variable_names(self, setting: str) -> tuple[str, ...]:
         """Return all names of the variable of a setting, ``<NAME>_<SETTING>`` first."""
-        return (self.variable(setting), *self.other_spellings.get(setting, ()))
+        return (self.variable(setting), *self.other_variable_names.get(setting, ()))
 
 
 @lru_cache(maxsize=256)
@@ -332,5 +333,5 @@ def endpoint_spec(spec: ProviderSpec, name: str) -> ProviderSpec:
         settings=(*(name for name in spec.settings if name != "kind"), "kind"),
         api=replace(spec.api, default_url=None),
         server=replace(spec.server, service=None, start_command=None),
-        other_spellings={},
+        other_variable_names={},
     )

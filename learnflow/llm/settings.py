@@ -217,7 +217,7 @@ def load() -> Settings:
 
 def load_provider(spec: ProviderSpec) -> ProviderSettings:
     """Read the settings of one provider. Raise NotConfigured with the variable if a value is invalid."""
-    return _read(ProviderSettings, spec.spellings, spec.name)
+    return _read(ProviderSettings, spec.variable_names, spec.name)
 
 
 def node_models() -> dict[str, str]:
@@ -228,17 +228,17 @@ def node_models() -> dict[str, str]:
     return {variable.name: variable.value for variable in variables if variable}
 
 
-def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]], provider: str | None) -> _SettingsT:
+def _read(settings: type[_SettingsT], names_of: Callable[[str], Sequence[str]], provider: str | None) -> _SettingsT:
     """Read settings.
 
     Args:
         settings: the class of the settings.
-        spellings: returns the names of the variable of a field.
+        names_of: returns the names of the variable of a field.
         provider: the name of the provider, for an error.
     """
     sources, variables = settings_sources.read_sources(), dict[str, Any]()
     for name in settings.model_fields:
-        if variable := next(settings_sources.find_variables(spellings(name), sources), None):
+        if variable := next(settings_sources.find_variables(names_of(name), sources), None):
             variables[name] = variable
     try:
         return settings(**{name: variable.value for name, variable in variables.items()})

@@ -89,9 +89,9 @@ def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
         NotConfigured: an address in a file contains a secret of the environment.
     """
     sources = read_sources()
-    secrets = list(find_variables(spec.spellings(setting), sources))
+    secrets = list(find_variables(spec.variable_names(setting), sources))
     secret = secrets[0].value.strip() if secrets else ""
-    url = next(find_variables(spec.spellings("base_url"), sources), None)
+    url = next(find_variables(spec.variable_names("base_url"), sources), None)
     if url is None or url.source == ENVIRONMENT:
         return secret, ""
     if _has_secret(url):

@@ -59,7 +59,7 @@ async def test_example_model_is_in_list_of_its_cloud(name: str, model: str, monk
     """Read the list of each cloud whose key is set. ``<NAME>_BASE_URL`` may name another server."""
     spec = kind_of(name)
     assert spec
-    named = {variable: ENVIRONMENT[variable] for variable in spec.spellings("api_key") if variable in ENVIRONMENT}
+    named = {variable: ENVIRONMENT[variable] for variable in spec.variable_names("api_key") if variable in ENVIRONMENT}
     if not named:
         pytest.skip("no key is set")
     url = spec.variable("base_url")

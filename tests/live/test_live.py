@@ -30,7 +30,10 @@ pytestmark = pytest.mark.live
 NAMED = [
     name
     for name, spec in SPECS.items()
-    if any(LIVE.get(variable) for variable in (spec.spellings("base_url") if spec.local else spec.spellings("api_key")))
+    if any(
+        LIVE.get(variable)
+        for variable in (spec.variable_names("base_url") if spec.local else spec.variable_names("api_key"))
+    )
 ]
 rows = pytest.mark.parametrize(
     "row", NAMED or [pytest.param("none", marks=pytest.mark.skip(reason="no server is named in the environment"))]
@@ -59,7 +62,7 @@ def named_environment(own_environment: None, monkeypatch: pytest.MonkeyPatch) ->
     for name in NAMED:
         spec = SPECS[name]
         settings = ("base_url", "model", "api_key", "api_version")
-        for variable in [name for setting in settings for name in spec.spellings(setting)]:
+        for variable in [name for setting in settings for name in spec.variable_names(setting)]:
             if LIVE.get(variable):
                 monkeypatch.setenv(variable, LIVE[variable])
 

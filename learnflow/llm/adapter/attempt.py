@@ -95,7 +95,7 @@ class Runner:
         if self.api == "responses":
             return None
         for spec in (self.spec, self.catalog.server and self.catalog.server.kind):
-            if spec and spec.dialect.continues and spec.dialect.parser is self.spec.dialect.parser:
+            if spec and spec.dialect.can_continue and spec.dialect.parser is self.spec.dialect.parser:
                 return spec
         return None
 

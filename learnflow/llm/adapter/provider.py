@@ -251,7 +251,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             Unsupported: the server does not support ``keep_alive``.
             LLMError: the server cannot be reached, or cannot load the model.
         """
-        if keep_alive is not None and not self.spec.server.load_for:
+        if keep_alive is not None and not self.spec.server.load_with_keep_alive:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
         name = model or self.model
         with self._explain_errors(name):

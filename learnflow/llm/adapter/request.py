@@ -93,9 +93,9 @@ class Request:
 
     @property
     def is_passed_by_litellm(self) -> bool:
-        """Return whether LiteLLM would pass it to the server unchanged, see ``Dialect.text_path``."""
+        """Return whether LiteLLM would pass it to the server unchanged, see ``Dialect.direct_chat_path``."""
         has_only_texts = all(m.keys() <= {"role", "content"} and isinstance(m["content"], str) for m in self.messages)
-        return bool(self.spec.dialect.text_path and has_only_texts) and not (self.tools or self.response_format)
+        return bool(self.spec.dialect.direct_chat_path and has_only_texts) and not (self.tools or self.response_format)
 
     @property
     def images(self) -> int:
@@ -293,7 +293,7 @@ def write_texts(
     """Write a request that LiteLLM would pass unchanged; see ``_litellm.write``."""
     body = {"messages": messages, "stream": True, **parameters, **parameters.get("extra_body", {}), "model": model}
     body.pop("extra_body", None)
-    return HttpRequest(url=f"{endpoint.base_url}{spec.dialect.text_path}", body=body)
+    return HttpRequest(url=f"{endpoint.base_url}{spec.dialect.direct_chat_path}", body=body)
 
 
 def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
@@ -318,7 +318,7 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     messages, system = _check_messages(spec, prompt), others.pop("system", None)
     continues_by_request = others.get("extra_body", {}).get(_CONTINUES_FIELD)
     user_message_added = messages[-1]["role"] == "assistant" and not (
-        spec.dialect.finishes_turns or continues_by_request
+        spec.dialect.ignores_prefill or continues_by_request
     )
     if user_message_added:
         messages.append(dict(_ADDED_MESSAGE))

@@ -194,7 +194,7 @@ def _model_object(candidate: Candidate, model: Model) -> dict[str, Any]:
 
 
 def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
-    keys = dict.fromkeys(spec.spellings("api_key"))
+    keys = dict.fromkeys(spec.variable_names("api_key"))
     return (f"  {spec.name}", spec.api.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 

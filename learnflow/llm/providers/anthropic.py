@@ -16,13 +16,13 @@ SPEC: Final = ProviderSpec(
     name="anthropic",
     title="Anthropic",
     example_model="claude-sonnet-4-6",
-    litellm="hosted_vllm",  # OpenAI's API; LiteLLM's "anthropic" writes Anthropic's own
-    api=Api(default_url="https://api.anthropic.com/v1", lists_all=False),
+    litellm_provider="hosted_vllm",  # OpenAI's API; LiteLLM's "anthropic" writes Anthropic's own
+    api=Api(default_url="https://api.anthropic.com/v1", lists_all_models=False),
     dialect=Dialect(
         parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
         parameters=ALWAYS | {"temperature", "max_tokens", "top_p", "stop"},
         reasoning={False: {"thinking": {"type": "disabled"}}},  # the address has no field for a level
         schema_modes=("json_schema", "words"),
     ),
-    other_spellings={"base_url": ("ANTHROPIC_API_BASE",)},
+    other_variable_names={"base_url": ("ANTHROPIC_API_BASE",)},
 )

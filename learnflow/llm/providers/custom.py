@@ -11,10 +11,10 @@ SPEC: Final = ProviderSpec(
     name="custom",
     title="OpenAI-compatible server",
     tested_versions="llama.cpp, Ollama behind it",
-    litellm="hosted_vllm",
+    litellm_provider="hosted_vllm",
     local=True,
     api=Api(responses_path=RESPONSES_PATH),
     settings=(*SETTINGS, "api"),
-    dialect=Dialect(text_path=CHAT_PATH, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
-    known={"cost": None},
+    dialect=Dialect(direct_chat_path=CHAT_PATH, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
+    known_capabilities={"cost": None},
 )

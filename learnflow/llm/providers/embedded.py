@@ -345,7 +345,7 @@ SPEC: Final = replace(
         start_command=f"`{embedded_model.EXTRA}` and `{embedded_model.DOWNLOAD} {DEFAULT_MODEL}`",
     ),
     settings=("model", "context", "slots", "threads", "max_concurrency", "capabilities"),
-    other_spellings={},
+    other_variable_names={},
     max_concurrency=_DEFAULT_SLOTS,
 )
 

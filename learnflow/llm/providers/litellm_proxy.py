@@ -19,7 +19,7 @@ _READINESS: Final = "/health/readiness"
 _MODELS: Final = "/v1/models"
 
 
-def _read(pages: Mapping[str, Page]) -> Server | None:
+def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
     readiness, model_list = pages[_READINESS].body, pages[_MODELS]
     if readiness.get("status") != "healthy" or text_or_none(readiness.get("db")) is None:
         return None
@@ -34,11 +34,11 @@ SPEC: Final = ProviderSpec(
     name="litellm_proxy",
     title="LiteLLM's proxy",
     tested_versions="1.106.2",
-    litellm="litellm_proxy",
+    litellm_provider="litellm_proxy",
     local=True,
-    api=Api(default_url="http://localhost:4000", api_path="", lists_all=False, has_aliases=True),
-    server=ServerSupport(forwards_requests=True, probe=Probe(pages=(_READINESS, _MODELS), read=_read)),
+    api=Api(default_url="http://localhost:4000", api_path="", lists_all_models=False, has_aliases=True),
+    server=ServerSupport(forwards_requests=True, probe=Probe(pages=(_READINESS, _MODELS), parse_pages=_parse_pages)),
     dialect=Dialect(parameters=(ALWAYS | SAMPLING) - {"reasoning"}),
-    other_spellings={"base_url": ("LITELLM_PROXY_API_BASE",)},
-    known={"cost": None},
+    other_variable_names={"base_url": ("LITELLM_PROXY_API_BASE",)},
+    known_capabilities={"cost": None},
 )

@@ -13,19 +13,19 @@ _MODELS: Final = "/v1/models"
 _LOCAL_TYPES: Final = ("model", "alias")
 
 
-def _read(pages: Mapping[str, Page]) -> Server | None:
+def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
     rows = pages[_MODELS].rows("data")
     if not rows or any(row.get("owned_by") != "llama-swap" for row in rows):
         return None
     local_names = {row.get("id") for row in rows if _type(row) in _LOCAL_TYPES}
-    return Server(models=tuple(_model(row, local_names) for row in rows if text_or_none(row.get("id"))))
+    return Server(models=tuple(_parse_model(row, local_names) for row in rows if text_or_none(row.get("id"))))
 
 
 def _type(row: Mapping[str, Any]) -> Any:
     return object_at(row, "meta", "llamaswap").get("type", "model")  # older versions report no type
 
 
-def _model(row: Mapping[str, Any], local_names: set[Any]) -> Model:
+def _parse_model(row: Mapping[str, Any], local_names: set[Any]) -> Model:
     meta = object_at(row, "meta", "llamaswap")
     status = text_or_none(object_at(row, "status").get("value"))
     # A "peer" is another machine. A "selector" is local if all its targets are. The targets of a "profile" are unknown.
@@ -37,7 +37,7 @@ def _model(row: Mapping[str, Any], local_names: set[Any]) -> Model:
         aliases=text_list(meta.get("aliases")),
         loaded=status == "loaded" if status else None,
         remote=not selects_local and _type(row) not in _LOCAL_TYPES,
-        known={
+        capabilities={
             "context": context,
             "context_served": context,
             "vision": bool_or_none(object_at(row, "capabilities").get("vision")),
@@ -50,14 +50,14 @@ SPEC: Final = ProviderSpec(
     name="llamaswap",
     title="llama-swap",
     tested_versions="0bdb372",
-    litellm="hosted_vllm",
+    litellm_provider="hosted_vllm",
     local=True,
-    api=Api(default_url="http://localhost:8080/v1", lists_all=False, has_aliases=True),
+    api=Api(default_url="http://localhost:8080/v1", lists_all_models=False, has_aliases=True),
     server=ServerSupport(
         # Its list marks the models of other machines. With LLM_LOCAL_ONLY a model that is not listed is an error.
         forwards_requests=True,
-        probe=Probe(pages=(_MODELS,), read=_read),
+        probe=Probe(pages=(_MODELS,), parse_pages=_parse_pages),
     ),
-    dialect=Dialect(text_path=CHAT_PATH, parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),
-    known={"cost": None},
+    dialect=Dialect(direct_chat_path=CHAT_PATH, parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),
+    known_capabilities={"cost": None},
 )

@@ -40,7 +40,7 @@ _THINK_TAG: Final = "<think>"
 _ANSWER_MARKER: Final = "[learnflow: the answer begins here]"
 
 
-def _read(pages: Mapping[str, Page]) -> Server | None:
+def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
     version, rows = text_or_none(pages["/api/version"].body.get("version")), pages["/api/tags"].rows("models")
     if version is None or rows is None or llamacpp.is_llamacpp_page(pages["/api/version"]):
         return None
@@ -62,7 +62,7 @@ def _parse_listed_model(row: Mapping[str, Any], loaded: Mapping[str, int | None]
         loaded=None if remote or loaded is None else name in loaded,
         chat="completion" in features if isinstance(features, list) else "embed" not in name.lower(),
         remote=remote,
-        known={
+        capabilities={
             **_parse_features(features),
             "context": non_negative_int(object_at(row, "details").get("context_length")) or None,
             "context_served": (loaded or {}).get(name),
@@ -77,20 +77,20 @@ def _parse_features(features: Any) -> dict[str, Any]:
     return {"vision": "vision" in features, "tools": "tools" in features, "reasoning": "thinking" in features}
 
 
-def _add_model_details(model: Model, page: Mapping[str, Any]) -> Model:
+def _add_details(model: Model, page: Mapping[str, Any]) -> Model:
     info, features = object_at(page, "model_info"), page.get("capabilities")
     trained = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = page.get("parameters")
     num_ctx = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
-    served = model.known.get("context_served") or (int(num_ctx[1]) if num_ctx else None)
+    served = model.capabilities.get("context_served") or (int(num_ctx[1]) if num_ctx else None)
     return replace(
         model,
         chat="completion" in features if isinstance(features, list) else model.chat,
         remote=model.remote or bool(page.get("remote_host") or page.get("remote_model")),
-        known={
-            **model.known,
+        capabilities={
+            **model.capabilities,
             **_parse_features(features),
-            "context": trained or model.known.get("context"),
+            "context": trained or model.capabilities.get("context"),
             "context_served": served,
         },
     )
@@ -229,7 +229,7 @@ SPEC: Final = ProviderSpec(
     name="ollama",
     title="Ollama",
     tested_versions="0.33, 0.24",
-    litellm="ollama_chat",
+    litellm_provider="ollama_chat",
     dialect=Dialect(
         parser=NDJSONParser,
         parts=frozenset({"text", "image_url"}),
@@ -242,7 +242,7 @@ SPEC: Final = ProviderSpec(
         # By default Ollama silently drops the beginning of a long prompt, and shifts the context while it answers. With
         # these fields it returns an error (0.33); older versions ignore them.
         body={"truncate": False, **_LAUNCH_OPTIONS},
-        text_path="/api/chat",
+        direct_chat_path="/api/chat",
         stream_usage=False,
     ),
     api=Api(
@@ -256,22 +256,22 @@ SPEC: Final = ProviderSpec(
         forwards_requests=True,
         load_path="/api/generate",
         launch_options=_LAUNCH_OPTIONS,
-        load_for=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
+        load_with_keep_alive=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
         pull_command="ollama pull {model}",
         context_length=_context_length,
         service="ollama",
         drops_prompts=_drops_prompts,
         probe=Probe(
             pages=("/api/version", "/api/tags", "/api/ps"),
-            read=_read,
+            parse_pages=_parse_pages,
             model_request=lambda model: ("/api/show", {"model": model.name}),
-            read_model=_add_model_details,
+            parse_model_page=_add_details,
         ),
         server_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),
         start_command="`ollama serve` and `ollama pull qwen3:0.6b`",
     ),
     local=True,
-    other_spellings={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
+    other_variable_names={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
     max_concurrency=4,
-    known={"json_schema": True},
+    known_capabilities={"json_schema": True},
 )

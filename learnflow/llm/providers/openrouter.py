@@ -11,10 +11,10 @@ SPEC: Final = ProviderSpec(
     name="openrouter",
     title="OpenRouter",
     example_model="meta-llama/llama-3.3-70b-instruct",
-    litellm="openrouter",
+    litellm_provider="openrouter",
     api=Api(
         default_url="https://openrouter.ai/api/v1",
-        lists_all=False,  # the suffixes ":free" and ":nitro" are not listed
+        lists_all_models=False,  # the suffixes ":free" and ":nitro" are not listed
     ),
     dialect=Dialect(
         parameters=ALWAYS | LOCAL_SAMPLING,
@@ -26,5 +26,5 @@ SPEC: Final = ProviderSpec(
         # The key of sticky routing: https://openrouter.ai/docs/guides/best-practices/prompt-caching
         session="session_id",
     ),
-    other_spellings={"base_url": ("OPENROUTER_API_BASE",)},
+    other_variable_names={"base_url": ("OPENROUTER_API_BASE",)},
 )

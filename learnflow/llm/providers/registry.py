@@ -79,7 +79,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
     return ProviderSpec(
         name=row["name"],
         title=row["name"],
-        litellm=row["name"],
+        litellm_provider=row["name"],
         is_tested=False,
         local=row["local"],
         api=Api(
@@ -88,12 +88,12 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
             litellm_path=row["path"] or None,  # LiteLLM adds it
             responses_path=f"{row['path']}{RESPONSES_PATH}",
             models_path=f"{row['path']}/models",
-            lists_all=False,
+            lists_all_models=False,
         ),
         dialect=Dialect(reasoning=REASONING_EFFORT),
         settings=(*SETTINGS, "api"),
-        other_spellings={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
-        known={"cost": None},
+        other_variable_names={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
+        known_capabilities={"cost": None},
     )
 
 

@@ -11,7 +11,7 @@ from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, Provide
 from ..transport.untrusted import non_negative_int, text_or_none
 
 
-def _read(pages: Mapping[str, Page]) -> Server | None:
+def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
     version, health, model_list = (
         text_or_none(pages["/version"].body.get("version")),
         pages["/health"],
@@ -26,7 +26,7 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     lengths = {row.get("id"): non_negative_int(row.get("max_model_len")) or None for row in rows}
     models = tuple(
         # The context length of an adapter is that of its base model.
-        Model(name=name, loaded=True, known={"context_served": lengths[name] or lengths.get(row.get("parent"))})
+        Model(name=name, loaded=True, capabilities={"context_served": lengths[name] or lengths.get(row.get("parent"))})
         for row in rows
         if (name := text_or_none(row.get("id")))
     )
@@ -40,18 +40,20 @@ SPEC: Final = ProviderSpec(
     name="vllm",
     title="vLLM",
     tested_versions="0.32",
-    litellm="hosted_vllm",
+    litellm_provider="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:8000/v1"),
-    server=ServerSupport(service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read)),
+    server=ServerSupport(
+        service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), parse_pages=_parse_pages)
+    ),
     dialect=Dialect(
-        text_path=CHAT_PATH,
+        direct_chat_path=CHAT_PATH,
         prefill=True,
         parameters=ALWAYS | LOCAL_SAMPLING,
         reasoning=TEMPLATE_THINKING,
-        finishes_turns=True,
+        ignores_prefill=True,
     ),
-    other_spellings={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
+    other_variable_names={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
     max_concurrency=64,
-    known={"json_schema": True, "prefill": True},
+    known_capabilities={"json_schema": True, "prefill": True},
 )

@@ -14,9 +14,9 @@ SPEC: Final = ProviderSpec(
     name="yandexgpt",
     title="YandexGPT",
     example_model="gpt://<folder>/yandexgpt/latest",
-    litellm="hosted_vllm",
-    api=Api(default_url="https://llm.api.cloud.yandex.net/v1", key_scheme="Api-Key", lists_all=False),
+    litellm_provider="hosted_vllm",
+    api=Api(default_url="https://llm.api.cloud.yandex.net/v1", key_scheme="Api-Key", lists_all_models=False),
     dialect=Dialect(parts=frozenset({"text"}), parameters=(ALWAYS | {"temperature", "max_tokens"}) - {"reasoning"}),
-    other_spellings={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
-    known={"vision": False},
+    other_variable_names={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
+    known_capabilities={"vision": False},
 )

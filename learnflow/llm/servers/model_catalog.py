@@ -232,8 +232,8 @@ class ModelCatalog:
         """
         spec = self._spec
         path, body = str(spec.server.load_path), dict[str, Any](model=name)
-        if spec.server.load_for and keep_alive is not None:
-            path, body = spec.server.load_for(name, keep_alive)
+        if spec.server.load_with_keep_alive and keep_alive is not None:
+            path, body = spec.server.load_with_keep_alive(name, keep_alive)
         if context_length and spec.dialect.format_options:
             body["options"] = spec.dialect.format_options({}, context_length)
         await fetch(self.client, path, {**body, **spec.server.launch_options})
@@ -272,7 +272,7 @@ class ModelCatalog:
         known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
             if model.has_name(name):
-                self._models[key] = replace(model, loaded=True, known={**model.known, **known})
+                self._models[key] = replace(model, loaded=True, capabilities={**model.capabilities, **known})
 
     async def describe(self, name: str, timeout_s: float = QUICK_PROBE_S, max_age_s: float = math.inf) -> Model:
         """Return this model from the cache, else from a probe. If the probe fails, the model has only a name.
@@ -322,7 +322,7 @@ class ModelCatalog:
         cost = {} if runs_locally or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": runs_locally, **cost})  # type: ignore[typeddict-item]
         by_map = model_prices.capabilities_of(spec, name) if priced else {}
-        reported = dict(model.known) if model else {}
+        reported = dict(model.capabilities) if model else {}
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
 
     def rejected(self, name: str) -> frozenset[str]:
@@ -390,7 +390,7 @@ class ModelCatalog:
         spec = self._spec
         if name := self._normalize_name(requested):
             model = server.find(name)
-            if not model and server.models and spec.api.lists_all:
+            if not model and server.models and spec.api.lists_all_models:
                 hint = self._list_models(name, server)
                 raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
             return model or Model(name=name)
@@ -441,9 +441,9 @@ class ModelCatalog:
         configured = {spec.variable("model"): chosen.name if chosen else None, **self._other_models}
         for name in filter(None, dict.fromkeys(configured.values())):
             listed = server.find(name)
-            if spec.api.lists_all and server.models and not listed:
+            if spec.api.lists_all_models and server.models and not listed:
                 continue  # the model of another provider
-            end = (listed and listed.ends) or model_prices.end_of(spec, name)
+            end = (listed and listed.end_date) or model_prices.end_of(spec, name)
             if end and (end - today).days <= _END_NOTICE_DAYS:
                 variables = " and ".join(variable for variable, model in configured.items() if model == name)
                 yield f"the model {name} {'ended' if end < today else 'ends'} on {end}. Set {variables} to a newer one"

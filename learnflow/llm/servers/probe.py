@@ -77,7 +77,7 @@ async def read_capabilities(client: Client, server: Server, models: Iterable[Mod
         if isinstance(page.error, errors.NotRecorded):
             raise page.error
         try:
-            return model if page.error else probe.read_model(model, page.body)
+            return model if page.error else probe.parse_model_page(model, page.body)
         except Exception:  # noqa: BLE001  # an undocumented shape
             return model
 
@@ -118,9 +118,9 @@ def read_model_list(page: Page) -> Server | None:
 
 def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
     context = non_negative_int(row.get("context_length")) or non_negative_int(row.get("max_model_len")) or None
-    ends = date_or_none(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
-    known = {"context": context, "context_served": context}
-    return Model(name=name, chat="embed" not in name.lower(), ends=ends, known=known)
+    end_date = date_or_none(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
+    capabilities = {"context": context, "context_served": context}
+    return Model(name=name, chat="embed" not in name.lower(), end_date=end_date, capabilities=capabilities)
 
 
 def error_of(subject: Server | Model | None) -> LLMError | None:
@@ -194,7 +194,7 @@ def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
     if kind.server.probe is None:
         return None
     try:
-        server = kind.server.probe.read(pages)
+        server = kind.server.probe.parse_pages(pages)
     except Exception:  # noqa: BLE001  # an undocumented shape
         return None
     return server and replace(server, kind=kind)

@@ -115,13 +115,13 @@ def test_arguments_win_over_environment(monkeypatch: pytest.MonkeyPatch) -> None
 def test_azure_endpoint_has_version_only_for_deployments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://r.openai.azure.com")
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k")
-    assert AzureProvider().spec.litellm == "azure"
+    assert AzureProvider().spec.litellm_provider == "azure"
     assert AzureProvider().endpoint.version == "2024-10-21"
     monkeypatch.setenv("OPENAI_API_VERSION", "2025-01-01-preview")
     assert AzureProvider().endpoint.version == "2025-01-01-preview"
     monkeypatch.setenv("AZURE_API_VERSION", "v1")
     assert AzureProvider().endpoint.base_url == "https://r.openai.azure.com/openai/v1"
-    assert AzureProvider().spec.litellm == "openai"
+    assert AzureProvider().spec.litellm_provider == "openai"
 
 
 def test_cloud_without_key_raises_error_with_variable() -> None:
