@@ -115,7 +115,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
     tool_choice: parameters.ToolChoice
     stop: parameters.Stop
     seed: parameters.Seed
-    n: parameters.One
+    n: parameters.SingleAnswer
     top_p: parameters.Fraction
     top_k: parameters.TopK
     min_p: parameters.Fraction

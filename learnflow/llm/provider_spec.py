@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from .capabilities import Capabilities, State, default_capabilities
 from .errors import LLMError
-from .parameters import ALWAYS, SAMPLING, Reasoning
+from .parameters import COMMON_KEYWORDS, SAMPLING, Reasoning
 
 SchemaMode = Literal["json_schema", "json_object", "words"]
 
@@ -199,7 +199,7 @@ class Dialect:
     """
 
     parser: type[Any] | None = None
-    parameters: frozenset[str] = ALWAYS | SAMPLING
+    parameters: frozenset[str] = COMMON_KEYWORDS | SAMPLING
     parts: frozenset[str] = PARTS
     reads_urls: bool = True
     tool_choices: tuple[str, ...] | None = None

@@ -12,7 +12,7 @@ from typing import Any, Final
 from .. import errors
 from ..base import AtMost, Prompt, may_be_left_out
 from ..errors import InvalidRequest, LLMError, Unsupported
-from ..parameters import LEVELS, LOCAL_SAMPLING, ApiName
+from ..parameters import LOCAL_SAMPLING, REASONING_LEVELS, ApiName
 from ..provider_spec import ProviderSpec
 from ..transport.client import HttpRequest
 from ..transport.endpoint import Endpoint
@@ -281,7 +281,11 @@ class Request:
             value = "high"
         if not rejected & {"reasoning", value or "none"}:
             return fields[value]
-        levels = () if "reasoning" in rejected else [level for level in LEVELS if level in fields.keys() - rejected]
+        levels = (
+            ()
+            if "reasoning" in rejected
+            else [level for level in REASONING_LEVELS if level in fields.keys() - rejected]
+        )
         hint = f"Use {', '.join(levels) or 'another model'}, or leave reasoning= out"
         hint += f". {self.spec.variable('capabilities')}=reasoning sends it anyway"
         raise Unsupported(f"the model does not support reasoning{'' if value is True else f'={value!r}'}", hint=hint)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..parameters import ALWAYS
+from ..parameters import COMMON_KEYWORDS
 from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
@@ -20,7 +20,7 @@ SPEC: Final = ProviderSpec(
     api=Api(default_url="https://api.anthropic.com/v1", lists_all_models=False),
     dialect=Dialect(
         parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
-        parameters=ALWAYS | {"temperature", "max_tokens", "top_p", "stop"},
+        parameters=COMMON_KEYWORDS | {"temperature", "max_tokens", "top_p", "stop"},
         reasoning={False: {"thinking": {"type": "disabled"}}},  # the address has no field for a level
         schema_modes=("json_schema", "words"),
     ),

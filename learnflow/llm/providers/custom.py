@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING, REASONING_EFFORT
 from ..provider_spec import CHAT_PATH, RESPONSES_PATH, SETTINGS, Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
@@ -15,6 +15,8 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(responses_path=RESPONSES_PATH),
     settings=(*SETTINGS, "api"),
-    dialect=Dialect(direct_chat_path=CHAT_PATH, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
+    dialect=Dialect(
+        direct_chat_path=CHAT_PATH, parameters=COMMON_KEYWORDS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT
+    ),
     known_capabilities={"cost": None},
 )

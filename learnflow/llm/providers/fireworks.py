@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING, REASONING_EFFORT
 from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
@@ -19,7 +19,7 @@ SPEC: Final = ProviderSpec(
         lists_all_models=False,
     ),
     dialect=Dialect(
-        parameters=ALWAYS | LOCAL_SAMPLING,
+        parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         reasoning=REASONING_EFFORT,
     ),
     other_variable_names={"base_url": ("FIREWORKS_API_BASE",), "api_key": ("FIREWORKS_AI_API_KEY",)},

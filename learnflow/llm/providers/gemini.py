@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..parameters import ALWAYS, REASONING_EFFORT, SAMPLING
+from ..parameters import COMMON_KEYWORDS, REASONING_EFFORT, SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
@@ -19,7 +19,7 @@ SPEC: Final = ProviderSpec(
     ),
     dialect=Dialect(
         # An unknown field is a 400 ("Cannot find field").
-        parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
+        parameters=(COMMON_KEYWORDS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
         reasoning=REASONING_EFFORT,
         litellm_marks_reasoning=True,
     ),

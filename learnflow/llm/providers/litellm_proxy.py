@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from .. import errors
-from ..parameters import ALWAYS, SAMPLING
+from ..parameters import COMMON_KEYWORDS, SAMPLING
 from ..provider_spec import Api, Dialect, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import read_model_list
 from ..transport.untrusted import text_or_none
@@ -38,7 +38,7 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(default_url="http://localhost:4000", api_path="", lists_all_models=False, has_aliases=True),
     server=ServerSupport(forwards_requests=True, probe=Probe(pages=(_READINESS, _MODELS), parse_pages=_parse_pages)),
-    dialect=Dialect(parameters=(ALWAYS | SAMPLING) - {"reasoning"}),
+    dialect=Dialect(parameters=(COMMON_KEYWORDS | SAMPLING) - {"reasoning"}),
     other_variable_names={"base_url": ("LITELLM_PROXY_API_BASE",)},
     known_capabilities={"cost": None},
 )

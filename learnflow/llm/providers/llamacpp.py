@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from .. import errors
 from ..capabilities import State
-from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING, TEMPLATE_THINKING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport.client import Client
@@ -142,7 +142,10 @@ SPEC: Final = ProviderSpec(
         start_command="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     ),
     dialect=Dialect(
-        direct_chat_path=CHAT_PATH, prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=TEMPLATE_THINKING
+        direct_chat_path=CHAT_PATH,
+        prefill=True,
+        parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
+        reasoning=TEMPLATE_THINKING,
     ),
     other_variable_names={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
     max_concurrency=4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..parameters import ALWAYS, LOCAL_SAMPLING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import bool_or_none, non_negative_int, object_at, text_list, text_or_none
 
@@ -58,6 +58,6 @@ SPEC: Final = ProviderSpec(
         forwards_requests=True,
         probe=Probe(pages=(_MODELS,), parse_pages=_parse_pages),
     ),
-    dialect=Dialect(direct_chat_path=CHAT_PATH, parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),
+    dialect=Dialect(direct_chat_path=CHAT_PATH, parameters=(COMMON_KEYWORDS | LOCAL_SAMPLING) - {"reasoning"}),
     known_capabilities={"cost": None},
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from .. import errors
-from ..parameters import ALWAYS, LOCAL_SAMPLING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import bool_or_none, non_negative_int, object_at, text_or_none
 
@@ -88,7 +88,7 @@ SPEC: Final = ProviderSpec(
     ),
     dialect=Dialect(
         direct_chat_path=CHAT_PATH,
-        parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
+        parameters=(COMMON_KEYWORDS | LOCAL_SAMPLING) - {"reasoning"},
         tool_choices=("auto", "none", "required"),
         schema_modes=("json_schema", "words"),
     ),

@@ -16,7 +16,7 @@ from ..adapter.options import parts_of, text_of
 from ..base import Attempt
 from ..completion import Usage
 from ..errors import LLMError
-from ..parameters import ALWAYS, LOCAL_SAMPLING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport import error_mapping
@@ -235,7 +235,7 @@ SPEC: Final = ProviderSpec(
         parts=frozenset({"text", "image_url"}),
         reads_urls=False,
         continuation=_continuation,
-        parameters=ALWAYS | LOCAL_SAMPLING,
+        parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         format_options=_format_options,
         tool_choices=("auto", "none"),
         reasoning={level: {"think": level} for level in (False, True, "low", "medium", "high", "max")},

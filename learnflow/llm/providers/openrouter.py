@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING, REASONING_LEVELS
 from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
@@ -17,11 +17,11 @@ SPEC: Final = ProviderSpec(
         lists_all_models=False,  # the suffixes ":free" and ":nitro" are not listed
     ),
     dialect=Dialect(
-        parameters=ALWAYS | LOCAL_SAMPLING,
+        parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         reasoning={
             False: {"reasoning": {"enabled": False}},
             True: {"reasoning": {"enabled": True}},
-            **{level: {"reasoning": {"effort": level}} for level in LEVELS},
+            **{level: {"reasoning": {"effort": level}} for level in REASONING_LEVELS},
         },
         # The key of sticky routing: https://openrouter.ai/docs/guides/best-practices/prompt-caching
         session="session_id",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from .. import errors
-from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING, TEMPLATE_THINKING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..transport.untrusted import non_negative_int, text_or_none
 
@@ -49,7 +49,7 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         direct_chat_path=CHAT_PATH,
         prefill=True,
-        parameters=ALWAYS | LOCAL_SAMPLING,
+        parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         reasoning=TEMPLATE_THINKING,
         ignores_prefill=True,
     ),

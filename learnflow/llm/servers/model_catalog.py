@@ -18,7 +18,7 @@ from typing import Any, Final
 from .. import errors
 from ..capabilities import Capabilities, Health, State, find_similar, is_same_model, merge_capabilities
 from ..errors import LLMError
-from ..parameters import LEVELS
+from ..parameters import REASONING_LEVELS
 from ..process import switches
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
@@ -332,7 +332,7 @@ class ModelCatalog:
         """
         rejected = model_prices.rejected_by(self._spec, name)
         if self.overrides.get("reasoning"):
-            rejected -= frozenset(LEVELS)
+            rejected -= frozenset(REASONING_LEVELS)
         return rejected.union(["reasoning"] if self.capabilities(name)["reasoning"] is False else [])
 
     def _normalize_name(self, name: str | None) -> str | None:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from ..parameters import LEVELS
+from ..parameters import REASONING_LEVELS
 from ..provider_spec import ProviderSpec
 from ..transport.untrusted import date_or_none
 
@@ -83,9 +83,11 @@ def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
 def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
     """Return the sampling parameters and the levels of reasoning that a model rejects according to the price map."""
     row = find_row(spec, model)
-    levels = row.get("reasoning_effort_levels") or LEVELS
+    levels = row.get("reasoning_effort_levels") or REASONING_LEVELS
     rejected = {
-        level for level in LEVELS if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
+        level
+        for level in REASONING_LEVELS
+        if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
     }
     always_thinks = (
         spec.dialect.litellm_marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected

@@ -22,7 +22,7 @@ from learnflow.llm import AtMost
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.adapter._litellm import _load
 from learnflow.llm.adapter.request import Variant, build_request, write_texts
-from learnflow.llm.parameters import LEVELS
+from learnflow.llm.parameters import REASONING_LEVELS
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenAIProvider
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.settings import ProviderSettings
@@ -91,7 +91,7 @@ KEYWORDS: list[dict[str, Any]] = [
     {"system": "Be brief"},
     {"session": "s" * 80},
     {"extra_body": {"model": "other", "options": {"num_ctx": 9}, "keep_alive": "5m", "temperature": 1, "x": [None]}},
-    *({"reasoning": value} for value in (False, True, *LEVELS)),
+    *({"reasoning": value} for value in (False, True, *REASONING_LEVELS)),
 ]
 
 
