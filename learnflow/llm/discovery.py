@@ -19,7 +19,7 @@ from .errors import LLMError, NotConfigured
 from .process import register
 from .provider_spec import ProviderSpec, endpoint_spec
 from .providers import EmbeddedProvider, registry
-from .providers.registry import CUSTOM, EMBEDDED, SPECS, build, discoverable, provider_of, spec_of
+from .providers.registry import CUSTOM, EMBEDDED, SPECS, build, discoverable_specs, provider_of, spec_of
 from .replay import active
 from .replay.transport import pause_recording
 from .servers.model_catalog import detail_of, state_of
@@ -84,7 +84,7 @@ async def scan(
         names = {*named, *filter(_spec_or_none, cassettes.providers)}
         return _without_duplicates(await asyncio.gather(*(_probe_configured(name, within) for name in names)))
     hosts = {_LOOPBACK} | (await _resolvable_hosts(within) if settings_sources.in_container() else set())
-    specs, probed, candidates = discoverable(), set[str](), list[Candidate]()
+    specs, probed, candidates = discoverable_specs(), set[str](), list[Candidate]()
     probes = [_probe_configured(name, within) for name in named if name not in specs and (clouds or _is_local(name))]
     for name, spec in specs.items():
         try:
@@ -159,7 +159,7 @@ async def _probe_without_kind(name: str, within: float) -> Candidate | None:
     spec = endpoint_spec(CUSTOM, name)
     try:
         configuration = settings.load_provider(spec)
-        if registry.kind_of(name) or not configuration.base_url or registry.kind_of(configuration.kind):
+        if registry.spec_of_kind(name) or not configuration.base_url or registry.spec_of_kind(configuration.kind):
             return None
         provider = provider_of(spec)
     except LLMError:
@@ -212,7 +212,7 @@ def _without_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
     for candidate in sorted(candidates, key=lambda item: not item.configured):
         health = candidate.health
         unique.setdefault((health.provider, _normalize(health.base_url or "")), candidate)
-    order = {name: index for index, name in enumerate(discoverable())}
+    order = {name: index for index, name in enumerate(discoverable_specs())}
     return sorted(unique.values(), key=lambda item: (order.get(item.health.provider, len(order)), item.health.provider))
 
 

@@ -266,7 +266,7 @@ class ContextBudget:
         count_tokens, client = self._spec.server.count_tokens, self._client
         fits = self._max_prompt_tokens + (self._request.ceiling or 0) <= length
         count = 0
-        if not (fits or count_tokens is None or self._request.images or client.stopped or client.replays):
+        if not (fits or count_tokens is None or self._request.images or client.server_stopped or client.replays):
             with suppress(LLMError, TimeoutError):  # use the estimate
                 async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._prefill]

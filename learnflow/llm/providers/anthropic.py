@@ -1,7 +1,7 @@
 """Anthropic, at its OpenAI-compatible address (platform.claude.com/docs/en/api/openai-sdk, read 2026-11).
 
 The server silently ignores ``seed``, penalties and ``reasoning_effort``, so that this spec does not support them. It
-forwards ``thinking``. It enforces a schema with ``strict``, but not ``json_object``. Newer models refuse a last message
+supports ``thinking``. It enforces a schema with ``strict``, but not ``json_object``. Newer models refuse a last message
 of the assistant.
 """
 

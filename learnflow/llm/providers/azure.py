@@ -33,7 +33,7 @@ SPEC: Final = ProviderSpec(
         chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
         responses_path="/openai/responses?api-version={version}",
         models_path="/openai/models",
-        lists_all_models=False,  # its list has the models that can be deployed
+        lists_all_models=False,  # its list has the models that can be deployed, not the deployments
     ),
     dialect=Dialect(reasoning=REASONING_EFFORT, litellm_marks_reasoning=True, ignores_prefill=True),
     settings=(*SETTINGS, "api", "api_version"),

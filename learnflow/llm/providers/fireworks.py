@@ -14,7 +14,7 @@ SPEC: Final = ProviderSpec(
     litellm_provider="fireworks_ai",
     api=Api(
         default_url="https://api.fireworks.ai/inference/v1",
-        # It routes requests to the same server: https://docs.fireworks.ai/guides/prompt-caching
+        # Requests with the same value go to the same server: https://docs.fireworks.ai/guides/prompt-caching
         headers={"x-session-affinity": "{session}"},
         lists_all_models=False,
     ),

@@ -1,7 +1,7 @@
 """llama.cpp's server (0c1e570), recognised by a header of its responses.
 
-``/props`` has the context length of a slot and the features of the template. A server in router mode has several
-models. It loads the model of ``/props?model=``, unless the request has ``autoload=false``.
+``/props`` has the context length of a slot and the features of the chat template. A server in router mode has several
+models. There, a request for ``/props?model=`` loads the model, unless it has ``autoload=false``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
 
 
 def is_llamacpp_page(page: Page) -> bool:
-    """Return whether llama.cpp's server sent a page. It also has pages of other servers, like Ollama's."""
+    """Return whether llama.cpp's server sent a page. It also serves pages of other APIs, such as Ollama's."""
     return page.headers.get("server") == HEADERS["server"]
 
 
@@ -57,7 +57,7 @@ def cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]
     Args:
         name: the name of the model.
         context: the context length in tokens.
-        loading: the model is being loaded.
+        loading: whether the model is being loaded.
     """
     status = {"value": "loading" if loading else "unloaded"}
     return {"data": [{"id": name, "owned_by": _OWNER, "meta": {"n_ctx": context}, "status": status}]}
@@ -92,7 +92,7 @@ def _vision(architecture: Any) -> bool | None:
 
 
 def _model_request(model: Model) -> tuple[str, None] | None:
-    """Return the page with the context length of a model that is loaded in router mode; None if it is known."""
+    """Return the path of the page with a model's context length; None if it is known or the model is not loaded."""
     is_unknown = model.loaded and model.capabilities.get("context_served") is None
     return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if is_unknown else None
 
@@ -131,7 +131,7 @@ SPEC: Final = ProviderSpec(
     server=ServerSupport(
         service="llamacpp",
         count_tokens=_count_tokens,
-        load_path="/models/load",  # in router mode; otherwise its only model is always loaded
+        load_path="/models/load",  # exists in router mode; otherwise the only model is always loaded
         pull_command="llama-server -hf {model}",
         probe=Probe(
             pages=("/v1/models", "/props", "/health"),

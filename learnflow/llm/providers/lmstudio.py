@@ -38,7 +38,7 @@ def _parse_model_v1(row: Mapping[str, Any]) -> Model:
         "context": non_negative_int(row.get("max_context_length")) or None,
         "context_served": min(filter(None, lengths), default=None),  # any instance may answer
         "vision": bool_or_none(features.get("vision")),
-        "tools": bool_or_none(features.get("trained_for_tool_use")) or None,  # the others get a prompt with the tools
+        "tools": bool_or_none(features.get("trained_for_tool_use")) or None,  # other models get the tools as a prompt
         # The field is absent "when not exposed": a model without it may still think.
         "reasoning": True if "reasoning" in features else None,
     }
@@ -61,7 +61,7 @@ def _parse_model_v0(row: Mapping[str, Any]) -> Model:
 
 
 def _load_with_keep_alive(model: str, keep_alive: str | float) -> tuple[str, dict[str, Any]]:
-    """Return a chat request that loads a model for a time. The load route of 0.4.25 rejects ``ttl``."""
+    """Return a chat request that loads a model for a ``keep_alive`` time. The load route of 0.4.25 rejects ``ttl``."""
     match = _DURATION.fullmatch(str(keep_alive).strip())
     seconds = round(float(match[1]) * _SECONDS[match[2]]) if match else 0
     if seconds < 1:

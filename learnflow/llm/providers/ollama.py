@@ -33,7 +33,8 @@ _CLOUD: Final = re.compile(r"[:-]cloud$")
 _DEFAULT_CONTEXT: Final = 4096
 # Ollama ends an answer that repeats one token more than 30 times (llm/server.go, since 0.30 llm/llama_server.go).
 _MAX_EQUAL_TOKENS: Final = 30
-# Ollama starts the runner of a model with these, since 0.30 also with ``shift`` (``num_ctx`` is chosen for a request).
+# Fields that the runner of a model is started with, so that another value reloads the model: ``shift`` since 0.30.
+# ``num_ctx`` is such an option, too, but is chosen for each request.
 _LAUNCH_OPTIONS: Final = {"shift": False}
 _DEFAULT_TAG: Final = ":latest"
 _THINK_TAG: Final = "<think>"
@@ -71,7 +72,7 @@ def _parse_listed_model(row: Mapping[str, Any], loaded: Mapping[str, int | None]
 
 
 def _parse_features(features: Any) -> dict[str, Any]:
-    """Return the capabilities that a model's list of features states; empty without a list."""
+    """Return the capabilities according to a model's list of features; empty without a list."""
     if not isinstance(features, list):
         return {}
     return {"vision": "vision" in features, "tools": "tools" in features, "reasoning": "thinking" in features}
@@ -97,10 +98,10 @@ def _add_details(model: Model, page: Mapping[str, Any]) -> Model:
 
 
 def _context_length(needed: int, loaded: int | None, trained: int | None) -> int | None:
-    """Choose ``num_ctx`` for a request of ``needed`` tokens. Another value than the loaded one reloads the model.
+    """Choose ``num_ctx`` for a request of ``needed`` tokens. A value other than the loaded one reloads the model.
 
     Return the loaded context length if it is enough. Otherwise return the next power of two, so that a slightly longer
-    prompt does not reload the model again. The result is at most the context length of the training, but at least the
+    prompt does not reload the model again. The result is at most the model's maximum (``trained``), but at least the
     loaded one.
     """
     if needed <= (loaded or _DEFAULT_CONTEXT):
@@ -118,9 +119,9 @@ def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> 
 def _drops_prompts(version: str | None, own_api: bool) -> bool:
     """Return whether a low number of prompt tokens shows that Ollama dropped the beginning of the prompt.
 
-    At ``/v1`` every version drops it. At Ollama's own API the number is reliable since 0.4, and nothing is dropped
-    since 0.12.6, which supports ``truncate`` and ``shift`` (commit 6544e1473). A version that cannot be parsed counts
-    as a new one.
+    At ``/v1`` every version drops the beginning. At Ollama's own API the number is reliable since 0.4, and nothing is
+    dropped since 0.12.6, which supports ``truncate`` and ``shift`` (commit 6544e1473). A version that cannot be parsed
+    counts as new.
     """
     if not own_api:
         return True
@@ -144,7 +145,7 @@ async def _continuation(
         raise errors.Unsupported("images and tool calls cannot be rendered as text, so the answer is not continued")
     texts = [{"role": message["role"], "content": "".join(map(text_of, parts_of(message)))} for message in messages]
     think = {"think": body["think"]} if "think" in body else {}
-    # With other options the server would reload the model.
+    # Other values of these options would reload the model.
     options = {name: body[name] for name in ("options", "truncate", "shift") if name in body}
     prompt: str | None = None
     if attempt.thinking:  # if the template renders thinking, the marker shows where the answer begins
@@ -162,12 +163,12 @@ async def _continuation(
 async def _render(client: Client, body: Mapping[str, Any]) -> str:
     """Return the prompt that the server renders with its template. Raise LLMError if it cannot render one."""
     request = {**body, "stream": False, "_debug_render_only": True}
-    text = None
+    rendered_prompt = None
     with suppress(errors.Misconfigured, errors.ErrorBody):  # the response is not JSON, or an error object
-        text = object_at(await fetch(client, "/api/chat", request), "_debug_info").get("rendered_template")
-    if not isinstance(text, str):
+        rendered_prompt = object_at(await fetch(client, "/api/chat", request), "_debug_info").get("rendered_template")
+    if not isinstance(rendered_prompt, str):
         raise errors.Unsupported("this version of Ollama cannot render its template, so the answer is not continued")
-    return text
+    return rendered_prompt
 
 
 def _has_more_than_text(message: Mapping[str, Any]) -> bool:
@@ -176,11 +177,11 @@ def _has_more_than_text(message: Mapping[str, Any]) -> bool:
 
 
 class NDJSONParser(StreamParser):
-    """Parser of lines with JSON objects. The last line has ``"done": true``; a buffered response is one line."""
+    """A parser of lines with JSON objects. The last line has ``"done": true``; a buffered response is one line."""
 
     def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
         super().__init__(max_tokens, finish_missing=finish_missing)
-        self._repeated: tuple[str, int] = ("", 0)  # the last token without blanks, and how often it was repeated
+        self._repeated: tuple[str, int] = ("", 0)  # the last token without white space, and the length of its run
 
     def _parse_line(self, line: bytes) -> None:
         if not line.strip():

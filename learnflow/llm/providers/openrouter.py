@@ -23,7 +23,7 @@ SPEC: Final = ProviderSpec(
             True: {"reasoning": {"enabled": True}},
             **{level: {"reasoning": {"effort": level}} for level in REASONING_LEVELS},
         },
-        # The key of sticky routing: https://openrouter.ai/docs/guides/best-practices/prompt-caching
+        # Requests with the same value go to the same provider: https://openrouter.ai/docs/guides/best-practices/prompt-caching
         session="session_id",
     ),
     other_variable_names={"base_url": ("OPENROUTER_API_BASE",)},

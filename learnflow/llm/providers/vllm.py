@@ -18,7 +18,7 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
         pages["/v1/models"],
     )
     rows, error = model_list.rows("data") or [], model_list.error
-    # The error of vLLM for a rejected key; its health page is then an empty 200.
+    # If vLLM rejects the key, it sends this error, and its health page is an empty 200.
     rejects_key = isinstance(error, errors.AuthenticationFailed) and error.server_message == "Unauthorized"
     rejects_key = rejects_key and health.error is None and not health.body
     if not version or not (rejects_key or any(row.get("owned_by") == "vllm" for row in rows)):
@@ -30,7 +30,7 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
         for row in rows
         if (name := text_or_none(row.get("id")))
     )
-    # vllm-router lists its dead servers in such an error; the others respond
+    # vllm-router lists dead servers in the message of such an error, while its other servers respond
     failed = isinstance(health.error, errors.Overloaded | errors.ServerFailed) and not health.error.server_message
     sentence = "the engine is dead according to /health: check the server's log and restart it"
     return Server(version=version, models=models, fault=("down", sentence) if failed else None)

@@ -24,7 +24,7 @@ from ..errors import LLMError
 from ..parameters import CountOrZero, Seconds, check_keywords, validated_as
 from ..process import SharedTasks, switches
 from ..providers import build
-from ..providers.registry import check
+from ..providers.registry import check_name
 from ..servers.model_catalog import LONG_PROBE_S
 from ..stream import Emit, Work
 from .breaker import REGISTRY, BreakerRegistry
@@ -304,7 +304,7 @@ def _create_options(member: Member, registry: BreakerRegistry) -> list[Option]:
     if not isinstance(member, str):
         return [Option(member, registry=registry)]
     name = member.strip().lower()
-    check(name)
+    check_name(name)
     try:
         return [Option(build(name), registry=registry)]
     except LLMError as error:

@@ -253,7 +253,7 @@ class ModelCatalog:
     def is_cold(self, name: str | None) -> bool:
         """Return whether the server must load this model before it responds, according to the last probe."""
         model = self._models.get(self._normalize_name(name))
-        return self.client.stopped or (model is not None and model.loaded is False)
+        return self.client.server_stopped or (model is not None and model.loaded is False)
 
     def find_other(self, requested: str, served: str | None) -> str | None:
         """Return the name of the model that answered, if it is not the requested one, according to the last probe.

@@ -130,9 +130,9 @@ class Client:
     replays: bool = False
 
     @property
-    def stopped(self) -> bool:
+    def server_stopped(self) -> bool:
         """Return whether the transport has an embedded server that is not running. The next request starts it."""
-        return bool(getattr(self.transport, "stopped", False))
+        return bool(getattr(self.transport, "server_stopped", False))
 
     async def send(self, request: HttpRequest) -> HttpResponse:
         """Send a request.
