@@ -141,7 +141,7 @@ async def show_recordings() -> int:
 async def show_providers(*more: BaseProvider) -> None:
     """Print the providers that answer."""
     print("\n1. The providers that are found\n")
-    healths = [place.health for place in await scan(clouds=False) if place.answers]
+    healths = [place.health for place in await scan(clouds=False) if place.responded]
     for health in [*healths, *[await provider.refresh() for provider in more]]:
         print(f"   {health.provider:9} {health.state:7} {', '.join(health.models[:5])}")
 

@@ -86,7 +86,7 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
     common = settings.load()
     if common.llm_local_only:
         yield "LLM_LOCAL_ONLY is set: cloud providers and models that a local server forwards are refused"
-        specs = [candidate.provider.spec for candidate in candidates if candidate.provider and candidate.answers]
+        specs = [candidate.provider.spec for candidate in candidates if candidate.provider and candidate.responded]
         for spec in specs:
             if spec.server.locality_caveat:
                 yield f"LLM_LOCAL_ONLY cannot check {spec.title}: {spec.server.locality_caveat}"
@@ -98,7 +98,7 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
     """Yield a warning for each configured loopback address without a server, unless the provider has another one."""
-    responding = {candidate.health.provider for candidate in candidates if candidate.answers}
+    responding = {candidate.health.provider for candidate in candidates if candidate.responded}
     for candidate in candidates:
         is_down = candidate.configured and candidate.health.state == "down"
         if not candidate.provider or not is_down or candidate.health.provider in responding:
@@ -113,7 +113,7 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 async def _router_warnings(candidates: Sequence[Candidate], timeout_s: float) -> list[str]:
     """Return a warning for each address of a router of several servers, such as vllm-router and smg."""
-    responding = [candidate.provider for candidate in candidates if candidate.provider and candidate.answers]
+    responding = [candidate.provider for candidate in candidates if candidate.provider and candidate.responded]
     local = [provider for provider in responding if provider.spec.local or provider.endpoint.looks_local]
     return [warning for warning in await asyncio.gather(*(_router_warning(one, timeout_s) for one in local)) if warning]
 

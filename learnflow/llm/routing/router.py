@@ -287,7 +287,7 @@ def _describe(option: Option) -> dict[str, Any]:
 def _split(equals: Equals) -> list[Member]:
     """Return the providers of one rank: "gpu1+gpu2" is two providers."""
     if isinstance(equals, str):
-        return [*settings.parse_equals(equals)]
+        return [*settings.parse_rank(equals)]
     return [member for entry in equals for member in _split(entry)] if isinstance(equals, list | tuple) else [equals]
 
 
