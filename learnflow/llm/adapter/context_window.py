@@ -202,7 +202,7 @@ class ContextBudget:
         if changes and not self._catalog.is_newer(self._model, self._began):
             self._catalog.forget()  # another client may have loaded a longer one
             self._server_model = await self._catalog.describe(self._model)
-        limit = self._configured_length or self._server_model.known.get("context")
+        limit = self._configured_length or self._server_model.capabilities.get("context")
         min_tokens = estimate_min_tokens(self._texts)
         if limit and min_tokens > limit:
             what = f"the prompt has at least {min_tokens} tokens, the context length is {limit}"
@@ -218,7 +218,7 @@ class ContextBudget:
     @property
     def _loaded_length(self) -> int | None:
         """Return the context length that the server has loaded or will load; None if unknown."""
-        lengths = _requested.get(self._key), self._server_model.known.get("context_served")
+        lengths = _requested.get(self._key), self._server_model.capabilities.get("context_served")
         return self._configured_length or max(filter(None, lengths), default=None)
 
     def _choose_length(self, prompt_tokens: int, loaded_length: int | None = None) -> int | None:
@@ -232,7 +232,7 @@ class ContextBudget:
             return self._configured_length
         assert self._spec.server.context_length  # noqa: S101  # ``_chooses_length`` is true
         needed = prompt_tokens + int(self._request.sampling.get("max_tokens", 0))
-        trained = self._server_model.known.get("context")
+        trained = self._server_model.capabilities.get("context")
         return self._spec.server.context_length(needed, loaded_length or self._loaded_length, trained)
 
     def _set_length(self, length: int | None) -> str | None:
@@ -304,7 +304,7 @@ class ContextBudget:
         if isinstance(error, errors.ContextOverflow):
             return self._lengthen_after(error)
         failed = isinstance(error, errors.ServerFailed) and error.status == _LOAD_FAILED_STATUS
-        if failed and self.context_length not in (None, self._server_model.known.get("context_served")):
+        if failed and self.context_length not in (None, self._server_model.capabilities.get("context_served")):
             raise self._load_error(error)
         return None
 

@@ -18,8 +18,8 @@ MAX_EVENT_BYTES: Final = 1024 * 1024  # size of a line or an event of a stream
 _MAX_VALUES: Final = 100_000  # values in a JSON document: 8 MB of brackets become gigabytes of lists
 _BOM: Final = "\ufeff"
 _MAX_COUNT: Final = 2**53  # integers below it are exact in every JSON parser (RFC 8259, section 6)
-_MAX_NAME_CHARS: Final = 300
-_MIN_SECRET_CHARS: Final = 3  # a shorter value of a header is a switch
+_MAX_NAME_CHARS: Final = 300  # length of a name that a server reports
+_MIN_SECRET_CHARS: Final = 3  # a shorter header value is not a secret, but a flag such as "1"
 _KEY_OVERLAP_CHARS: Final = 8  # a text that contains this many successive characters of the key is masked
 # A key with a vendor's prefix, a JSON web token, a bearer token, or long base64.
 _LIKE_A_KEY: Final = re.compile(
@@ -108,7 +108,7 @@ def printable(text: str, max_chars: int) -> str:
 
 
 def mask_keys(text: str, key: str | None, values: Iterable[str] = ()) -> str:
-    """Mask the parts of a text that look like API keys, and the words of ``values``, which are secrets too.
+    """Mask the parts of a text that look like API keys, and the words of the secret ``values``.
 
     Mask the whole text if it contains a part of ``key``.
     """
