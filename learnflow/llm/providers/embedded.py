@@ -208,6 +208,7 @@ class EmbeddedServer:
         """Stop the server, and wait until its process has ended."""
         with _lock:
             process, self._process, self._address_future = self._process, None, None
+            self._started_at.clear()  # a stop by the application is not a fault
         if process:
             _end(process)
 
