@@ -244,7 +244,7 @@ class _AttemptRun:
         """Send the request and read the response. If the server rejects a parameter, retry without the parameter."""
         runner, model, name = self._runner, self._model, self._spec.name
         first_variant = variant = runner.variants.get(model) or self._first_variant()
-        finish_missing = self._catalog.overrides.get("finish") is False
+        finish_optional = self._catalog.overrides.get("finish") is False
         only_closing_tag = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         is_continuation = self._attempt.prefix is not None
         while True:
@@ -253,7 +253,7 @@ class _AttemptRun:
             if api == "responses":  # a request of texts may be the first that LiteLLM writes
                 await _litellm.prepare(self._spec, self._client.endpoint)
             make_parser = ResponsesParser if api == "responses" else self._spec.dialect.parser or SSEParser
-            parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
+            parser = make_parser(self._request.sampling.get("max_tokens"), finish_optional=finish_optional)
             reader = AnswerReader(parser, self._time_limits(variant), self._load_probe())
             answer = Answer(
                 self._request,
@@ -415,7 +415,10 @@ class _AttemptRun:
                 is_specific = isinstance(error, errors.AnswerTruncated) and error.hint != error.advice
                 hint = error.hint if is_specific else remedy
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
-                is_empty, is_full = not (answer.text or answer.parser.calls), not limit or (tokens or limit) < limit
+                is_empty, is_full = (
+                    not (answer.text or answer.parser.partial_calls),
+                    not limit or (tokens or limit) < limit,
+                )
                 failure.failover = is_empty or is_full  # otherwise the next answer would end at the same number
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
@@ -559,7 +562,7 @@ class Answer(Transcript):
     def explain(self, error: LLMError) -> None:
         """Add the partial answer to an error."""
         error.partial, error.thinking, error.tokens = self.text, self.thinking, self.deltas
-        error.partial_calls, error.finished = self.parser.calls, bool(self.parser.finish)
+        error.partial_calls, error.finished = self.parser.partial_calls, bool(self.parser.finish)
 
     def _empty_error(self) -> LLMError:
         if self.parser.refused:

@@ -179,15 +179,15 @@ def _has_more_than_text(message: Mapping[str, Any]) -> bool:
 class NDJSONParser(StreamParser):
     """A parser of lines with JSON objects. The last line has ``"done": true``; a buffered response is one line."""
 
-    def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
-        super().__init__(max_tokens, finish_missing=finish_missing)
+    def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
+        super().__init__(max_tokens, finish_optional=finish_optional)
         self._repeated: tuple[str, int] = ("", 0)  # the last token without white space, and the length of its run
 
     def _parse_line(self, line: bytes) -> None:
         if not line.strip():
             return
         record = self._parse_object(line, "a line of the stream")
-        has_earlier_lines, self._seen = self._seen, True
+        has_earlier_lines, self._has_events = self._has_events, True
         if record.get("error"):
             raise error_mapping.map_error_object(record, answer_started=has_earlier_lines)
         if not {"done", "message", "response"} & set(record):
@@ -204,7 +204,7 @@ class NDJSONParser(StreamParser):
         # LiteLLM writes the field "thinking" of a message from OpenAI's format
         collect_extra(self.extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
-            self.ended = True
+            self.has_end_mark = True
             prompt = non_negative_int(record.get("prompt_eval_count"))
             answer = non_negative_int(record.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
@@ -213,15 +213,15 @@ class NDJSONParser(StreamParser):
         self._deltas += [Delta(text, thinking, calls)] if text or thinking or pieces else []
 
     def _parse_rest(self, rest: bytes) -> None:
-        self._parse(self._parse_line, rest)
+        self._parse_guarded(self._parse_line, rest)
         if isinstance(self.fault, errors.MalformedAnswer):
             what = "the stream ended in the middle of a line"
-            self.fault = errors.AnswerCut(what) if self._seen else errors.BodyCut(what)
+            self.fault = errors.AnswerCut(what) if self._has_events else errors.BodyCut(what)
 
     def _no_finish_error(self) -> LLMError:
         if self._repeated[1] > _MAX_EQUAL_TOKENS:
             return errors.TokenRepeated("the model repeated one token, and the server ended the answer")
-        if self._seen:
+        if self._has_events:
             return errors.AnswerNotDone('the server ended the answer with "done": false')
         return super()._no_finish_error()
 

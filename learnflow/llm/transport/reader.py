@@ -133,7 +133,7 @@ class AnswerReader:
         expires_at = last_delta_at + (self._timeouts.gap if self._has_delta else self._first_token_s)
         if self.parser.is_complete:
             now = asyncio.get_running_loop().time()
-            close_at = now + (_AFTER_END_S if self.parser.ended else _AFTER_FINISH_S)
+            close_at = now + (_AFTER_END_S if self.parser.has_end_mark else _AFTER_FINISH_S)
             expires_at = self._close_at = min(expires_at, self._close_at or close_at, close_at)
         return expires_at
 

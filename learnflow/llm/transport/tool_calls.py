@@ -1,6 +1,6 @@
 """Assemble tool calls, and the fields that OpenAI's API does not define, from their pieces.
 
-Pieces are matched to calls by their index, by their id, or by their order. A piece with a name begins a call.
+Pieces are matched to calls by the key (an index or an item), the id or the order. A piece with a name begins a call.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PartialCall:
 
     Args:
         index: the index of the call in the answer, from 0.
-        server_index: the server's index of the call, with that of the choice; None if the server sends none.
+        call_key: the server's key of the call, see ``StreamParser``; None if the server sends none.
 
     Attributes:
         server_id: the id that the server sent; "" without one.
@@ -69,8 +69,8 @@ class PartialCall:
         started: whether the first delta was returned.
     """
 
-    def __init__(self, index: int, server_index: Any) -> None:
-        self.index, self.server_index = index, server_index
+    def __init__(self, index: int, call_key: Any) -> None:
+        self.index, self.call_key = index, call_key
         self.server_id = self.name = ""
         self.id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
         self.extra: Extra = {}
@@ -98,18 +98,18 @@ class PartialCall:
         self.started = True
         return (ToolCallDelta(self.index, **self.values),)
 
-    def repeats(self, server_index: Any, call_id: str, name: str, arguments: str) -> bool:
+    def repeats(self, call_key: Any, call_id: str, name: str, arguments: str) -> bool:
         """Return whether a piece repeats the whole call, which some servers do in their last chunk."""
         is_same = (
             bool(call_id)
-            and server_index is not None
-            and (server_index, call_id, name) == (self.server_index, self.server_id, self.name)
+            and call_key is not None
+            and (call_key, call_id, name) == (self.call_key, self.server_id, self.name)
         )
         return is_same and arguments == self.values["arguments"] and json_object(arguments) is not None
 
-    def continues(self, server_index: Any, name: str, arguments: str) -> bool:
+    def continues(self, call_key: Any, name: str, arguments: str) -> bool:
         """Return whether a piece with a new id continues the call. Some servers send a new id with every piece."""
-        if server_index is None or name or not (self.name and arguments) or self._checks_left <= 0:
+        if call_key is None or name or not (self.name and arguments) or self._checks_left <= 0:
             return False
         self._checks_left -= 1
         return json_object(self.values["arguments"]) is None
@@ -119,7 +119,7 @@ class PartialCall:
         if not name or not self.name:
             return self._name_repeated and bool(arguments.strip())
         if not self._pieces:  # the name may arrive in pieces, if the call has an index
-            return name != self.name and (self.server_index is None or call_id not in ("", self.server_id))
+            return name != self.name and (self.call_key is None or call_id not in ("", self.server_id))
         self._checks_left -= 1
         if self._checks_left < 0 or json_object("".join(self._pieces)) is None:
             return False
@@ -127,24 +127,24 @@ class PartialCall:
         return bool(arguments.strip()) or name != self.name
 
 
-def find_call(calls: list[PartialCall], server_index: Any, call_id: str, name: str, arguments: str) -> PartialCall:
+def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, arguments: str) -> PartialCall:
     """Return the call to which a piece belongs. If the piece begins a call, add the call to ``calls``.
 
     Args:
         calls: the calls so far.
-        server_index: the server's index of the call, with that of its choice; None without an index.
+        call_key: the server's key of the call, see ``StreamParser``; None if the server sends none.
         call_id, name, arguments: the fields of the piece; "" if they are missing.
     """
     known = next((call for call in reversed(calls) if call_id and call.server_id == call_id), None)
-    call = next((call for call in reversed(calls) if server_index in (None, call.server_index)), None)
-    if call_id and (call is None or call.server_id not in ("", call_id) or (server_index is None and known)):
+    call = next((call for call in reversed(calls) if call_key in (None, call.call_key)), None)
+    if call_id and (call is None or call.server_id not in ("", call_id) or (call_key is None and known)):
         if known:
-            call = known if server_index in (None, known.server_index) or not name else None
-        elif call and not call.continues(server_index, name, arguments):
+            call = known if call_key in (None, known.call_key) or not name else None
+        elif call and not call.continues(call_key, name, arguments):
             call = None
     if call is None or call.begins_other_call(call_id, name, arguments):
         name = name or (call.name if call else "")
-        call = PartialCall(len(calls), server_index)
+        call = PartialCall(len(calls), call_key)
         calls.append(call)
     if not call.started:
         call.id = (

@@ -149,7 +149,7 @@ async def test_missing_finish_can_be_configured(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_end_without_done_is_answer_cut_even_if_finish_is_missing() -> None:
-    assert isinstance(sse(event("a"), finish_missing=True)[0].fault, errors.AnswerCut)
+    assert isinstance(sse(event("a"), finish_optional=True)[0].fault, errors.AnswerCut)
 
 
 # SSE according to its standard.
