@@ -126,7 +126,7 @@ async def _probe_embedded(candidates: Iterable[Candidate], timeout_s: float) -> 
 
 async def _resolvable_hosts(timeout_s: float) -> set[str]:
     """Return the names of compose services, and of the Docker host, that resolve in this container."""
-    names = [_DOCKER_HOST, *(spec.server.service for spec in SPECS.values() if spec.server.service)]
+    names = [_DOCKER_HOST, *(spec.server.compose_service for spec in SPECS.values() if spec.server.compose_service)]
     lookups = await asyncio.gather(*(network.resolve(name, timeout_s / 2) for name in names), return_exceptions=True)
     return {name for name, addresses in zip(names, lookups, strict=True) if isinstance(addresses, list)}
 
@@ -136,7 +136,7 @@ def _default_addresses(spec: ProviderSpec, hosts: set[str]) -> list[str]:
     if not spec.local or not spec.api.default_url:
         return []
     port = urlsplit(spec.api.default_url).port
-    return [f"http://{host}:{port}" for host in (_LOOPBACK, spec.server.service, _DOCKER_HOST) if host in hosts]
+    return [f"http://{host}:{port}" for host in (_LOOPBACK, spec.server.compose_service, _DOCKER_HOST) if host in hosts]
 
 
 async def _probe_configured(name: str, timeout_s: float) -> Candidate:

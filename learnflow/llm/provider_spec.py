@@ -16,10 +16,10 @@ from .capabilities import Capabilities, State, default_capabilities
 from .errors import LLMError
 from .parameters import COMMON_KEYWORDS, SAMPLING, Reasoning
 
-SchemaMode = Literal["json_schema", "json_object", "words"]
+SchemaMode = Literal["json_schema", "json_object", "prompt"]
 
 # The types of content parts that LiteLLM forwards. It drops other types.
-PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
+CONTENT_PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
 CHAT_PATH: Final = "/chat/completions"
 RESPONSES_PATH: Final = "/responses"
 SETTINGS: Final = (
@@ -121,14 +121,14 @@ class Probe:
     Attributes:
         pages: the paths to GET. Reading them must be free, and must not load a model.
         parse_pages: a function that parses the pages, by path. It returns None if they are of another kind of server.
-        model_request: a function that returns the path of the page about a model, and the body to POST or None for a
-            GET. It returns None if there is no such page.
+        build_model_request: a function that returns the path of the page about a model, and the body to POST (None for
+            a GET). It returns None if there is no such page.
         parse_model_page: a function that adds the properties on that page to a model.
     """
 
     pages: tuple[str, ...]
     parse_pages: Callable[[Mapping[str, Page]], Server | None]
-    model_request: Callable[[Model], tuple[str, Mapping[str, Any] | None] | None] = lambda _: None
+    build_model_request: Callable[[Model], tuple[str, Mapping[str, Any] | None] | None] = lambda _: None
     parse_model_page: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
 
 
@@ -145,7 +145,7 @@ class Api:
         default_version: the default version of the API; None if the vendor requires no version.
         key_header, key_scheme: the header with the key, and its authentication scheme ("Bearer").
         headers: further headers. ``{session}`` is the ``session=`` of the call; without one the header is not sent.
-        variant: a function that returns the spec to use for a base URL and an API version; None if there is only one.
+        choose_variant: a function that returns the spec for a base URL and an API version; None if there is only one.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
         responses_path: the path of requests to the Responses API, with ``{version}``; None if the vendor does not have
             it, or if chat completions serve all its models.
@@ -163,7 +163,7 @@ class Api:
     key_header: str = "authorization"
     key_scheme: str = "Bearer"
     headers: Mapping[str, str] = field(default_factory=dict)
-    variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
+    choose_variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
     chat_path: str | None = None
     responses_path: str | None = None
     models_path: str = "/models"
@@ -178,47 +178,47 @@ class Dialect:
     Attributes:
         parser: the ``StreamParser`` for responses; None for OpenAI's format.
         parameters: the supported keywords.
-        parts: the supported types of content parts.
-        reads_urls: whether the server downloads images by URL. Otherwise only data URLs are sent.
+        content_parts: the supported types of content parts.
+        downloads_images: whether the server downloads images by URL. Otherwise only data URLs are sent.
         tool_choices: the supported values of ``tool_choice``; None for all values.
-        schema_modes: the supported ways to request a schema, the best first. "words" describes it in the prompt.
+        schema_modes: the supported ways to request a schema, the best first. "prompt" adds it to the prompt.
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
         litellm_marks_reasoning: whether LiteLLM's price map marks all of the vendor's models that can think. A model
             with other marks then cannot think, and one without the levels "minimal" and "none" always thinks.
-        session: the name of the field for ``session=``; None if it is not sent in the body.
-        body: the fields that are added to every body.
+        session_field: the name of the field for ``session=``; None if it is not sent in the body.
+        body_fields: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
             the context length. None if the parameters are fields of the body, as in OpenAI's API.
         direct_chat_path: the path of text-only chat requests that are written without LiteLLM until it is imported,
             because the import takes seconds (ADR 10). None if LiteLLM changes such requests.
-        stream_usage: whether the server supports ``stream_options``.
+        supports_stream_usage: whether the server supports ``stream_options``.
         ignores_prefill: whether the server is known to start a new answer after a last message of the assistant.
-        prefill: whether the server is known to continue a last message of the assistant.
-        continuation: a function that returns the request to continue a broken answer, given the client, the model, the
-            messages, the body and the attempt. None if the answer is continued by ``prefill`` or by a prompt.
+        supports_prefill: whether the server is known to continue a last message of the assistant.
+        build_continuation: a function that returns the request to continue a broken answer, given the client, model,
+            messages, body and attempt. None if the answer is continued by prefill or by a prompt.
     """
 
     parser: type[Any] | None = None
     parameters: frozenset[str] = COMMON_KEYWORDS | SAMPLING
-    parts: frozenset[str] = PARTS
-    reads_urls: bool = True
+    content_parts: frozenset[str] = CONTENT_PARTS
+    downloads_images: bool = True
     tool_choices: tuple[str, ...] | None = None
-    schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "words")
+    schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "prompt")
     reasoning: Reasoning = field(default_factory=dict)
     litellm_marks_reasoning: bool = False
-    session: str | None = None
-    body: Mapping[str, Any] = field(default_factory=dict)
+    session_field: str | None = None
+    body_fields: Mapping[str, Any] = field(default_factory=dict)
     format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
     direct_chat_path: str | None = None
-    stream_usage: bool = True
+    supports_stream_usage: bool = True
     ignores_prefill: bool = False
-    prefill: bool = False
-    continuation: Callable[..., Awaitable[Any]] | None = None
+    supports_prefill: bool = False
+    build_continuation: Callable[..., Awaitable[Any]] | None = None
 
     @property
     def can_continue(self) -> bool:
         """Return whether the server can continue a broken answer. Otherwise a prompt asks the model to continue."""
-        return self.prefill or self.continuation is not None
+        return self.supports_prefill or self.build_continuation is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,10 +226,10 @@ class ServerSupport:
     """The features of a local server beyond chat.
 
     Attributes:
-        probe: the probe that recognises it; None if its pages are not distinctive.
+        probe: the probe that recognises the server; None if it has no distinctive pages.
         forwards_requests: whether it can forward requests to another machine. The probe then sets ``Model.remote``.
-        locality_caveat: why its address does not prove that no other machine gets the prompts; None if it does.
-        load_path: the path to POST ``{"model": …}`` to, which loads the model; None if the server cannot load models.
+        locality_caveat: why prompts may reach another machine even if the address is local; None if they cannot.
+        load_path: the path that loads a model (POST ``{"model": …}``); None if the server cannot load models.
         launch_options: the fields that the request to load a model must share with chat requests. If they differ, the
             server loads the model again.
         load_with_keep_alive: a function that returns the path and body of a request to load a model for a time, given
@@ -237,12 +237,13 @@ class ServerSupport:
         pull_command: the server's command to download ``{model}``; None if it has no such command.
         count_tokens: a function that returns the number of tokens of a prompt, given the client, the model, the
             messages and the tools. None if the server cannot count.
-        context_length: a function that returns the context length to request, or None for the server's default. Its
-            arguments are the tokens of prompt and answer, the loaded context length, and that of the training. None if
-            requests cannot set the context length.
+        choose_context_length: a function that returns the context length to request, or None for the server's default.
+            Its arguments are the tokens of prompt and answer, the loaded context length, and the model's maximum. None
+            if requests cannot set the context length.
         drops_prompts: a function that returns whether the server silently drops the beginning of a prompt that is too
-            long, given its version and whether its own API is used, not OpenAI's. None if it never does.
-        service: the name of the server in the compose file; None if it is not in the file.
+            long. Its arguments are the version, and whether its own API is used instead of OpenAI's. None if it never
+            does.
+        compose_service: the name of the server in the compose file; None if it is not in the file.
         start_command: the commands that start it with a small model, as shown in hints.
         down_hint: the hint if it does not respond; None for the default hint with its address.
         server_variables: the environment variables of the server itself that begin with the provider's name.
@@ -256,9 +257,9 @@ class ServerSupport:
     load_with_keep_alive: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     pull_command: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None
-    context_length: Callable[[int, int | None, int | None], int | None] | None = None
+    choose_context_length: Callable[[int, int | None, int | None], int | None] | None = None
     drops_prompts: Callable[[str | None, bool], bool] | None = None
-    service: str | None = None
+    compose_service: str | None = None
     start_command: str | None = None
     down_hint: str | None = None
     server_variables: tuple[str, ...] = ()
@@ -332,6 +333,6 @@ def endpoint_spec(spec: ProviderSpec, name: str) -> ProviderSpec:
         kind=spec.kind or spec.name,
         settings=(*(name for name in spec.settings if name != "kind"), "kind"),
         api=replace(spec.api, default_url=None),
-        server=replace(spec.server, service=None, start_command=None),
+        server=replace(spec.server, compose_service=None, start_command=None),
         other_variable_names={},
     )

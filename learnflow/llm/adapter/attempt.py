@@ -374,12 +374,12 @@ class _AttemptRun:
         if attempt.prefix is not None and continuation_spec is None:
             hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
-        prefill = attempt.raw if continuation_spec and continuation_spec.dialect.prefill else None
+        prefill = attempt.raw if continuation_spec and continuation_spec.dialect.supports_prefill else None
         messages, parameters = self._request.to_litellm(
             variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
-        if continuation_spec and continuation_spec.dialect.continuation:
-            write, body = continuation_spec.dialect.continuation, parameters.get("extra_body", {})
+        if continuation_spec and continuation_spec.dialect.build_continuation:
+            write, body = continuation_spec.dialect.build_continuation, parameters.get("extra_body", {})
             request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
         arguments = spec, self._client.endpoint, model, messages, parameters

@@ -147,7 +147,7 @@ class ContextBudget:
         self._base = client.endpoint.base_url
         self._texts = [*request.texts, prefill] if prefill else request.texts
         self._prefill = [{"role": "assistant", "content": prefill}] if prefill else []
-        self._chooses_length = spec.server.context_length is not None and not request.sets_context_length
+        self._chooses_length = spec.server.choose_context_length is not None and not request.sets_context_length
         self._configured_length: int | None = catalog.overrides.get("context_served")
         self._retried = False
         self.context_length: int | None = None
@@ -230,10 +230,10 @@ class ContextBudget:
         """
         if self._configured_length:
             return self._configured_length
-        assert self._spec.server.context_length  # noqa: S101  # ``_chooses_length`` is true
+        assert self._spec.server.choose_context_length  # noqa: S101  # ``_chooses_length`` is true
         needed = prompt_tokens + int(self._request.sampling.get("max_tokens", 0))
         trained = self._server_model.capabilities.get("context")
-        return self._spec.server.context_length(needed, loaded_length or self._loaded_length, trained)
+        return self._spec.server.choose_context_length(needed, loaded_length or self._loaded_length, trained)
 
     def _set_length(self, length: int | None) -> str | None:
         """Use this context length for the request. Return a description of the change; None if nothing changes."""

@@ -77,8 +77,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay and not (base_url or own.base_url or spec.api.default_url):
             base_url = replay.base_url(self.cassettes_of, local=spec.local)
         replays = active.is_replay(replay)
-        if spec.api.variant:
-            self.spec = spec.api.variant(spec, base_url or own.base_url or "", own.api_version)
+        if spec.api.choose_variant:
+            self.spec = spec.api.choose_variant(spec, base_url or own.base_url or "", own.api_version)
         if (api := api or own.api) == "responses" and not self.spec.api.responses_path:
             what, hint = f"{spec.title} has no Responses API here", f"Leave {spec.variable('api')} and api= out"
             raise errors.NotConfigured(what, provider=spec.name, hint=hint)
@@ -121,7 +121,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """
         spec, endpoint, timeouts, name = self.spec, self.endpoint, self._timeouts, model or self.model
         capabilities = self.get_capabilities(name)
-        if spec.server.context_length and "context_served" not in self.catalog.overrides:
+        if spec.server.choose_context_length and "context_served" not in self.catalog.overrides:
             # The server can load the model with its maximum context length
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)

@@ -141,7 +141,7 @@ class Request:
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
         streams = self.streams(variant)
-        body = {**dialect.body, **self._api_fields(variant), **self._session_field()}
+        body = {**dialect.body_fields, **self._api_fields(variant), **self._session_field()}
         body |= {**self.extra_body} if streams else {"stream": False, **self.extra_body}
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
@@ -165,7 +165,7 @@ class Request:
             response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
-        if dialect.stream_usage and streams and "stream_options" not in variant.omitted:
+        if dialect.supports_stream_usage and streams and "stream_options" not in variant.omitted:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
@@ -238,7 +238,7 @@ class Request:
 
     def _session_field(self) -> Mapping[str, str]:
         """Return the body field for ``session=``; empty if it is not supported. A long session becomes a digest."""
-        name, session = self.spec.dialect.session, self.session
+        name, session = self.spec.dialect.session_field, self.session
         if name is None or session is None:
             return {}
         return {name: session if len(session) <= _MAX_SESSION_CHARS else hashlib.sha256(session.encode()).hexdigest()}
@@ -359,10 +359,10 @@ def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
     """
     for part in parts_of(message):
         kind, file = part.get("type"), part.get("file")
-        if kind not in spec.dialect.parts:
+        if kind not in spec.dialect.content_parts:
             what = f"{spec.title} does not support a part of type {str(kind)[:_MAX_TYPE_CHARS]!r}"
-            raise Unsupported(what, hint=f"It supports {', '.join(sorted(spec.dialect.parts))}")
-        if kind == "image_url" and not spec.dialect.reads_urls and not _is_data_url(part.get("image_url")):
+            raise Unsupported(what, hint=f"It supports {', '.join(sorted(spec.dialect.content_parts))}")
+        if kind == "image_url" and not spec.dialect.downloads_images and not _is_data_url(part.get("image_url")):
             what = f"{spec.title} does not read images by URL; nothing was sent"
             raise Unsupported(what, hint="Give the image as a data URL: data:image/png;base64,…")
         if isinstance(file, Mapping) and str(file.get("file_id", "")).lower().startswith(("http", "www.")):

@@ -19,10 +19,10 @@ SPEC: Final = ProviderSpec(
     litellm_provider="hosted_vllm",  # OpenAI's API; LiteLLM's "anthropic" writes Anthropic's own
     api=Api(default_url="https://api.anthropic.com/v1", lists_all_models=False),
     dialect=Dialect(
-        parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
+        content_parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
         parameters=COMMON_KEYWORDS | {"temperature", "max_tokens", "top_p", "stop"},
         reasoning={False: {"thinking": {"type": "disabled"}}},  # the address has no field for a level
-        schema_modes=("json_schema", "words"),
+        schema_modes=("json_schema", "prompt"),
     ),
     other_variable_names={"base_url": ("ANTHROPIC_API_BASE",)},
 )

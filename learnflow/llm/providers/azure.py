@@ -12,7 +12,7 @@ from ..provider_spec import RESPONSES_PATH, SETTINGS, Api, Dialect, ProviderSpec
 _OPENAI_API: Final = Api(api_path="/openai/v1", lists_all_models=False, has_aliases=True, responses_path=RESPONSES_PATH)
 
 
-def _variant(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
+def _choose_variant(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
     openai = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
     return replace(spec, litellm_provider="openai", api=_OPENAI_API) if openai else spec
 
@@ -29,7 +29,7 @@ SPEC: Final = ProviderSpec(
         default_version="2024-10-21",
         key_header="api-key",
         key_scheme="",
-        variant=_variant,
+        choose_variant=_choose_variant,
         chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
         responses_path="/openai/responses?api-version={version}",
         models_path="/openai/models",

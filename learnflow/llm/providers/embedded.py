@@ -346,7 +346,7 @@ SPEC: Final = replace(
     api=replace(llamacpp.SPEC.api, default_url=None),
     server=replace(
         llamacpp.SPEC.server,
-        service=None,
+        compose_service=None,
         down_hint="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
         start_command=f"`{embedded_model.INSTALL_COMMAND}` and `{embedded_model.PULL_COMMAND} {DEFAULT_MODEL}`",
     ),

@@ -91,7 +91,7 @@ def _vision(architecture: Any) -> bool | None:
     return "image" in inputs if isinstance(inputs, list) else None
 
 
-def _model_request(model: Model) -> tuple[str, None] | None:
+def _build_model_request(model: Model) -> tuple[str, None] | None:
     """Return the path of the page with a model's context length; None if it is known or the model is not loaded."""
     is_unknown = model.loaded and model.capabilities.get("context_served") is None
     return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if is_unknown else None
@@ -129,21 +129,21 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(default_url="http://localhost:8080/v1"),
     server=ServerSupport(
-        service="llamacpp",
+        compose_service="llamacpp",
         count_tokens=_count_tokens,
         load_path="/models/load",  # exists in router mode; otherwise the only model is always loaded
         pull_command="llama-server -hf {model}",
         probe=Probe(
             pages=("/v1/models", "/props", "/health"),
             parse_pages=_parse_pages,
-            model_request=_model_request,
+            build_model_request=_build_model_request,
             parse_model_page=_add_props,
         ),
         start_command="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     ),
     dialect=Dialect(
         direct_chat_path=CHAT_PATH,
-        prefill=True,
+        supports_prefill=True,
         parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         reasoning=TEMPLATE_THINKING,
     ),

@@ -90,7 +90,7 @@ SPEC: Final = ProviderSpec(
         direct_chat_path=CHAT_PATH,
         parameters=(COMMON_KEYWORDS | LOCAL_SAMPLING) - {"reasoning"},
         tool_choices=("auto", "none", "required"),
-        schema_modes=("json_schema", "words"),
+        schema_modes=("json_schema", "prompt"),
     ),
     other_variable_names={
         "base_url": ("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"),

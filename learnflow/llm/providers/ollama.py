@@ -97,7 +97,7 @@ def _add_details(model: Model, page: Mapping[str, Any]) -> Model:
     )
 
 
-def _context_length(needed: int, loaded: int | None, trained: int | None) -> int | None:
+def _choose_context_length(needed: int, loaded: int | None, trained: int | None) -> int | None:
     """Choose ``num_ctx`` for a request of ``needed`` tokens. A value other than the loaded one reloads the model.
 
     Return the loaded context length if it is enough. Otherwise return the next power of two, so that a slightly longer
@@ -130,7 +130,7 @@ def _drops_prompts(version: str | None, own_api: bool) -> bool:
     return is_number and (0, 4) <= tuple(map(int, parts)) < (0, 12, 6)
 
 
-async def _continuation(
+async def _build_continuation(
     client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], attempt: Attempt
 ) -> HttpRequest:
     """Return the request that continues an answer: the prompt as rendered by the server, followed by the answer so far.
@@ -233,18 +233,18 @@ SPEC: Final = ProviderSpec(
     litellm_provider="ollama_chat",
     dialect=Dialect(
         parser=NDJSONParser,
-        parts=frozenset({"text", "image_url"}),
-        reads_urls=False,
-        continuation=_continuation,
+        content_parts=frozenset({"text", "image_url"}),
+        downloads_images=False,
+        build_continuation=_build_continuation,
         parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         format_options=_format_options,
         tool_choices=("auto", "none"),
         reasoning={level: {"think": level} for level in (False, True, "low", "medium", "high", "max")},
         # By default Ollama silently drops the beginning of a long prompt, and shifts the context while it answers. With
         # these fields it returns an error (0.33); older versions ignore them.
-        body={"truncate": False, **_LAUNCH_OPTIONS},
+        body_fields={"truncate": False, **_LAUNCH_OPTIONS},
         direct_chat_path="/api/chat",
-        stream_usage=False,
+        supports_stream_usage=False,
     ),
     api=Api(
         default_url="http://localhost:11434",
@@ -259,13 +259,13 @@ SPEC: Final = ProviderSpec(
         launch_options=_LAUNCH_OPTIONS,
         load_with_keep_alive=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
         pull_command="ollama pull {model}",
-        context_length=_context_length,
-        service="ollama",
+        choose_context_length=_choose_context_length,
+        compose_service="ollama",
         drops_prompts=_drops_prompts,
         probe=Probe(
             pages=("/api/version", "/api/tags", "/api/ps"),
             parse_pages=_parse_pages,
-            model_request=lambda model: ("/api/show", {"model": model.name}),
+            build_model_request=lambda model: ("/api/show", {"model": model.name}),
             parse_model_page=_add_details,
         ),
         server_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),

@@ -16,7 +16,7 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         reasoning=REASONING_EFFORT,
         litellm_marks_reasoning=True,
-        session="prompt_cache_key",  # https://developers.openai.com/docs/guides/prompt-caching
+        session_field="prompt_cache_key",  # https://developers.openai.com/docs/guides/prompt-caching
         ignores_prefill=True,
     ),
     settings=(*SETTINGS, "api"),

@@ -24,7 +24,7 @@ SPEC: Final = ProviderSpec(
             **{level: {"reasoning": {"effort": level}} for level in REASONING_LEVELS},
         },
         # Requests with the same value go to the same provider: https://openrouter.ai/docs/guides/best-practices/prompt-caching
-        session="session_id",
+        session_field="session_id",
     ),
     other_variable_names={"base_url": ("OPENROUTER_API_BASE",)},
 )

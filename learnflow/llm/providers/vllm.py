@@ -44,11 +44,11 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(default_url="http://localhost:8000/v1"),
     server=ServerSupport(
-        service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), parse_pages=_parse_pages)
+        compose_service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), parse_pages=_parse_pages)
     ),
     dialect=Dialect(
         direct_chat_path=CHAT_PATH,
-        prefill=True,
+        supports_prefill=True,
         parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         reasoning=TEMPLATE_THINKING,
         ignores_prefill=True,

@@ -17,7 +17,7 @@ SPEC: Final = ProviderSpec(
     litellm_provider="hosted_vllm",
     api=Api(default_url="https://llm.api.cloud.yandex.net/v1", key_scheme="Api-Key", lists_all_models=False),
     dialect=Dialect(
-        parts=frozenset({"text"}), parameters=(COMMON_KEYWORDS | {"temperature", "max_tokens"}) - {"reasoning"}
+        content_parts=frozenset({"text"}), parameters=(COMMON_KEYWORDS | {"temperature", "max_tokens"}) - {"reasoning"}
     ),
     other_variable_names={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
     known_capabilities={"vision": False},

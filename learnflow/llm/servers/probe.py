@@ -69,7 +69,7 @@ async def read_capabilities(client: Client, server: Server, models: Iterable[Mod
         return server
 
     async def read_model(model: Model) -> Model:
-        request = probe.model_request(model)
+        request = probe.build_model_request(model)
         if request is None:
             return model
         path, body = request

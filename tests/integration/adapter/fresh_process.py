@@ -159,7 +159,7 @@ def written_requests() -> list[str]:
     from learnflow.llm.transport.endpoint import configure_endpoint
 
     azure = SPECS["azure"]
-    newer_azure = azure.api.variant(azure, "", "v1")  # type: ignore[misc]
+    newer_azure = azure.api.choose_variant(azure, "", "v1")  # type: ignore[misc]
 
     def blocked(*_: object, **__: object) -> None:
         raise AssertionError("a request is written without a connection")
