@@ -101,7 +101,7 @@ async def scan(
         urls = [url for url in _default_addresses(spec, default_hosts) if url not in probed]
         probed.update(urls)  # several kinds have the same default port
         probes += [_probe_default(spec, url, timeout_s) for url in urls]
-    await NETWORK.prepare()  # so that its imports do not count as latency
+    await NETWORK.prepare()  # import modules before latencies are measured
     candidates = _without_duplicates(candidates + await asyncio.gather(*probes))
     hidden = set(specs) - set(SPECS)  # uncommon kinds are listed only if a server responds
     candidates = [

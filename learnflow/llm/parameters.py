@@ -155,13 +155,15 @@ _HINTS: Final = {"logprobs": _NO_LOGPROBS, "top_logprobs": _NO_LOGPROBS, "num_ct
 _MAX_FAULT_CHARS: Final = 500
 
 
-def check_keywords(function: Any, arguments: Mapping[str, Any], error: type[LLMError], provider: str = "") -> None:
+def check_keywords(
+    function: Any, arguments: Mapping[str, Any], error_class: type[LLMError], provider: str = ""
+) -> None:
     """Check the arguments of a function by its annotations. Values are not converted.
 
     Args:
         function: the function. A text in an annotation describes the valid values.
         arguments: its ``locals()`` before any assignment. An argument with a default may be None.
-        error: the class of the error, which names the keyword and the type of its value, but not the value.
+        error_class: the class of the error, which names the keyword and the type of its value, but not the value.
         provider: the name of the provider, for the error; "" without one.
 
     Raises:
@@ -173,14 +175,14 @@ def check_keywords(function: Any, arguments: Mapping[str, Any], error: type[LLME
         similar = difflib.get_close_matches(name, annotations, 1)
         hint = f"Did you mean {similar[0]}=?" if similar else f"The keywords are {', '.join(annotations)}."
         hint += " Parameters of one server go into extra_body=" if "extra_body" in annotations else ""
-        raise error(f"there is no keyword {name}=", hint=_HINTS.get(name, hint), provider=provider or None)
+        raise error_class(f"there is no keyword {name}=", hint=_HINTS.get(name, hint), provider=provider or None)
     try:
         adapter.validate_python({name: arguments[name] for name in names} | more)
     except ValidationError as invalid:
         name, fault = next(iter(describe_faults(invalid, annotations).items()))
     else:
         return
-    raise error(f"{name}= {fault}", hint="Change or remove it", provider=provider or None)
+    raise error_class(f"{name}= {fault}", hint="Change or remove it", provider=provider or None)
 
 
 @cache

@@ -214,11 +214,11 @@ def _choose_secret(
     return "", f"{variables[0]} belongs to {secrets_origin[1]}. Give {setting}=, or set {variables[1]}"
 
 
-def parse_headers(spec: ProviderSpec, given: Any, error: type[LLMError]) -> dict[str, str]:
+def parse_headers(spec: ProviderSpec, given: Any, error_class: type[LLMError]) -> dict[str, str]:
     """Parse headers: a mapping, a JSON object, or "Name: value; Name: value". The returned names are in lower case.
 
     Raises:
-        LLMError: the class is ``error``. The format, a name or a value is invalid, or this package sets the header.
+        LLMError: of ``error_class``. The format, a name or a value is invalid, or this package sets the header.
     """
     if isinstance(given, str):
         parts = [part.partition(":") for part in given.split(";") if part.strip()]
@@ -236,7 +236,7 @@ def parse_headers(spec: ProviderSpec, given: Any, error: type[LLMError]) -> dict
         elif not _HEADER_VALUE.fullmatch(headers[key]):
             fault = f"the value of the header {name} is empty, or has characters that are not allowed"
     if fault:
-        raise error(fault, provider=spec.name, hint=f"Correct headers=, or {spec.variable('headers')}")
+        raise error_class(fault, provider=spec.name, hint=f"Correct headers=, or {spec.variable('headers')}")
     return headers
 
 

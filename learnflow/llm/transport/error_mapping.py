@@ -120,29 +120,29 @@ def parse_error_body(body: bytes) -> ErrorDetails:
     """Parse the body of an error response. A body that is not JSON is the message."""
     text = body.decode("utf-8", "replace").strip()
     try:
-        details = _parse(parse_json(text))
+        details = _parse_error_object(parse_json(text))
     except ValueError:
         details = ErrorDetails(message=text[:_MAX_SEARCHED_CHARS])
     return replace(details, wait_s=_parse_wait(text[:_MAX_BODY_CHARS]))
 
 
-def _parse(value: Any, depth: int = 0) -> ErrorDetails:
+def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
     """Parse an error object: OpenAI's, FastAPI's ``detail``, a string, a list, or JSON inside a string."""
     if depth > _MAX_DEPTH:
         return ErrorDetails()
     if isinstance(value, str):
-        inner = _parse(json_object("".join(value.partition("{")[1:])), depth + 1)
+        inner = _parse_error_object(json_object("".join(value.partition("{")[1:])), depth + 1)
         message = inner.message or value[:_MAX_SEARCHED_CHARS]
         return replace(inner, message=message, wait_s=_parse_wait(message))
     if isinstance(value, list):
-        return _parse(value[0], depth + 1) if value else ErrorDetails()
+        return _parse_error_object(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
         return ErrorDetails()
     for key in ("error", "detail", "errors", "base_resp"):
         if value.get(key):
-            return _parse(value[key], depth + 1)
+            return _parse_error_object(value[key], depth + 1)
     raw_codes = [value.get(key) for key in _CODE_KEYS] + [object_at(value, "innererror").get("code")]
-    inner = _parse(next((value[key] for key in _MESSAGE_KEYS if value.get(key)), ""), depth + 1)
+    inner = _parse_error_object(next((value[key] for key in _MESSAGE_KEYS if value.get(key)), ""), depth + 1)
     location = ".".join(name for name in text_list(value.get("loc")) if name != "body")  # FastAPI, Mistral
     message = f"{location}: {inner.message}" if location else inner.message
     lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
@@ -153,8 +153,8 @@ def _parse(value: Any, depth: int = 0) -> ErrorDetails:
 
 
 def message_of(value: Any) -> str:
-    """Return the message of a JSON object if it may describe an error; "" if it has none."""
-    return _parse(value).message
+    """Return the error message in a JSON object; "" without one."""
+    return _parse_error_object(value).message
 
 
 def _parse_lengths(message: str) -> tuple[int | None, int | None]:
@@ -198,7 +198,7 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
     dropped = next((value for name, value in headers.items() if name.endswith(_DROPPED_REASON)), "")
     if dropped and status in (429, 503):  # a load balancer whose queue is full
         error_class, details = errors.Overloaded, replace(details, message=f"{details.message} ({dropped})".strip())
-    error = _build(error_class, details, status)
+    error = _build_error(error_class, details, status)
     if isinstance(error, errors.Unavailable) and (wait_s := retry_after(headers)) is not None:
         error.retry_after = wait_s
     return error
@@ -211,7 +211,7 @@ def map_error_object(value: Any, *, answer_started: bool) -> LLMError:
         value: the parsed JSON that contains the error object.
         answer_started: a part of the answer had arrived before the error object.
     """
-    details = _parse(value)
+    details = _parse_error_object(value)
     status = next((int(code) for code in details.codes if re.fullmatch("[0-9]{3}", code)), 0)
     error_class = _classify(status, details) or _class_of_status(status, details)
     if issubclass(error_class, errors.ServerFailed | errors.Overloaded) or (
@@ -220,13 +220,13 @@ def map_error_object(value: Any, *, answer_started: bool) -> LLMError:
         error_class = errors.ErrorInAnswer if answer_started else errors.ErrorBody
     if not answer_started and _LMSTUDIO_NO_ROUTE in details.message.lower():
         return no_model_api_error(200)
-    return _build(error_class, details)
+    return _build_error(error_class, details)
 
 
 def change_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
     """Return an error of another class with the same message, codes and status."""
     codes, param, lengths = (error.code or "",), next(iter(error.params), None), _parse_lengths(error.server_message)
-    return _build(error_class, ErrorDetails(error.server_message, codes, param, lengths), error.status)
+    return _build_error(error_class, ErrorDetails(error.server_message, codes, param, lengths), error.status)
 
 
 def no_model_api_error(status: int | None = None) -> LLMError:
@@ -282,7 +282,7 @@ def _class_of_status(status: int, details: ErrorDetails) -> type[LLMError]:
     return _STATUSES.get(status, errors.RequestRefused if 400 <= status < 500 else errors.ServerFailed)
 
 
-def _build(error_class: type[LLMError], details: ErrorDetails, status: int | None = None) -> LLMError:
+def _build_error(error_class: type[LLMError], details: ErrorDetails, status: int | None = None) -> LLMError:
     error = error_class(error_class.fault, status=status)
     message = printable(details.message, _MAX_SHOWN_CHARS)
     error.server_message = "" if message.startswith("<") else message  # a web page
