@@ -39,11 +39,11 @@ class SSEParser(StreamParser):
 
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
-        self._data: list[bytes] = []  # the data lines of the event
-        self._size = 0  # the length of the event in bytes
-        self._event = b""  # the type of the event
+        self._data_lines: list[bytes] = []  # the data lines of the event
+        self._event_bytes = 0  # the length of the event in bytes
+        self._event_type = b""  # the type of the event
         self._possible_error: dict[str, Any] | None = None  # an object without choices, which may be an error
-        self._text_choice: Any = None  # the index of the choice whose text is the answer; None before the text
+        self._text_choice_index: Any = None  # the index of the choice whose text is the answer; None before the text
         self._open_choices: set[Any] = set()  # the indices of the choices with content and without a finish reason
         self._uses_message = False  # the chunks have "message" instead of "delta"
         self._after_cr = False  # the last byte was CR, so that LF after it belongs to the same line end
@@ -58,32 +58,32 @@ class SSEParser(StreamParser):
     def _parse_line(self, line: bytes) -> None:
         if line[:5] == b"data:":
             # some servers omit the empty line between events, or send comments as data
-            if len(self._data) == 1 and json_object(self._data[0]) is not None:
+            if len(self._data_lines) == 1 and json_object(self._data_lines[0]) is not None:
                 self._dispatch()
             value = line[6:] if line[5:6] == b" " else line[5:]
-            self._data += [value] if self._data or value[:1] != b":" else []
-            self._size += len(line)
-            self._check_size(self._size, MAX_EVENT_BYTES)
+            self._data_lines += [value] if self._data_lines or value[:1] != b":" else []
+            self._event_bytes += len(line)
+            self._check_size(self._event_bytes, MAX_EVENT_BYTES)
             return
         if not line:
             self._dispatch()
             return
         name, _, value = line.partition(b":")
         if name == b"event":
-            self._event = value.strip()
+            self._event_type = value.strip()
         elif name and not _FIELD.fullmatch(name):  # a line without a field name is a comment
             raise dialect_error("a line of the stream")
 
     def _dispatch(self) -> None:
         """Parse the event that an empty line has ended."""
-        data, self._data, self._size = b"\n".join(self._data), [], 0
-        event, self._event = self._event, b""
+        data, self._data_lines, self._event_bytes = b"\n".join(self._data_lines), [], 0
+        event, self._event_type = self._event_type, b""
         if not data.strip():
             return
-        self._has_events, seen = True, self._has_events
+        self._has_events, had_events = True, self._has_events
         if data.strip() == b"[DONE]":
             self.has_end_mark = True
-            if self.finish is None and self._finish_optional and seen:
+            if self.finish is None and self._finish_optional and had_events:
                 self.finish = "tool_calls" if self._calls else "stop"
             if self.finish is None:
                 self.fail(self._no_finish_error())
@@ -132,13 +132,15 @@ class SSEParser(StreamParser):
             raise dialect_error("a choice of the answer")
         self._spend_chars(collect_extra(self.extra, delta, MESSAGE_FIELDS))
         text, thinking, chars_left = "", "", self._chars_left
-        if choice_index == self._text_choice or (self._text_choice is None and (choice_index == 0 or self._calls)):
+        if choice_index == self._text_choice_index or (
+            self._text_choice_index is None and (choice_index == 0 or self._calls)
+        ):
             content_text, content_thinking = _split_content(delta.get("content"))
             text = self._parse_text(content_text, "text")
             thinking = self._parse_text(
                 content_thinking or delta.get("reasoning_content") or delta.get("reasoning"), "thinking"
             )
-            self._text_choice = choice_index if text or thinking else self._text_choice
+            self._text_choice_index = choice_index if text or thinking else self._text_choice_index
         calls = self._parse_calls(choice_index, delta)
         self.refused = self.refused or bool(delta.get("refusal"))
         if self._chars_left == chars_left:
