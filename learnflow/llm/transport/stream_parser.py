@@ -109,7 +109,7 @@ class StreamParser:
             self._detect_format()
         if self._is_document is not False or self.fault or b"\n" not in data:
             return []
-        *lines, rest = self._take().split(b"\n")
+        *lines, rest = self._take_buffer().split(b"\n")
         self._buffer += rest
         for line in lines:
             self._parse_guarded(self._parse_line, line)
@@ -121,7 +121,7 @@ class StreamParser:
         """End the response. Return the last deltas. Set ``fault`` if the answer is incomplete."""
         if self.fault:
             return []
-        rest = self._take()
+        rest = self._take_buffer()
         if self._is_document:
             self._parse_guarded(self._parse_document, rest)
         else:
@@ -165,8 +165,8 @@ class StreamParser:
         """Add a piece of a tool call. Return the deltas.
 
         Args:
-            call_key: what the server identifies the call by: its index with that of its choice, or the key of its item;
-                None if the server sends none.
+            call_key: the server's key of the call: its index with that of its choice, or the key of its item. None if
+                the server sends none.
             piece: the JSON object.
         """
         function, calls = piece.get("function") or {}, self._calls
@@ -205,7 +205,7 @@ class StreamParser:
         if self._chars_left < 0:
             self.fail(errors.AnswerTooLong("the answer is many times longer than max_tokens allows, and does not end"))
 
-    def _take(self) -> bytes:
+    def _take_buffer(self) -> bytes:
         """Remove the bytes that are not parsed yet, and return them."""
         rest, self._buffer = bytes(self._buffer), bytearray()
         return rest
@@ -218,7 +218,7 @@ class StreamParser:
         """Distinguish a stream from a document by the first character, because content types are unreliable."""
         if BOM.startswith(self._buffer):  # no bytes yet, or a part of a byte order mark
             return
-        start = self._take().removeprefix(BOM).lstrip(b" \t\r\n")
+        start = self._take_buffer().removeprefix(BOM).lstrip(b" \t\r\n")
         self._buffer += start
         if start[:1] == b"<":
             self.fail(error_mapping.no_model_api_error(200))
@@ -246,7 +246,7 @@ class StreamParser:
         if text is None or text == "":
             return ""
         if self.has_end_mark or not isinstance(text, str):
-            raise dialect_error("text after the end" if self.has_end_mark else "a content that is not text")
+            raise dialect_error("text after the end" if self.has_end_mark else "content that is not text")
         self._count_text_chars(len(text))
         if not self._surrogates and (text.isascii() or not _SURROGATE.search(text)):
             return text

@@ -115,10 +115,10 @@ class PartialCall:
         return json_object(self.values["arguments"]) is None
 
     def begins_other_call(self, call_id: str, name: str, arguments: str) -> bool:
-        """Return whether a piece with the same index, or without one, begins another call."""
+        """Return whether a piece with the same key, or without one, begins another call."""
         if not name or not self.name:
             return self._name_repeated and bool(arguments.strip())
-        if not self._pieces:  # the name may arrive in pieces, if the call has an index
+        if not self._pieces:  # the name may arrive in pieces, if the call has a key
             return name != self.name and (self.call_key is None or call_id not in ("", self.server_id))
         self._checks_left -= 1
         if self._checks_left < 0 or json_object("".join(self._pieces)) is None:
@@ -135,11 +135,11 @@ def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, 
         call_key: the server's key of the call, see ``StreamParser``; None if the server sends none.
         call_id, name, arguments: the fields of the piece; "" if they are missing.
     """
-    known = next((call for call in reversed(calls) if call_id and call.server_id == call_id), None)
+    call_with_id = next((call for call in reversed(calls) if call_id and call.server_id == call_id), None)
     call = next((call for call in reversed(calls) if call_key in (None, call.call_key)), None)
-    if call_id and (call is None or call.server_id not in ("", call_id) or (call_key is None and known)):
-        if known:
-            call = known if call_key in (None, known.call_key) or not name else None
+    if call_id and (call is None or call.server_id not in ("", call_id) or (call_key is None and call_with_id)):
+        if call_with_id:
+            call = call_with_id if call_key in (None, call_with_id.call_key) or not name else None
         elif call and not call.continues(call_key, name, arguments):
             call = None
     if call is None or call.begins_other_call(call_id, name, arguments):
@@ -147,9 +147,8 @@ def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, 
         call = PartialCall(len(calls), call_key)
         calls.append(call)
     if not call.started:
-        call.id = (
-            call_id if call_id and not (known or call.server_id) else call.id
-        )  # some servers send one id for two calls
+        # Some servers send one id for two calls.
+        call.id = call_id if call_id and not (call_with_id or call.server_id) else call.id
         call.name += name if name != call.name else ""
     call.server_id = call.server_id or call_id
     return call
