@@ -183,8 +183,8 @@ class Dialect:
         tool_choices: the supported values of ``tool_choice``; None for all values.
         schema_modes: the supported ways to request a schema, the best first. "prompt" adds it to the prompt.
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
-        litellm_marks_reasoning: whether LiteLLM's price map marks all of the vendor's models that can think. A model
-            with other marks then cannot think, and one without the levels "minimal" and "none" always thinks.
+        litellm_marks_reasoning: whether LiteLLM's price map is complete about thinking: a model that it marks, but not
+            with reasoning, cannot think, and a model without the levels "minimal" and "none" always thinks.
         session_field: the name of the field for ``session=``; None if it is not sent in the body.
         body_fields: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and

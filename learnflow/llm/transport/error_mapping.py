@@ -83,7 +83,7 @@ _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
         errors.Overloaded: "overloaded",
     }.items()
 }
-_DROPPED_REASON: Final = "-request-dropped-reason"  # the end of the name of a header
+_DROPPED_REASON: Final = "-request-dropped-reason"  # suffix of a header name, such as that of llm-d
 _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     401: errors.AuthenticationFailed,
     402: errors.QuotaExceeded,
@@ -196,7 +196,7 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
     details = ErrorDetails() if is_web_page else parse_error_body(body)
     error_class = _classify(status, details) or _class_of_status(status, details)
     dropped = next((value for name, value in headers.items() if name.endswith(_DROPPED_REASON)), "")
-    if dropped and status in (429, 503):  # a load balancer whose queue is full
+    if dropped and status in (429, 503):  # a load balancer dropped the request from its queue
         error_class, details = errors.Overloaded, replace(details, message=f"{details.message} ({dropped})".strip())
     error = _build_error(error_class, details, status)
     if isinstance(error, errors.Unavailable) and (wait_s := retry_after(headers)) is not None:
