@@ -338,10 +338,10 @@ class _AttemptRun:
 
         An answer that is not streamed may take the whole time of the request.
         """
-        times, max_first_s = self._times, self._attempt.max_first_token_s
-        first = max(times.first_token, times.load) if self._budget.must_load_model else times.first_token
-        first = first if self._request.streams(variant) else times.deadline
-        return replace(times, first_token=first if max_first_s is None else min(first, max_first_s))
+        timeouts, max_first_s = self._timeouts, self._attempt.max_first_token_s
+        first = max(timeouts.first_token, timeouts.load) if self._budget.must_load_model else timeouts.first_token
+        first = first if self._request.streams(variant) else timeouts.deadline
+        return replace(timeouts, first_token=first if max_first_s is None else min(first, max_first_s))
 
     def _load_probe(self) -> IsLoading | None:
         """Return a probe for a load that may begin although the model was loaded; None if none can begin."""
@@ -374,7 +374,9 @@ class _AttemptRun:
         if attempt.prefix is not None and continuation_spec is None:
             hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
-        prefill = attempt.prefill_with_thinking if continuation_spec and continuation_spec.dialect.prefill else None
+        prefill = (
+            attempt.prefill_with_thinking if continuation_spec and continuation_spec.dialect.supports_prefill else None
+        )
         messages, parameters = self._request.to_litellm(
             variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )

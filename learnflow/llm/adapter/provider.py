@@ -164,7 +164,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         work = self.attempt(call, attempt)  # checks the call
         if call.after or self._common.llm_journal:
             run = partial(run_with_prior, self.attempt, attempt, self.name)
-            work = journal.with_journal(self._common, self._times.deadline, run, call)
+            work = journal.with_journal(self._common, self._timeouts.deadline, run, call)
         return partial(events.run_request, self.name, call.model or self.model, attempt, work)
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:

@@ -155,7 +155,7 @@ class ModelCatalog:
         return Health(
             state=state_of(error) if error else "ready",
             provider=self._spec.name,
-            base_url=self.client.endpoint.base,
+            base_url=self.client.endpoint.base_url,
             detail=message_without_provider(error) if error else self._remarks(result),
             latency_s=result.latency_s,
             server=server.kind.title if server.kind else None,
@@ -326,7 +326,7 @@ class ModelCatalog:
         cost = {} if runs_locally or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": runs_locally, **cost})  # type: ignore[typeddict-item]
         by_map = model_prices.capabilities_of(spec, name) if use_price_map else {}
-        reported = dict(model.known) if model else {}
+        reported = dict(model.capabilities) if model else {}
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
 
     def rejected(self, name: str) -> frozenset[str]:
@@ -394,7 +394,7 @@ class ModelCatalog:
         spec = self._spec
         if name := self._normalize_name(requested):
             model = server.find(name)
-            if not model and server.models and spec.api.lists_all:
+            if not model and server.models and spec.api.lists_all_models:
                 hint = self._models_hint(name, server)
                 raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
             return model or Model(name=name)
@@ -447,7 +447,7 @@ class ModelCatalog:
             listed = server.find(name)
             if spec.api.lists_all_models and server.models and not listed:
                 continue  # the model of another provider
-            end = (listed and listed.ends) or model_prices.shutdown_date(spec, name)
+            end = (listed and listed.end_date) or model_prices.shutdown_date(spec, name)
             if end and (end - today).days <= _SHUTDOWN_NOTICE_DAYS:
                 variables = " and ".join(variable for variable, model in configured.items() if model == name)
                 yield f"the model {name} {'ended' if end < today else 'ends'} on {end}. Set {variables} to a newer one"

@@ -69,7 +69,9 @@ def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
     flags = [key for key in row if key.startswith("supports_")]
-    lacks_reasoning_flag = spec.dialect.marks_reasoning and flags and not any("reasoning" in key for key in flags)
+    lacks_reasoning_flag = (
+        spec.dialect.litellm_marks_reasoning and flags and not any("reasoning" in key for key in flags)
+    )
     return {
         "reasoning": False if lacks_reasoning_flag else None,
         **{name: row[key] for name, key in _CAPABILITY_KEYS.items() if isinstance(row.get(key), bool)},

@@ -16,7 +16,7 @@ from ..errors import LLMError
 from ..provider_spec import Model, Page, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
-from ..transport.untrusted import json_object, non_negative_int, parse_date, text
+from ..transport.untrusted import json_object, non_negative_int, parse_date, text_or_none
 
 _METHOD_NOT_ALLOWED: Final = 405
 _LIST_KEYS: Final = ("data", "models")  # of a list of models; a bare array counts as "data"
@@ -136,13 +136,13 @@ async def _recognise_any(client: Client, kinds: Sequence[ProviderSpec], deadline
     server_url = client.endpoint.server_url
     urls = [server_url + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages]
     pages = await _fetch_pages(client, urls, deadline)
-    by_path = {url.removeprefix(root): page for url, page in pages.items()}
+    by_path = {url.removeprefix(server_url): page for url, page in pages.items()}
     return next((server for kind in kinds if (server := _recognise_kind(kind, by_path))), None)
 
 
 async def _has_chat_route(client: Client, deadline: float) -> bool:
     """Return whether the server has a chat route. It does if GET returns 405 for the route, and not for other paths."""
-    chat, unknown = f"{client.endpoint.base}/chat/completions", f"{client.endpoint.base}/no/such/page"
+    chat, unknown = f"{client.endpoint.base_url}/chat/completions", f"{client.endpoint.base_url}/no/such/page"
     pages = await _fetch_pages(client, [chat, unknown], deadline)
     statuses = [page.error and page.error.status for page in pages.values()]
     return [status == _METHOD_NOT_ALLOWED for status in statuses] == [True, False]
