@@ -75,8 +75,8 @@ class Switches:
     """Overrides of the configuration for this process. Tests and the command line set them.
 
     Attributes:
-        allowed: the origins to which connections are allowed; None for all.
-        max_retries: the maximum number of retries, which are then sent without a pause; None for the configured one.
+        allowed_origins: the origins to which connections are allowed; None for all.
+        max_retries: the maximum number of retries, which are then sent without a pause; None for the configured number.
         today: the date; None for the current one.
         is_command: a command of ``learnflow-llm`` runs. It starts no metrics, because the application uses their port,
             and does not wait for a server that restarts, unless LLM_PATIENCE is set.
@@ -84,7 +84,7 @@ class Switches:
             raise an error instead.
     """
 
-    allowed: set[tuple[str, str, int]] | None = None
+    allowed_origins: set[tuple[str, str, int]] | None = None
     max_retries: int | None = None
     today: date | None = None
     is_command: bool = False

@@ -118,9 +118,9 @@ def read_model_list(page: Page) -> Server | None:
 
 def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
     context = non_negative_int(row.get("context_length")) or non_negative_int(row.get("max_model_len")) or None
-    ends = parse_date(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
-    known = {"context": context, "context_served": context}
-    return Model(name=name, chat="embed" not in name.lower(), ends=ends, known=known)
+    end_date = parse_date(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
+    capabilities = {"context": context, "context_served": context}
+    return Model(name=name, chat="embed" not in name.lower(), end_date=end_date, capabilities=capabilities)
 
 
 def error_of(subject: Server | Model | None) -> LLMError | None:
