@@ -76,7 +76,7 @@ class Switches:
 
     Attributes:
         allowed: the origins to which connections are allowed; None for all.
-        retries: the maximum number of retries, which are then sent without a pause; None for the configured one.
+        max_retries: the maximum number of retries, which are then sent without a pause; None for the configured one.
         today: the date; None for the current one.
         is_command: a command of ``learnflow-llm`` runs. It starts no metrics, because the application uses their port,
             and does not wait for a server that restarts, unless LLM_PATIENCE is set.
@@ -85,7 +85,7 @@ class Switches:
     """
 
     allowed: set[tuple[str, str, int]] | None = None
-    retries: int | None = None
+    max_retries: int | None = None
     today: date | None = None
     is_command: bool = False
     faults: dict[str, str] | None = None

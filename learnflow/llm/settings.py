@@ -55,10 +55,10 @@ def _enables_content(value: object) -> bool:
 
 def parse_chain(text: str) -> list[tuple[str, ...]]:
     """Parse the names of providers, "a+b,c". A comma separates ranks; "+" joins the equals of one rank."""
-    return [parse_equals(rank) for rank in text.split(",") if rank.strip()]
+    return [parse_rank(rank) for rank in text.split(",") if rank.strip()]
 
 
-def parse_equals(text: str) -> tuple[str, ...]:
+def parse_rank(text: str) -> tuple[str, ...]:
     """Parse the names of one rank, "a+b". If there is no name, return the text, which is then reported as invalid."""
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 

@@ -22,7 +22,7 @@ from learnflow.llm.base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Call
 from learnflow.llm.errors import CapabilityError, LLMError
 from learnflow.llm.providers import build
 from learnflow.llm.servers.model_prices import needs_responses, price_map
-from learnflow.llm.transport.untrusted import day
+from learnflow.llm.transport.untrusted import parse_date
 
 TABLE: Final = Path(__file__).with_suffix(".txt")
 TODAY: Final = date(2026, 11, 30)
@@ -63,7 +63,7 @@ def models_of(name: str) -> dict[str, Mapping[str, Any]]:
         for key, row in sorted(price_map().items(), key=lambda item: "/" in item[0])
         if row.get("litellm_provider") == name
         and row.get("mode") in ("chat", "responses")
-        and (day(row.get("deprecation_date")) or TODAY) >= TODAY
+        and (parse_date(row.get("deprecation_date")) or TODAY) >= TODAY
     }
 
 
@@ -73,7 +73,7 @@ def sent(provider: BaseProvider, model: str, call_name: str) -> dict[str, Any] |
     options = {name: value for name, value in given.items() if name != "temperature"}
     call = Call(prompt, model, given.get("temperature", DEFAULT_TEMPERATURE), DEFAULT_MAX_TOKENS, options=options)
     thinks = options.get("reasoning") is not False
-    needs = needs_responses(provider.spec, model, tools="tools" in options, thinks=thinks)
+    needs = needs_responses(provider.spec, model, tools="tools" in options, reasoning=thinks)
     variant = Variant(rejected=provider.catalog.rejected(model), api="responses" if needs else "chat")
     api = variant.api or "chat"
     try:

@@ -141,7 +141,7 @@ class Runner:
             error.hint = error.hint or self.catalog.alternatives_hint(model)
         add_provider(error, self.spec, self.client.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed | errors.NotLocal):
-            self.catalog.forget()
+            self.catalog.clear()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
             self.leaking_models.add(error.model)
         redact(error, self.client_for(request).endpoint, request, answer.text if answer else "")
@@ -165,7 +165,7 @@ class _AttemptRun:
         self._spec, self._catalog, self._times = runner.spec, runner.catalog, runner.times
         self._model = request.model or ""
         self._client = runner.client_for(request)
-        self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.raw)
+        self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.prefill_with_thinking)
         self._answer: Answer | None = None
         self._refusal: LLMError | None = None  # of the Responses API, before the request was sent to the other
 
@@ -286,8 +286,8 @@ class _AttemptRun:
 
     def _choose_api(self) -> ApiName:
         """Choose the API for the request by the price map."""
-        request, thinks = self._request, self._request.reasoning not in (False, "none")
-        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), thinks=thinks)
+        request, reasoning = self._request, self._request.reasoning not in (False, "none")
+        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), reasoning=reasoning)
         return "responses" if needs else "chat"
 
     async def _check_locality(self, deadline: float) -> None:
@@ -323,11 +323,11 @@ class _AttemptRun:
     def _report_adjusted(self, adjustment: str | None, *, tight: bool = False) -> None:
         if adjustment:
             name, model = self._spec.name, self._model
-            events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
+            events.emit(events.RequestAdjusted(provider=name, model=model, change=adjustment, tight=tight))
 
     def _first_variant(self) -> Variant:
         """Return the variant for a new model. The operator may deny JSON schemas, and choose the API."""
-        is_only_api = model_prices.needs_responses(self._spec, self._model, tools=False, thinks=True)
+        is_only_api = model_prices.needs_responses(self._spec, self._model, tools=False, reasoning=True)
         api = self._runner.api or ("responses" if is_only_api else None)
         no_schema = self._catalog.overrides.get("json_schema") is False
         index, rejected = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0, self._catalog.rejected
@@ -338,10 +338,10 @@ class _AttemptRun:
 
         An answer that is not streamed may take the whole time of the request.
         """
-        times, patience = self._times, self._attempt.patience
+        times, max_first_s = self._times, self._attempt.max_first_token_s
         first = max(times.first_token, times.load) if self._budget.must_load_model else times.first_token
         first = first if self._request.streams(variant) else times.deadline
-        return replace(times, first_token=first if patience is None else min(first, patience))
+        return replace(times, first_token=first if max_first_s is None else min(first, max_first_s))
 
     def _load_probe(self) -> IsLoading | None:
         """Return a probe for a load that may begin although the model was loaded; None if none can begin."""
@@ -374,7 +374,7 @@ class _AttemptRun:
         if attempt.prefix is not None and continuation_spec is None:
             hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
-        prefill = attempt.raw if continuation_spec and continuation_spec.dialect.prefill else None
+        prefill = attempt.prefill_with_thinking if continuation_spec and continuation_spec.dialect.prefill else None
         messages, parameters = self._request.to_litellm(
             variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
@@ -427,7 +427,7 @@ class _AttemptRun:
         events.emit_content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
-            log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
+            log.write_line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
         return completion
 
     def _find_cost(self, completion: Completion) -> float | None:
@@ -440,7 +440,7 @@ class _AttemptRun:
     def _report_other_model(self, served: str | None) -> None:
         """Emit an event if another model answered, unless the server's names are aliases."""
         runner, name = self._runner, self._spec.name
-        served = self._catalog.find_other(self._model, served)
+        served = self._catalog.other_model_name(self._model, served)
         kind = (self._catalog.server and self._catalog.server.kind) or self._spec
         pair = (self._model, served)
         if served and not (kind.api.has_aliases or pair in runner.other_models or is_same_model(self._model, served)):
@@ -507,7 +507,7 @@ class Answer(Transcript):
 
     def _emit_delta(self, delta: Delta) -> None:
         if self._splitter.leaked and self.text:
-            self.forget_text()
+            self.drop_text()
             self._thinking.append(delta.thinking)
             raise errors.ThinkingLeaked("the text so far was thinking: </think> arrived without <think>")
         if delta.thinking:

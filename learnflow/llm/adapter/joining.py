@@ -379,7 +379,7 @@ def count_prior_tokens(call: Call) -> int:
     return estimate + len(call.recorded or ())
 
 
-def limit_rest(call: Call, tokens: int, repeated_chars: int) -> Call:
+def reduce_max_tokens(call: Call, tokens: int, repeated_chars: int) -> Call:
     """Return the call with the ``max_tokens`` that are left for a continuation.
 
     Args:
@@ -409,7 +409,7 @@ async def run_with_prior(
         return await start(call, attempt)(emit)
     emitted = split_text(call.prior_text, at_last_word=True, prefills=True)
     joiner, new = Joiner(emitted, source=call.prior_source), Transcript(emit)
-    call = limit_rest(call, count_prior_tokens(call), len(emitted.rest))
+    call = reduce_max_tokens(call, count_prior_tokens(call), len(emitted.rest))
     work = start(call, replace(attempt, prefix=emitted.prefix or None))
     try:
         completion = await join_continuation(work, joiner, name, new)

@@ -13,7 +13,7 @@ from .. import errors, events, journal, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..completion import restore_extra
-from ..errors import LLMError, bare
+from ..errors import LLMError, clear_cause
 from ..parameters import ApiName, check_keywords
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
@@ -94,7 +94,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
         overrides, ages = own.configured_capabilities, replay is None
         others = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
-        self.catalog = ModelCatalog(self.spec, client, self._server_kinds(), self.model, overrides, others, ages=ages)
+        self.catalog = ModelCatalog(
+            self.spec, client, self._server_kinds(), self.model, overrides, others, expires=ages
+        )
         log_content, reask = common.llm_log_content, common.llm_reask
         self._common = common
         self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask, api)
@@ -154,7 +156,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def trouble(self, model: str | None) -> str | None:
         """Return why a request for this model would fail; see ``RoutableProvider.trouble``."""
-        return self.catalog.trouble(model or self.model)
+        return self.catalog.expected_failure(model or self.model)
 
     def start(self, call: Call) -> Work:
         """Return a coroutine function that runs a call; see ``AbstractProvider.start``."""
@@ -162,7 +164,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         work = self.attempt(call, attempt)  # checks the call
         if call.after or self._common.llm_journal:
             run = partial(run_with_prior, self.attempt, attempt, self.name)
-            work = journal.record(self._common, self._times.deadline, run, call)
+            work = journal.with_journal(self._common, self._times.deadline, run, call)
         return partial(events.run_request, self.name, call.model or self.model, attempt, work)
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
@@ -194,7 +196,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     async def list_models(self) -> list[str]:
         """Return the names of the chat models. Raise LLMError if they cannot be listed."""
         with self._explain_errors():
-            return [model.name for model in await self.catalog.models(every=False)]
+            return [model.name for model in await self.catalog.models(all_models=False)]
 
     async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
         """Return the chat models with their capabilities.
@@ -268,7 +270,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         try:
             yield
         except LLMError as error:
-            raise bare(self.runner.explain(error, model))  # noqa: B904  # ``bare`` removes the context
+            raise clear_cause(self.runner.explain(error, model))  # noqa: B904  # ``bare`` removes the context
 
     async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
         """Load a model unless it is loaded."""
@@ -283,7 +285,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Wait while the server reports that it is loading. Return the model."""
         while True:
             try:
-                return await self.catalog.find(name)
+                return await self.catalog.probe_model(name)
             except errors.ModelLoading:
                 await asyncio.sleep(_PROBE_INTERVAL_S)
 

@@ -149,7 +149,7 @@ def _is_recorded(name: str) -> bool:
     return bool(cassettes and cassettes.providers and name in cassettes.providers)
 
 
-def check(name: str) -> None:
+def check_provider_name(name: str) -> None:
     """Raise NotConfigured if a name is invalid or unknown. ``build`` raises the other faults."""
     try:
         spec_of(name)

@@ -73,11 +73,11 @@ def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
     Args:
         attempts: the maximum number of attempts at each provider for one request.
     """
-    previous, switches.retries = switches.retries, attempts - 1
+    previous, switches.max_retries = switches.max_retries, attempts - 1
     try:
         yield
     finally:
-        switches.retries = previous
+        switches.max_retries = previous
 
 
 @contextmanager
