@@ -1,4 +1,4 @@
-"""The command line, and the effect of Ctrl-C in its process. This module imports only what that needs."""
+"""The command line. This module handles Ctrl-C, and imports little, so that Ctrl-C works from the start."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def exit_on_interrupt() -> None:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let Ctrl-C cancel the command while the block runs, so that its requests stop."""
-    exits = signal.getsignal(signal.SIGINT) is _exit
-    if exits:
+    exits_at_once = signal.getsignal(signal.SIGINT) is _exit
+    if exits_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        if exits:
+        if exits_at_once:
             signal.signal(signal.SIGINT, _exit)
 
 

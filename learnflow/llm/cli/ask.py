@@ -54,9 +54,9 @@ async def ask(prompt: str, as_json: bool, provider: str | None, **options: Any) 
 
 
 def _add_notice(notices: list[str], event: events.LogEvent) -> None:
-    """Add a notice if another model answered, or if the answer ended at the limit of tokens.
+    """Add a notice if another model answered, or if the answer reached ``max_tokens``.
 
-    Print one at once if the embedded model will answer.
+    If no server responds and the embedded model answers, print the notice immediately.
     """
     match event:
         case events.NothingConfigured():
@@ -77,10 +77,10 @@ async def _model_hint(router: RouterProvider, error: LLMError) -> str:
 
 
 async def _print_stream(provider: LLMProvider, prompt: str, options: dict[str, Any]) -> None:
-    """Print the answer as it arrives, and a line end. Escape control characters on a terminal, but not in a pipe."""
+    """Print the answer as it arrives, then a newline. Escape control characters on a terminal, but not in a pipe."""
     text = ""
-    with ExitStack() as waiting:  # the progress; closed before the first output
-        update = waiting.enter_context(progress(_waiting_text(provider)))
+    with ExitStack() as progress_stack:  # closed before the first output
+        update = progress_stack.enter_context(progress(_waiting_text(provider)))
         try:
             async with aclosing(provider.stream(prompt, **options).events()) as stream:
                 async for event in stream:
@@ -88,7 +88,7 @@ async def _print_stream(provider: LLMProvider, prompt: str, options: dict[str, A
                         case Waiting():
                             update(description=_reason_text(event))
                         case TextDelta(text):
-                            waiting.close()
+                            progress_stack.close()
                             sys.stdout.write(escape(text) if sys.stdout.isatty() else text)
                             sys.stdout.flush()
         finally:

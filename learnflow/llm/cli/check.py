@@ -1,6 +1,6 @@
 """``check``: test a server for the features that this package depends on.
 
-It sends requests to a cloud only if the operator names it, and prints no answer.
+It sends requests to a cloud provider only if the operator names that provider. It does not print the answers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .status import chain_of
 from .terminal import notify, progress, table, write, write_json
 
 _MISSING_MODEL: Final = "learnflow-no-such-model"
-_MAX_LONG_PROMPT_TOKENS: Final = 40_000  # of the prompt that exceeds the context length
-_ESTIMATED_TOKENS: Final = 900  # of all other requests together
+_MAX_LONG_PROMPT_TOKENS: Final = 40_000  # the largest prompt sent to exceed a context length
+_ESTIMATED_TOKENS: Final = 900  # the total of all other requests
 _PROMPT = "Say the word pong."
 _SCHEMA: Final = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
 _TOOL: Final = {
@@ -39,12 +39,12 @@ _TOOL: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of a check.
+    """The result of a check. The attributes are keys of the JSON output.
 
     Attributes:
-        question: the name of the check.
+        question: the name of the check, such as "finish reason".
         passed: None if the check was skipped, or if its result depends on the model.
-        seen: the details.
+        seen: the observation, such as "stop, 5 characters in 0.3 s".
     """
 
     question: str
@@ -63,8 +63,8 @@ async def check(model: str | None, as_json: bool, provider: str | None) -> int:
     is the variable to set, if any.
     """
     server = await _refreshed_provider(provider)
-    served = server.facts(model).capabilities["context_served"]
-    long_prompt_tokens = int(served * 1.2) if served and server.spec.local else 0
+    context_length = server.facts(model).capabilities["context_served"]
+    long_prompt_tokens = int(context_length * 1.2) if context_length and server.spec.local else 0
     if long_prompt_tokens > _MAX_LONG_PROMPT_TOKENS:
         long_prompt_tokens = 0
     long_prompt = f", and one of {long_prompt_tokens} tokens to exceed its context length" if long_prompt_tokens else ""
@@ -120,12 +120,12 @@ class _Checks:
             ("tokens counted", self.usage),
             ("a stream", self.stream),
             ("max_tokens", self.limit),
-            ("a missing model", self.missing),
-            ("a prompt too long", self.overflow),
+            ("a missing model", self.missing_model),
+            ("a prompt too long", self.context_overflow),
             ("JSON schema", self.schema),
             ("tools", self.tools),
             ("continuation", self.prefill),
-            ("leaving stops it", self.leaving),
+            ("stops on disconnect", self.disconnect),
         ]
 
     async def _complete(self, prompt: str = _PROMPT, **options: Any) -> Completion:
@@ -155,12 +155,12 @@ class _Checks:
         return len(times) > 1, f"{len(times)} pieces from {times[0]:.2f} to {times[-1]:.2f} s" if times else "no text"
 
     async def limit(self) -> tuple[bool | None, str]:
-        """Check that an answer that ends at ``max_tokens`` has the finish reason "length"."""
+        """Check for the finish reason "length" if the answer reaches ``max_tokens``."""
         completion = await self._complete("Count from 1 to 100.", max_tokens=3)
         return completion.finish == "length", completion.finish
 
-    async def missing(self) -> tuple[bool | None, str]:
-        """Check the error for a missing model."""
+    async def missing_model(self) -> tuple[bool | None, str]:
+        """Check that a missing model causes an error."""
         try:
             await self._complete(model=_MISSING_MODEL)
         except errors.ModelNotFound as error:
@@ -168,8 +168,8 @@ class _Checks:
             return True, f"{code} (HTTP {error.status})" if error.status else "not in the server's list"
         return None, "answered: the server accepts any name"
 
-    async def overflow(self) -> tuple[bool | None, str]:
-        """Check the error for a prompt that exceeds the context length."""
+    async def context_overflow(self) -> tuple[bool | None, str]:
+        """Check that a prompt that exceeds the context length causes an error."""
         if not self._long_prompt_tokens:
             return None, "not checked: the context length is unknown, too large, or that of a cloud"
         try:
@@ -193,15 +193,15 @@ class _Checks:
         return bool(called) or None, f"called {', '.join(called)}" if called else "answered without a call"
 
     async def prefill(self) -> tuple[bool | None, str]:
-        """Check that a prefill is continued."""
+        """Check that the model continues a prefill."""
         if not self._provider.facts(self._model).prefills:
             return None, "no prefill: a broken answer is continued by an instruction"
         call = Call("Count from 1 to 9, with spaces.", self._model, 0.0, 40, method="generate")
         completion = await self._provider.attempt(call, Attempt(prefix="1 2 3 4"))(Emit())
         return True, f"continued with {len(completion.text)} characters"
 
-    async def leaving(self) -> tuple[bool | None, str]:
-        """Check that the server stops when the client disconnects."""
+    async def disconnect(self) -> tuple[bool | None, str]:
+        """Check that the server stops the generation when the client disconnects."""
         if not self._provider.spec.local:
             return None, "not checked for a cloud"
         before = (await self._complete()).first_token_s or 0.0
@@ -213,7 +213,7 @@ class _Checks:
 
 
 async def _finding(question: str, run: _Check) -> Finding:
-    """Run a check. Return an error as a finding without the text of the answer."""
+    """Run a check. If it raises, return a failed finding, without the text of the answer."""
     try:
         passed, seen = await run()
     except errors.NotRecorded:

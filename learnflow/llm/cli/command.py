@@ -1,4 +1,4 @@
-"""The decorator, the options and the exit codes of all commands. It imports only what ``--help`` needs."""
+"""The decorator, the options and the exit codes of all commands. Other modules are imported on use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = _INTERRUPTED
 
 
-_UNREACHABLE: Final = (errors.NotConfigured, errors.NotLocal, errors.ConnectionFailed, errors.ConnectTimeout)
+_NO_PROVIDER_ERRORS: Final = (errors.NotConfigured, errors.NotLocal, errors.ConnectionFailed, errors.ConnectTimeout)
 
 
 def command(function: Callable[..., Any]) -> click.Command:
@@ -48,7 +48,7 @@ def command(function: Callable[..., Any]) -> click.Command:
         try:
             if name := options.get("provider"):
                 _check_provider(name)
-            if "provider" in options and created.name != "doctor":  # doctor has a section for it
+            if "provider" in options and created.name != "doctor":  # doctor prints these in a section
                 _report_ineffective(name)
             with interruptible():
                 result = function(**options)
@@ -65,7 +65,7 @@ def command(function: Callable[..., Any]) -> click.Command:
 
 
 def _configure_output(*, verbose: bool) -> None:
-    """Write the log to stderr. Escape characters that the encoding of stdout does not have."""
+    """Write the log to stderr. Escape characters that the encoding of stdout cannot represent."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO if verbose else logging.CRITICAL, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -91,7 +91,7 @@ def _exit_code(error: errors.LLMError) -> ExitCode:
     if isinstance(error, errors.InvalidRequest):
         return ExitCode.USAGE
     failures = [getattr(errors, tried.error, errors.LLMError) for tried in error.attempts] or [type(error)]
-    return ExitCode.NO_PROVIDER if all(issubclass(kind, _UNREACHABLE) for kind in failures) else ExitCode.FAILED
+    return ExitCode.NO_PROVIDER if all(issubclass(kind, _NO_PROVIDER_ERRORS) for kind in failures) else ExitCode.FAILED
 
 
 def _complete_provider(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:

@@ -20,7 +20,7 @@ from ..transport.endpoint import is_loopback
 from ..transport.untrusted import text_or_none
 from .command import ExitCode, command, provider_option, timeout_option
 from .env_lines import default_lines, print_lines, provider_lines
-from .status import probe, report_replay, select, state
+from .status import probe, providers_in_use, report_replay, state
 from .terminal import table, write
 from .variables import ineffective, known_specs, variables
 
@@ -30,7 +30,7 @@ from .variables import ineffective, known_specs, variables
 @provider_option
 async def doctor(timeout_s: float, provider: str | None) -> int:
     """Show the settings, the servers that respond, common mistakes, and lines for .env."""
-    faults = switches.collected_faults = dict[str, str]()  # collected, so that everything is examined
+    faults = switches.collected_faults = dict[str, str]()  # invalid values do not raise, so that all are shown
     report_replay()
     write(f"This is {'a' if settings_sources.in_container() else 'not a'} container.")
     specs = known_specs(provider)
@@ -39,14 +39,14 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
         settings.load_provider(spec)
     _print_section("Invalid values, ignored below", (f"{name} {fault}" for name, fault in faults.items()))
     _print_section("Settings without effect", ineffective(specs))
-    chain, candidates = await probe(provider, timeout_s, requires_names=False)
+    chain, candidates = await probe(provider, timeout_s, checks_names=False)
     if candidates:
         write("\nProbed servers:")
         table(("  PROVIDER", "STATE", "ADDRESS", "DETAIL"), map(_row, candidates))
     _print_section("Warnings", [*_warnings(candidates), *await _router_warnings(candidates, timeout_s)])
     _print_section("Providers that requests would use", [_ready_providers(chain, candidates)])
     print_lines([*default_lines(faults), *provider_lines(chain, candidates)])
-    ready = any(candidate.ready for candidate in select(chain, candidates))
+    ready = any(candidate.ready for candidate in providers_in_use(chain, candidates))
     return ExitCode.OK if ready and not faults else ExitCode.NO_PROVIDER
 
 
@@ -66,7 +66,7 @@ def _variables(specs: Iterable[ProviderSpec]) -> Iterator[str]:
 
 
 def _row(candidate: Candidate) -> tuple[str, ...]:
-    """Return a row of the table. DETAIL is empty for a ready server, and if a default address has no server."""
+    """Return a row of the table. DETAIL is empty for a ready server, or for a default address without a server."""
     health = candidate.health
     no_server = health.state == "down" and not candidate.configured
     detail = "" if no_server or health.detail == "ready" else health.detail.removeprefix("ready; ")
@@ -112,16 +112,16 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 
 async def _router_warnings(candidates: Sequence[Candidate], timeout_s: float) -> list[str]:
-    """Return a warning for each address of a router of several servers, such as vllm-router and smg."""
+    """Return a warning for each address at which another router listens, such as vllm-router or smg."""
     responding = [candidate.provider for candidate in candidates if candidate.provider and candidate.responded]
     local = [provider for provider in responding if provider.spec.local or provider.endpoint.looks_local]
     return [warning for warning in await asyncio.gather(*(_router_warning(one, timeout_s) for one in local)) if warning]
 
 
 async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
-    """Return a warning if an address has a page that lists workers; "" if it has none.
+    """Return a warning if the address has the page ``/workers``, else "".
 
-    Nothing else distinguishes a router: it forwards the pages and the headers of the servers.
+    Only this page identifies a router. For other pages it returns the responses of its servers.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -141,7 +141,7 @@ async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
 
 
 def _ready_providers(chain: Sequence[str], candidates: Sequence[Candidate]) -> str:
-    ready = [candidate.health for candidate in select(chain, candidates) if candidate.ready]
+    ready = [candidate.health for candidate in providers_in_use(chain, candidates) if candidate.ready]
     if ready:
         return ", then ".join(f"{health.provider} at {health.base_url or 'no address'}" for health in ready)
     return f"none: {', '.join(chain)} is not ready" if chain else f"none: {NO_SERVER}"

@@ -1,4 +1,4 @@
-"""The lines that ``doctor`` prints: settings that work if they are pasted as they are."""
+"""The lines that ``doctor`` prints: settings to paste into ``.env`` or a shell."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..providers.registry import EMBEDDED, SPECS, build, spec_of
 from ..settings import Settings
 from ..settings_sources import ENVIRONMENT, find_variables, read_sources
 from ..transport.endpoint import parse_endpoint
-from .status import select
+from .status import providers_in_use
 from .terminal import write
 
 _UNKNOWN: Final = "…"  # a value that the user must fill in
-_PLAIN_NAME: Final = re.compile(r"[\w./:@+,=%-]+")  # the same in .env and in a shell, without quotes
+_PLAIN_NAME: Final = re.compile(r"[\w./:@+,=%-]+")  # needs no quotes in .env or in a shell
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Line:
         variable_names: the names of the variable. The first one is set.
         value: the value; "" to use the default.
         comment: a comment above the line.
-        is_alternative: the line is printed as a comment.
+        is_alternative: whether to print the line as a comment, because another line has priority.
     """
 
     variable_names: tuple[str, ...]
@@ -41,26 +41,26 @@ class Line:
     is_alternative: bool = False
 
     @property
-    def target(self) -> str:
-        """Return the source in which the line has an effect: the file, unless the environment overrides it."""
+    def source(self) -> str:
+        """Return where to set the variable: in ``.env``, unless the environment overrides it there."""
         current = next(find_variables(self.variable_names, read_sources()), None)
         return current.source if current and (current.source == ENVIRONMENT or not self.value) else ".env"
 
 
 def print_lines(lines: Iterable[Line]) -> None:
-    """Print lines by the source into which they belong. A line is not wrapped."""
+    """Print the lines, grouped by source. Long lines are not wrapped."""
     lines = list(lines)
-    for target in dict.fromkeys(line.target for line in lines):
-        write(f"\nLines for {target}:")
-        export = "export " if target == ENVIRONMENT else ""
-        for line in (line for line in lines if line.target == target):
+    for source in dict.fromkeys(line.source for line in lines):
+        write(f"\nLines for {source}:")
+        export = "export " if source == ENVIRONMENT else ""
+        for line in (line for line in lines if line.source == source):
             if line.comment:
                 write(line.comment, indent="  # ")
             print(f"  {'# ' if line.is_alternative else ''}{export}{line.variable_names[0]}={line.value}")
 
 
 def default_lines(faults: Iterable[str]) -> Iterator[Line]:
-    """Yield lines that replace invalid values by their defaults."""
+    """Yield lines that replace invalid values with their defaults."""
     for name in faults:
         field = Settings.model_fields.get(name.lower())
         default = field.default if field and isinstance(field.default, (str, int, float)) else ""
@@ -69,7 +69,7 @@ def default_lines(faults: Iterable[str]) -> Iterator[Line]:
 
 def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Iterator[Line]:
     """Yield lines that configure a working provider. Yield nothing if a configured one is ready."""
-    selected = select(chain, candidates)
+    selected = providers_in_use(chain, candidates)
     ready = [candidate for candidate in selected if candidate.ready]
     if chain and ready:
         return
@@ -79,12 +79,12 @@ def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Ite
     local = [candidate for candidate in responding if candidate.provider and candidate.provider.spec.local]
     clouds = [] if missing or settings.load().llm_local_only else responding
     for candidate in (ready or local or clouds)[:1]:
-        yield from _lines_of(candidate, is_alternative=bool(missing))
+        yield from _server_lines(candidate, is_alternative=bool(missing))
     if missing or ready or local or clouds:
         return
     with suppress(LLMError):
         build(EMBEDDED.name)
-        yield _provider_line(EMBEDDED.name, "the small model of this machine")
+        yield _provider_line(EMBEDDED.name, "the embedded model on this machine")
         return
     startable = next(spec for spec in SPECS.values() if spec.server.start_command)
     yield _provider_line(startable.name, f"after: {startable.server.start_command}")
@@ -95,7 +95,7 @@ def _provider_line(name: str, comment: str = "") -> Line:
 
 
 def _missing_lines(candidate: Candidate) -> Iterator[Line]:
-    """Yield the line without which a selected provider does not respond."""
+    """Yield the setting that a provider lacks: its kind, its API key or its model."""
     health = candidate.health
     if candidate.kind:
         yield Line(endpoint_spec(candidate.kind, health.provider).variable_names("kind"), candidate.kind.name)
@@ -105,9 +105,9 @@ def _missing_lines(candidate: Candidate) -> Iterator[Line]:
         yield from _model_lines(candidate.provider.spec, health.models)
 
 
-def _lines_of(candidate: Candidate, *, is_alternative: bool) -> Iterator[Line]:
+def _server_lines(candidate: Candidate, *, is_alternative: bool) -> Iterator[Line]:
     """Yield the lines that configure a server and its model."""
-    assert candidate.provider  # noqa: S101  # it is ready
+    assert candidate.provider  # noqa: S101  # the candidate is ready
     spec, health = candidate.provider.spec, candidate.health
     lines = [_provider_line(spec.name, "or" if is_alternative else "" if spec.local else "prompts leave this machine")]
     if not (candidate.configured or _is_default(candidate.provider)):
@@ -117,7 +117,7 @@ def _lines_of(candidate: Candidate, *, is_alternative: bool) -> Iterator[Line]:
 
 
 def _is_default(provider: BaseProvider) -> bool:
-    """Return whether the provider has this address without a setting. A key is sent to it from any source."""
+    """Return whether the provider uses its default address, which needs no line."""
     default = provider.spec.api.default_url or ""
     server_url = provider.endpoint.server_url.replace("//127.0.0.1:", "//localhost:")
     return (

@@ -20,17 +20,17 @@ from .command import ExitCode, command, model_option, provider_option
 from .status import NO_SERVER
 from .terminal import notify, progress, table
 
-_MAX_TOKENS: Final = 10_000_000  # of --tokens
+_MAX_TOKENS: Final = 10_000_000  # the limit of --tokens
 _SERVES: Final = {True: "yes", False: "no", None: "unknown"}
 _IMAGE: Final = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A provider of the chain, and whether it would serve a request.
+    """A provider of the chain, its rank, and whether it would serve a request.
 
     Attributes:
-        serves: None if the provider would get the request, but may lack a required capability.
+        serves: whether the provider would get the request; None if it would, but may lack a required capability.
         reason: the reason for ``serves``.
         rank: the position in the chain, from 0. Load-balanced providers have the same rank.
     """
@@ -92,18 +92,19 @@ def choices_of(
     """Return the providers of a router in the order in which a request would try them. Send nothing."""
     chain = router.chain_now(Call(prompt, model, options=options))
     order = chain.sorted_candidates()
-    fit = [
+    capable = [
         candidate
         for candidate in order
         if not (chain.missing(candidate) or candidate.provider.trouble(candidate.model))
     ]
-    chosen = select(fit, chain.settings.llm_routing) or (last_resort(fit) if fit else None)
+    chosen = select(capable, chain.settings.llm_routing) or (last_resort(capable) if capable else None)
     return [_choice(candidate, chain, is_chosen=candidate is chosen) for candidate in order]
 
 
 def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
     capabilities: Mapping[str, Any] = candidate.facts.capabilities
-    return [name for name in chain.needs.capabilities if not capabilities[name]]  # False only for a sole provider
+    # False is possible only for a sole provider: in a longer chain, such a candidate does not come here.
+    return [name for name in chain.needs.capabilities if not capabilities[name]]
 
 
 def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:

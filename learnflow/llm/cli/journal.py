@@ -42,7 +42,7 @@ def clear() -> int:
     deleted = 0
     for path in _paths():
         with suppress(OSError):
-            journals.JournalFile(path, Emit()).close(deletes=True)
+            journals.JournalFile(path, Emit()).close(deletes=True)  # raises OSError if another process locks it
         deleted += not path.exists()
     write(f"{deleted} unfinished answers deleted")
     return ExitCode.OK

@@ -24,7 +24,7 @@ from .terminal import format_size, progress
 CHUNK_BYTES: Final = 64 * 1024
 SPARE_BYTES: Final = 64 * 1024 * 1024  # free space that a download leaves on the disk
 _MAGIC: Final = b"GGUF"
-_MAX_QUOTED_CHARS: Final = 40  # of a file that is not a GGUF
+_MAX_QUOTED_CHARS: Final = 40  # the beginning of a file that is not a GGUF
 
 
 def free_bytes(folder: Path) -> int:
@@ -34,7 +34,7 @@ def free_bytes(folder: Path) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFile:
-    """The files of one model in the store: ``NAME.gguf``, ``NAME.gguf.part``, and a JSON record of their source.
+    """The files of one model in the store: ``NAME.gguf``, ``NAME.gguf.part``, and a JSON file about their source.
 
     Attributes:
         path: the path of the model.
@@ -57,7 +57,7 @@ class PartFile:
         return self.path.with_name(f"{self.path.name}.part")
 
     @property
-    def _record(self) -> Path:
+    def _metadata_path(self) -> Path:
         return self.path.with_name(f".{self.name}.json")
 
     @contextmanager
@@ -75,38 +75,38 @@ class PartFile:
         finally:
             lock.release()
 
-    def stored(self) -> str | None:
+    def stored_sha256(self) -> str | None:
         """Return the SHA-256 of the stored model. Return None if it must be downloaded.
 
         Raises:
-            LLMError: a model of another source has the name, and no SHA-256 is required.
+            LLMError: a model from another source has this name, and no SHA-256 is required.
         """
         if not self.path.exists():
             return None
         actual = self._hash(self.path, hashlib.sha256())
-        if actual == (self.sha256 or self._read_record("sha256")):
+        if actual == (self.sha256 or self._read_metadata("sha256")):
             return actual
         if self.sha256 is None:
             hint = f"Choose another --name, give --sha256 to replace it, or remove {self.path}"
             raise LLMError(f"another model is stored as {self.name} (SHA-256 {actual})", hint=hint)
         return None
 
-    def resumable(self) -> tuple[int, str]:
+    def resume_point(self) -> tuple[int, str]:
         """Return the size of the part file in bytes and its HTTP validator. The size is 0 if it cannot be resumed."""
-        validator = self._read_record("validator")
+        validator = self._read_metadata("validator")
         return (self.part.stat().st_size, validator) if validator and self.part.exists() else (0, "")
 
     def begin(self, validator: str) -> None:
-        """Remove the part file and record the HTTP validator of the next one."""
+        """Remove the part file. Record the HTTP validator of the new download."""
         self.discard()
-        self._write_record(validator=validator)
+        self._write_metadata(validator=validator)
 
     def discard(self) -> None:
         """Remove the part file."""
         self.part.unlink(missing_ok=True)
 
     def require_space(self, needed_bytes: int) -> None:
-        """Raise LLMError if the disk has less free space than the needed bytes and a reserve."""
+        """Raise LLMError if the disk has less free space than ``needed_bytes + SPARE_BYTES``."""
         folder = self.path.parent
         free = free_bytes(folder)
         if free < needed_bytes + SPARE_BYTES:
@@ -176,7 +176,7 @@ class PartFile:
     def _commit(self, actual: str) -> None:
         """Rename the part file to the model, and record its SHA-256."""
         self.part.replace(self.path)
-        self._write_record(sha256=actual)
+        self._write_metadata(sha256=actual)
         if os.name == "posix":  # Windows cannot open a folder
             folder = os.open(self.path.parent, os.O_RDONLY)
             try:
@@ -191,11 +191,11 @@ class PartFile:
                 update(completed=file.tell())
         return str(digest.hexdigest())
 
-    def _read_record(self, field: str) -> str | None:
-        """Return a field of the record. Return None if it is missing, or if the record is of another source."""
-        record = json_object(self._record.read_bytes()) if self._record.exists() else None
-        value = record.get(field) if record and record.get("source") == self.source else None
+    def _read_metadata(self, field: str) -> str | None:
+        """Return a field of the JSON file. Return None if it is missing, or if the file is about another source."""
+        metadata = json_object(self._metadata_path.read_bytes()) if self._metadata_path.exists() else None
+        value = metadata.get(field) if metadata and metadata.get("source") == self.source else None
         return value if isinstance(value, str) else None
 
-    def _write_record(self, **fields: str) -> None:
-        self._record.write_text(json.dumps({"source": self.source, **fields}), encoding="utf-8")
+    def _write_metadata(self, **fields: str) -> None:
+        self._metadata_path.write_text(json.dumps({"source": self.source, **fields}), encoding="utf-8")

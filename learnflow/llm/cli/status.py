@@ -1,6 +1,6 @@
 """``status`` and ``models``: list providers and models, as a table or as JSON.
 
-They load no model and do not import LiteLLM.
+They do not load a model or import LiteLLM.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def status(include_all: bool, as_json: bool, timeout_s: float, provider: s
     """
     report_replay()
     chain, candidates = await probe(provider, timeout_s)
-    first = next((candidate for candidate in select(chain, candidates) if candidate.ready), None)
+    first = next((candidate for candidate in providers_in_use(chain, candidates) if candidate.ready), None)
     listed = candidates if include_all else [candidate for candidate in candidates if _is_listed(candidate, chain)]
     position = {name: index for index, name in enumerate(chain)}
     listed.sort(key=lambda candidate: position.get(candidate.health.provider, len(chain)))
@@ -111,7 +111,10 @@ async def models(store: bool, as_json: bool, timeout_s: float, provider: str | N
         titles = ("PROVIDER", "MODEL", "LOADED", "TRAINED FOR", "SERVED", "CAPABILITIES")
         table(titles, (_model_row(candidate, model) for candidate, model in rows))
     if not responding:
-        reasons = [f"{candidate.health.provider}: {candidate.health.detail}" for candidate in select(chain, candidates)]
+        reasons = [
+            f"{candidate.health.provider}: {candidate.health.detail}"
+            for candidate in providers_in_use(chain, candidates)
+        ]
         notify("\n".join(reasons) or NO_SERVER)
     elif not rows:
         notify(f"{', '.join(candidate.health.provider for candidate in responding)}: the server has no model")
@@ -137,7 +140,7 @@ def chain_of(provider: str | None) -> list[str]:
 
 
 async def probe(
-    provider: str | None, timeout_s: float, *, requires_names: bool = True
+    provider: str | None, timeout_s: float, *, checks_names: bool = True
 ) -> tuple[list[str], list[Candidate]]:
     """Probe the chain, the other configured providers, and the local servers.
 
@@ -145,16 +148,16 @@ async def probe(
         The names of the chain, and the results.
 
     Raises:
-        NotConfigured: a name is invalid, and ``requires_names`` is True.
+        NotConfigured: a name is invalid, and ``checks_names`` is True.
     """
     chain = chain_of(provider)
-    for name in chain if requires_names else ():
+    for name in chain if checks_names else ():
         check_provider_name(name)
     with progress("probing servers"):
         return chain, await scan(timeout_s, chain, embedded=True)
 
 
-def select(chain: Sequence[str], candidates: Iterable[Candidate]) -> list[Candidate]:
+def providers_in_use(chain: Sequence[str], candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return the providers that requests would use, in order: the chain, else all usable local ones."""
     if not chain:
         return select_usable(candidates)
@@ -173,7 +176,7 @@ def report_replay() -> None:
 
 
 async def _models(candidate: Candidate, timeout_s: float) -> list[Model]:
-    assert isinstance(candidate.provider, BaseProvider)  # noqa: S101  # it answers
+    assert isinstance(candidate.provider, BaseProvider)  # noqa: S101  # the candidate responded
     try:
         return await candidate.provider.models(timeout_s)
     except errors.NotRecorded:
@@ -198,11 +201,11 @@ def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
     return (f"  {spec.name}", spec.api.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 
-def _status_row(candidate: Candidate, first: bool) -> tuple[str, ...]:
+def _status_row(candidate: Candidate, is_first: bool) -> tuple[str, ...]:
     health = candidate.health
     server = " ".join(filter(None, [health.server, health.version]))
     return (
-        f"{'*' if first else ' '} {health.provider}",
+        f"{'*' if is_first else ' '} {health.provider}",
         state(health),
         health.model or "-",
         str(health.capabilities["context_served"] or "?") if health.ready else "-",

@@ -20,7 +20,7 @@ from typing import Any, Final, TextIO
 from ..errors import InvalidRequest
 
 _MAX_STDIN_BYTES: Final = 64 * 1024 * 1024
-_MIN_COLUMNS: Final = 40  # a narrower terminal wraps the lines; a table would lose its cells
+_MIN_COLUMNS: Final = 40  # in a narrower table, cells would be lost
 _COLOURS: Final = {
     "ready": "green",
     "ready, cold": "green",
@@ -34,7 +34,7 @@ _COLOURS: Final = {
     "NO": "red",
 }
 _PIPE_COLUMNS: Final = 10_000  # a row of a table is one line
-# Control characters, and with them escape sequences; line separators, bidi overrides, lone surrogates.
+# Control characters (also those of escape sequences), line separators, bidi overrides, lone surrogates.
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -44,10 +44,10 @@ def escape(text: str) -> str:
 
 
 def open_closed_streams() -> None:
-    """Open the null device for each closed standard stream. Otherwise a socket would get its number."""
-    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+    """Open the null device for each closed standard stream. Otherwise a socket could get its file descriptor."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
-    os.close(number)
+    os.close(descriptor)
     null = Path(os.devnull)
     sys.stdin = sys.stdin or null.open(encoding="utf-8")
     sys.stdout = sys.stdout or null.open("w", encoding="utf-8")
@@ -55,7 +55,7 @@ def open_closed_streams() -> None:
 
 
 def drop_unwritten(stream: TextIO) -> None:
-    """Flush a stream. If that fails, drop the text, which Python would write again at its end, with a traceback."""
+    """Flush a stream. If that fails, discard the text, so that Python does not write it again when it exits."""
     try:
         stream.flush()
     except OSError:
@@ -74,7 +74,7 @@ def read_stdin() -> str:
 
 
 def write(text: str, indent: str = "") -> None:
-    """Print a text. A terminal gets lines that are wrapped between words."""
+    """Print a text. On a terminal, wrap lines between words."""
     print(_wrap(text, indent))
 
 
@@ -84,16 +84,16 @@ def notify(text: str, prefix: str = "learnflow-llm: ", options: Iterable[str] = 
     Args:
         text: the message.
         prefix: the text before the message.
-        options: keywords that are options of the command. The message names the options: ``--model``, not ``model=``.
+        options: the names of the command's options. In the message, ``model=`` becomes ``--model``.
     """
-    keywords = "|".join(options) or "(?!)"
+    keywords = "|".join(options) or "(?!)"  # matches nothing
     text = re.sub(rf"\b({keywords})=(\d*)", lambda match: f"--{match[1].replace('_', '-')} {match[2]}".rstrip(), text)
     with suppress(OSError):
         print(_wrap(f"{prefix}{text}"), file=sys.stderr)
 
 
 def write_json(value: Any) -> None:
-    """Print a value as ASCII JSON, which is safe on a terminal."""
+    """Print a value as ASCII JSON, which has no control characters."""
     print(json.dumps(value, indent=2))
 
 

@@ -1,4 +1,4 @@
-"""The variables that are set, their sources, and settings without effect. Values are not shown: some are keys."""
+"""The variables that are set, their sources, and settings without effect. Values are never shown: some are API keys."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
     settings += [spec.variable_names(name) for spec in specs for name in spec.settings]
     settings += [(name,) for name in node_models()]
     result: list[Variable] = []
-    for spellings in settings:
+    for names in settings:
         effective: str | None = None
-        for name, source, _ in find_variables(spellings, sources):
+        for name, source, _ in find_variables(names, sources):
             result.append(Variable(name, source, effective))
             effective = effective or f"{name} in {source}"
     return result
@@ -50,13 +50,14 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
 def known_specs(provider: str | None) -> list[ProviderSpec]:
     """Return the specs of the registry, and those of the requested or configured endpoints."""
     names: list[str] = []
-    with suppress(LLMError):  # the command reports it
+    with suppress(LLMError):  # the command itself reports the error
         names = chain_of(provider)
     specs = dict(SPECS)
     for name in names:
         with suppress(LLMError):
             specs.setdefault(name, spec_of(name))
-        specs.setdefault(name, endpoint_spec(CUSTOM, name))  # of an unknown kind: every kind has these variables
+        # If the kind is unknown, use CUSTOM: all kinds have these variables.
+        specs.setdefault(name, endpoint_spec(CUSTOM, name))
     return list(specs.values())
 
 
@@ -68,21 +69,22 @@ def ineffective(specs: Iterable[ProviderSpec]) -> Iterator[str]:
         yield f"{file}, line {line} cannot be read: write NAME=value"
 
 
-def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
+def misspelt(specs: Iterable[ProviderSpec], not_suggested: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
     """Yield each variable that is set but unknown, and a similar known name.
 
     Args:
-        specs: providers with names that may be suggested.
-        others: providers with names that are known, but not suggested.
+        specs: the providers with variables that may be suggested.
+        not_suggested: the providers with variables that are known, but not suggested.
     """
     specs = list(specs)
     suggestions = {name.upper() for name in Settings.model_fields} | _names(specs)
-    known = suggestions | _names(others) | {name for spec in specs for name in spec.server.server_variables}
+    known = suggestions | _names(not_suggested) | {name for spec in specs for name in spec.server.server_variables}
     first_words = {name.partition("_")[0] for name in suggestions}
     for source, values in read_sources().items():
         for name in sorted(set(values) - known):
-            first_word = _similar(name.partition("_")[0], first_words)  # of few names, because the rest is slow
-            candidates = {one for one in suggestions if one.partition("_")[0] in first_word}
+            # Compare the first words first, because difflib is slow.
+            similar_words = _similar(name.partition("_")[0], first_words)
+            candidates = {one for one in suggestions if one.partition("_")[0] in similar_words}
             similar = [] if name.startswith(NODE_PREFIX) else _similar(name, candidates)
             unset = sorted(candidates - set(values))
             similar = similar or [one for one in unset if _differs_by_word(name, one, candidates)]
@@ -95,9 +97,9 @@ def _similar(name: str, names: Iterable[str]) -> list[str]:
 
 
 def _differs_by_word(name: str, known: str, names: Iterable[str]) -> bool:
-    """Return whether a name has one more word at its end, or lacks one: OPENAI_MODEL_NAME, OPENAI_KEY.
+    """Return whether a name has an extra last word (OPENAI_MODEL_NAME), or lacks a word (OPENAI_KEY).
 
-    One more word is no evidence if known names also have it: OPENAI_API, OPENAI_API_KEY.
+    An extra word does not count if known names continue the same way: OPENAI_API, OPENAI_API_KEY.
     """
     words, expected = name.split("_"), known.split("_")
     shorter = [expected[:index] + expected[index + 1 :] for index in range(1, len(expected))]
