@@ -33,7 +33,7 @@ from . import _litellm, structured_output
 from .capacity import CAPACITY
 from .context_window import ContextBudget
 from .redaction import redact
-from .request import Request, Variant, write_texts
+from .request import Request, RequestFormat, write_without_litellm
 
 # An adjustment of a request for a server that would continue an assistant message at the end of a prompt.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
@@ -56,7 +56,7 @@ class Runner:
         log_content: log prompts and answers at DEBUG.
         reask: the maximum number of correction requests if an answer does not match its schema.
         api: the configured API of all requests; None if the model and the request decide.
-        variants: the parameters and the schema mode that each model last accepted, by the model's name.
+        request_formats: the parameters and the schema mode that each model last accepted, by the model's name.
         leaking_models: the models that emitted thinking as text. Their text is held back until thinking has ended.
         other_models: the pairs of a requested model and the one in the response that were reported.
         last_connect_failure: the time (event loop's clock) and the error of the last failed connection; else None.
@@ -70,7 +70,7 @@ class Runner:
     log_content: bool
     reask: int
     api: ApiName | None = None
-    variants: dict[str, Variant] = field(default_factory=dict)
+    request_formats: dict[str, RequestFormat] = field(default_factory=dict)
     leaking_models: set[str] = field(default_factory=set)
     other_models: set[tuple[str, str | None]] = field(default_factory=set)
     last_connect_failure: tuple[float, LLMError] | None = None
@@ -202,7 +202,7 @@ class _AttemptRun:
                 self._report_adjusted(adjustment, tight=budget.tight)
                 if self._request.user_message_added:
                     self._report_adjusted(_MESSAGE_ADDED)
-                if not self._request.is_passed_by_litellm:
+                if not self._request.bypasses_litellm:
                     # Import LiteLLM last, because it is slow: a check above may fail first
                     await _litellm.prepare(spec, runner.client.endpoint)
         except TimeoutError:
@@ -243,18 +243,18 @@ class _AttemptRun:
     async def _exchange(self, deadline: float, emit: Emit) -> Answer:
         """Send the request and read the response. If the server rejects a parameter, retry without the parameter."""
         runner, model, name = self._runner, self._model, self._spec.name
-        first_variant = variant = runner.variants.get(model) or self._first_variant()
+        first_format = request_format = runner.request_formats.get(model) or self._first_format()
         finish_missing = self._catalog.overrides.get("finish") is False
         only_closing_tag = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         is_continuation = self._attempt.prefix is not None
         while True:
             await self._check_locality(deadline)
-            api = variant.api or self._choose_api()
+            api = request_format.api or self._choose_api()
             if api == "responses":  # a request of texts may be the first that LiteLLM writes
                 await _litellm.prepare(self._spec, self._client.endpoint)
             make_parser = ResponsesParser if api == "responses" else self._spec.dialect.parser or SSEParser
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
-            reader = AnswerReader(parser, self._time_limits(variant), self._load_probe())
+            reader = AnswerReader(parser, self._time_limits(request_format), self._load_probe())
             answer = Answer(
                 self._request,
                 emit,
@@ -269,17 +269,17 @@ class _AttemptRun:
                     if self._budget.must_load_model:
                         load_wait.enter_context(emit.waiting(Waiting("load", name, model)))
                     feed = partial(self._feed, answer)
-                    send = partial(self._send, replace(variant, api=api), reader)
+                    send = partial(self._send, replace(request_format, api=api), reader)
                     await reader.read(send, deadline, feed, emit.drain)
             except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
                 error = await self._classify(failure)
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
-                    variant = self._next_variant(variant, error, api)
+                    request_format = self._next_format(request_format, error, api)
                     continue
                 with suppress(Exception):  # the first error is raised
                     answer.end(broken=True)
                 raise error from None
-            runner.variants[model] = self._request.variant_to_cache(variant, first_variant)
+            runner.request_formats[model] = self._request.format_to_cache(request_format, first_format)
             self._budget.mark_loaded()
             answer.end()
             return answer
@@ -298,18 +298,18 @@ class _AttemptRun:
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
-    def _next_variant(self, variant: Variant, error: LLMError, api: ApiName) -> Variant:
-        """Return the variant to retry with after an error response. Raise the error if a retry cannot help."""
+    def _next_format(self, request_format: RequestFormat, error: LLMError, api: ApiName) -> RequestFormat:
+        """Return the request_format to retry with after an error response. Raise the error if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
         if adjustment is None:
-            is_last = not self._attempt.has_alternative and self._attempt.prefix is None
-            change = self._request.next_variant(variant, error, api=api, is_last=is_last)
+            is_last_provider = not self._attempt.has_alternative and self._attempt.prefix is None
+            change = self._request.next_format(request_format, error, api=api, is_last_provider=is_last_provider)
             if change is None:
                 raise self._refusal or error
-            variant, adjustment = change
-            self._refusal = error if (api, variant.api) == ("responses", "chat") else self._refusal
+            request_format, adjustment = change
+            self._refusal = error if (api, request_format.api) == ("responses", "chat") else self._refusal
         self._report_adjusted(adjustment)
-        return variant
+        return request_format
 
     async def _classify(self, error: Exception) -> Exception:
         """Return a more specific error if LiteLLM recognises the message of a server; else the error."""
@@ -325,22 +325,22 @@ class _AttemptRun:
             name, model = self._spec.name, self._model
             events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
 
-    def _first_variant(self) -> Variant:
-        """Return the variant for a new model. The operator may deny JSON schemas, and choose the API."""
+    def _first_format(self) -> RequestFormat:
+        """Return the request_format for a new model. The operator may deny JSON schemas, and choose the API."""
         is_only_api = model_prices.needs_responses(self._spec, self._model, tools=False, thinks=True)
         api = self._runner.api or ("responses" if is_only_api else None)
         no_schema = self._catalog.overrides.get("json_schema") is False
         index, rejected = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0, self._catalog.rejected
-        return Variant(rejected=rejected(self._model), schema_mode_index=index, api=api)
+        return RequestFormat(rejected=rejected(self._model), schema_mode_index=index, api=api)
 
-    def _time_limits(self, variant: Variant) -> Times:
+    def _time_limits(self, request_format: RequestFormat) -> Times:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
 
         An answer that is not streamed may take the whole time of the request.
         """
         times, patience = self._times, self._attempt.patience
         first = max(times.first_token, times.load) if self._budget.must_load_model else times.first_token
-        first = first if self._request.streams(variant) else times.deadline
+        first = first if self._request.streams(request_format) else times.deadline
         return replace(times, first_token=first if patience is None else min(first, patience))
 
     def _load_probe(self) -> IsLoading | None:
@@ -358,16 +358,16 @@ class _AttemptRun:
             )
         answer.feed(delta)
 
-    async def _send(self, variant: Variant, reader: AnswerReader) -> HttpResponse:
+    async def _send(self, request_format: RequestFormat, reader: AnswerReader) -> HttpResponse:
         runner = self._runner
-        request = replace(await self._build_http_request(variant), on_timeout=reader.on_timeout)
+        request = replace(await self._build_http_request(request_format), on_timeout=reader.on_timeout)
         try:
             return await self._client.send(request)
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             runner.last_connect_failure = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
 
-    async def _build_http_request(self, variant: Variant) -> HttpRequest:
+    async def _build_http_request(self, request_format: RequestFormat) -> HttpRequest:
         """Return the HTTP request that starts an answer, or continues one."""
         attempt, spec, model, budget = self._attempt, self._spec, self._model, self._budget
         continuation_spec = self._runner.continuation_spec if attempt.prefix is not None else None
@@ -376,16 +376,16 @@ class _AttemptRun:
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
         prefill = attempt.raw if continuation_spec and continuation_spec.dialect.prefill else None
         messages, parameters = self._request.to_litellm(
-            variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
+            request_format, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
         if continuation_spec and continuation_spec.dialect.continuation:
             write, body = continuation_spec.dialect.continuation, parameters.get("extra_body", {})
             request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
         arguments = spec, self._client.endpoint, model, messages, parameters
-        if variant.api == "responses":
+        if request_format.api == "responses":
             return _litellm.write(*arguments, "responses")
-        return _litellm.write(*arguments) if _litellm.is_prepared(spec) else write_texts(*arguments)
+        return _litellm.write(*arguments) if _litellm.is_prepared(spec) else write_without_litellm(*arguments)
 
     async def _complete(self, answer: Answer) -> Completion:
         """Check the answer, and return the completion.

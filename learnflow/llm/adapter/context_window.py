@@ -181,7 +181,7 @@ class ContextBudget:
     async def _check(self, timeout_s: float) -> str | None:
         request, catalog, adjustment = self._request, self._catalog, None
         needs = required_capabilities(request.images, request.tools, request.response_format)
-        reads_limits = self._spec.local and (request.ceiling or needs)
+        reads_limits = self._spec.local and (request.max_tokens_ceiling or needs)
         if self._chooses_length or request.images or reads_limits or catalog.loads_models:
             max_age_s = MAX_AGE_S if catalog.loads_models else math.inf
             self._server_model = await catalog.describe(self._model, timeout_s, max_age_s)
@@ -193,7 +193,7 @@ class ContextBudget:
                 what = f"the model does not support {_NOUNS[name]}; nothing was sent"
                 raise errors.Unsupported(what, model=self._model, hint=hint)
         self.must_load_model = self._catalog.is_cold(self._model)
-        limit = None if request.ceiling is None else await self._find_answer_limit()
+        limit = None if request.max_tokens_ceiling is None else await self._find_answer_limit()
         return "; ".join(filter(None, (adjustment, self._lower_answer_limit(limit)))) or None
 
     async def _set_context_length(self) -> str | None:
@@ -264,7 +264,7 @@ class ContextBudget:
             ContextOverflow: the server's count is not below the context length.
         """
         count_tokens, client = self._spec.server.count_tokens, self._client
-        fits = self._max_prompt_tokens + (self._request.ceiling or 0) <= length
+        fits = self._max_prompt_tokens + (self._request.max_tokens_ceiling or 0) <= length
         count = 0
         if not (fits or count_tokens is None or self._request.images or client.stopped or client.replays):
             with suppress(LLMError, TimeoutError):  # use the estimate
@@ -285,11 +285,11 @@ class ContextBudget:
 
     def _lower_answer_limit(self, limit: int | None) -> str | None:
         """Set ``answer_limit`` if this limit is lower. Return a description of the change; None if it is not."""
-        before = self.answer_limit or self._request.ceiling
+        before = self.answer_limit or self._request.max_tokens_ceiling
         if limit is None or before is None or limit >= before:
             return None
         self.answer_limit = limit
-        self.tight = limit < (self._request.ceiling or 0) * _MIN_ANSWER_SHARE
+        self.tight = limit < (self._request.max_tokens_ceiling or 0) * _MIN_ANSWER_SHARE
         return f"max_tokens={limit} instead of {before}, because the context has no more room"
 
     def adjust_after(self, error: LLMError) -> str | None:
