@@ -133,7 +133,7 @@ class ContextBudget:
         context_length: the context length to request, in tokens; None for the server's default.
         answer_limit: the ``max_tokens`` to send instead of the caller's ceiling; None if the ceiling fits.
         must_load_model: the server loads the model before it responds.
-        tight: ``answer_limit`` is less than a quarter of the ceiling.
+        is_answer_limit_low: ``answer_limit`` is less than a quarter of the ceiling.
     """
 
     _model: str  # set by ``prepare``
@@ -152,7 +152,7 @@ class ContextBudget:
         self._retried = False
         self.context_length: int | None = None
         self.answer_limit: int | None = None
-        self.must_load_model = self.tight = False
+        self.must_load_model = self.is_answer_limit_low = False
 
     async def prepare(self, model: str, timeout_s: float) -> str | None:
         """Check whether the request fits the model, and adjust its limits.
@@ -289,7 +289,7 @@ class ContextBudget:
         if limit is None or before is None or limit >= before:
             return None
         self.answer_limit = limit
-        self.tight = limit < (self._request.max_tokens_ceiling or 0) * _MIN_ANSWER_SHARE
+        self.is_answer_limit_low = limit < (self._request.max_tokens_ceiling or 0) * _MIN_ANSWER_SHARE
         return f"max_tokens={limit} instead of {before}, because the context has no more room"
 
     def adjust_after(self, error: LLMError) -> str | None:

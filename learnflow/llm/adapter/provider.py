@@ -193,7 +193,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     async def list_models(self) -> list[str]:
         """Return the names of the chat models. Raise LLMError if they cannot be listed."""
-        with self._explain_errors():
+        with self._detailed_errors():
             return [model.name for model in await self.catalog.models(every=False)]
 
     async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
@@ -205,7 +205,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         Raises:
             LLMError: the models cannot be listed.
         """
-        with self._explain_errors():
+        with self._detailed_errors():
             return await self.catalog.models(within)
 
     async def health_check(self) -> bool:
@@ -254,7 +254,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if keep_alive is not None and not self.spec.server.load_for:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
         name = model or self.model
-        with self._explain_errors(name):
+        with self._detailed_errors(name):
             try:
                 async with asyncio.timeout(self._times.load):
                     await asyncio.gather(self.prepare(), self._load(name, keep_alive))
@@ -263,12 +263,12 @@ class BaseProvider(AbstractProvider, RoutableProvider):
                 raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
 
     @contextmanager
-    def _explain_errors(self, model: str | None = None) -> Iterator[None]:
+    def _detailed_errors(self, model: str | None = None) -> Iterator[None]:
         """Return a context manager in which an LLMError gets the provider's name and a hint."""
         try:
             yield
         except LLMError as error:
-            raise bare(self.runner.explain(error, model))  # noqa: B904  # ``bare`` removes the context
+            raise bare(self.runner.add_details(error, model))  # noqa: B904  # ``bare`` removes the context
 
     async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
         """Load a model unless it is loaded."""

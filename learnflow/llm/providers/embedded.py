@@ -429,7 +429,7 @@ class EmbeddedProvider(BaseProvider):
 
     async def _start_server(self) -> None:
         if self._transport:
-            with self._explain_errors(self.model):
+            with self._detailed_errors(self.model):
                 await self._transport.address()
 
     async def aclose(self) -> None:
