@@ -356,6 +356,15 @@ async def test_tools_and_their_results_are_sent() -> None:
     assert "opens locks" in json.dumps(sent["input"][2])
 
 
+async def test_extra_body_wins_over_what_is_written() -> None:
+    extra = {"max_output_tokens": 99, "text": {"verbosity": "low"}, "reasoning_effort": "low", "x-own": [1]}
+    async with OddServer(stream(message('{"term": "key"}'))) as server:
+        await custom(server.base_url).complete("hi", response_format=Card, extra_body=extra)
+    (sent,) = server.bodies
+    assert (sent["max_output_tokens"], sent["reasoning"], sent["x-own"]) == (99, {"effort": "low"}, [1])
+    assert (sent["text"]["verbosity"], sent["text"]["format"]["type"]) == ("low", "json_schema")
+
+
 @pytest.mark.parametrize(
     ("keywords", "names"),
     [

@@ -111,7 +111,8 @@ def write(
         raise errors.Unsupported("this model is not served by chat completions", hint="Choose a chat model")
     _load()  # outside of the try
     try:
-        return _build_request(spec, endpoint, model, messages, parameters, api)
+        build = _build_responses_request if api == "responses" else _build_request
+        return build(spec, endpoint, model, messages, parameters)
     except Exception as error:  # noqa: BLE001  # LiteLLM may raise any exception
         raise _convert_error(error, parameters) from None
 
@@ -158,28 +159,15 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
 
 
 def _build_request(
-    spec: ProviderSpec,
-    endpoint: Endpoint,
-    model: str,
-    messages: list[dict[str, Any]],
-    parameters: Mapping[str, Any],
-    api: ApiName,
+    spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
 ) -> HttpRequest:
     """Return the HTTP request, by the steps of LiteLLM's ``base_llm_http_handler.completion``."""
     config = _config(spec, model)
     # Copy the messages: LiteLLM 1.106 changes its arguments, and the body contains parts of them.
-    unsent = REASONING_ITEMS if api == "chat" else None  # chat completions refuse it
-    given = [
-        {key: value for key, value in message.items() if value is not None and key != unsent} for message in messages
-    ]
+    unsent = REASONING_ITEMS  # of the Responses API
+    given = [{key: value for key, value in one.items() if value is not None and key != unsent} for one in messages]
     messages = copy.deepcopy(given)
-    keywords = dict(parameters)
-    extra = {key: value for key, value in keywords.pop("extra_body", {}).items() if key != "model"}
-    if isinstance(keywords.get("response_format"), type):
-        keywords["response_format"] = config.get_json_schema_from_pydantic_object(keywords["response_format"])
-    if api == "responses":
-        path = str(spec.api.responses_path).format(version=endpoint.version)
-        return HttpRequest(url=endpoint.base + path, body=_write_responses(spec, model, messages, keywords, extra))
+    keywords, extra = _split(config, parameters)
     keywords_json = json.dumps(keywords)  # in the caller's order: a model writes properties in the order of its schema
     optional = copy.deepcopy(_convert_parameters(spec.litellm, model, endpoint.version, keywords_json))
     by_litellm = optional.pop("extra_body", None) or {}
@@ -197,18 +185,24 @@ def _build_request(
     return HttpRequest(url=str(url), body={**body, **by_litellm, **extra})
 
 
-def _write_responses(
-    spec: ProviderSpec,
-    model: str,
-    messages: list[dict[str, Any]],
-    keywords: Mapping[str, Any],
-    extra: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the body of a request to the Responses API.
+def _split(config: Any, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keywords, with the JSON schema of a pydantic class, and the fields of ``extra_body``."""
+    keywords = dict(parameters)
+    extra = {key: value for key, value in keywords.pop("extra_body", {}).items() if key != "model"}
+    if isinstance(keywords.get("response_format"), type):
+        keywords["response_format"] = config.get_json_schema_from_pydantic_object(keywords["response_format"])
+    return keywords, extra
+
+
+def _build_responses_request(
+    spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
+) -> HttpRequest:
+    """Return the HTTP request to the Responses API.
 
     Raises:
         Unsupported: the API does not have a parameter, or LiteLLM left out a part of a message or a tool.
     """
+    keywords, extra = _split(_config(spec, model), parameters)
     transformation = import_module("litellm.completion_extras.litellm_responses_transformation.transformation")
     fields = transformation.ResponsesAPIOptionalRequestParams.__annotations__.keys() | {"model", "input"}
     write = transformation.LiteLLMResponsesTransformationHandler().transform_request
@@ -216,7 +210,7 @@ def _write_responses(
     unused = {"litellm_params": {}, "headers": {}, "litellm_logging_obj": SimpleNamespace()}
     written = write(model=model, messages=copy.deepcopy(messages), optional_params=optional, **unused)
     body = {name: value for name, value in written.items() if name in fields}
-    body |= {name: extra[name] for name in extra.keys() - _RENAMED.keys() if name not in body}
+    body |= {name: extra[name] for name in extra.keys() - _RENAMED.keys() - {"text"}}
     lacking = tuple(name for name in keywords if _RENAMED.get(name, name) not in body)
     strings = tuple(strings_of(body))
     copied = [keywords[name] for name in ("tools", "tool_choice", "response_format") if name in keywords]
@@ -226,7 +220,8 @@ def _write_responses(
         error = errors.Unsupported(f"the Responses API has no {names}; nothing was sent")
         error.hint, error.params = f"Leave it out, or set {spec.variable('api')}=chat", lacking
         raise error
-    return body
+    path = str(spec.api.responses_path).format(version=endpoint.version)
+    return HttpRequest(url=endpoint.base + path, body=body)
 
 
 def _restore(body: dict[str, Any], messages: list[dict[str, Any]], parameters: Mapping[str, Any]) -> None:

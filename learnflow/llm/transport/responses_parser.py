@@ -16,7 +16,6 @@ from .tool_calls import collect_extra
 from .untrusted import non_negative_int, part, word
 
 REASONING_ITEMS: Final = "reasoning_items"  # the field of a message that LiteLLM writes as encrypted reasoning
-_REASONING_FIELDS: Final = ("type", "id", "summary", "encrypted_content")
 _CALL: Final = "function_call"
 
 
@@ -77,8 +76,7 @@ class ResponsesParser(SSEParser):
         """Parse an item at its end. Its content counts unless it arrived in pieces."""
         kind, is_new = item.get("type"), not {index, None} & self._streamed
         if kind == "reasoning":
-            fields = {name: item[name] for name in _REASONING_FIELDS if name in item}
-            carried = {REASONING_ITEMS: [fields]} if fields.get("encrypted_content") else {}
+            carried = {REASONING_ITEMS: [item]} if item.get("encrypted_content") else {}
             self._spend(collect_extra(self.extra, carried, frozenset()))
         elif kind == _CALL:
             if is_new:

@@ -20,13 +20,6 @@ from .untrusted import MAX_EVENT_BYTES, dollars, json_object, non_negative_int, 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
 _IGNORED_PARTS: Final = ("reference",)  # Mistral sends the sources of the text
-# The names of the Responses API, and those of chat completions.
-_USAGE_NAMES: Final = {
-    "input_tokens": "prompt_tokens",
-    "input_tokens_details": "prompt_tokens_details",
-    "output_tokens": "completion_tokens",
-    "output_tokens_details": "completion_tokens_details",
-}
 _INDEX: Final = re.compile(r"-?[0-9]{1,9}(?:\.0)?")
 
 
@@ -161,7 +154,9 @@ class SSEParser(StreamParser):
 
     def _record_usage(self, usage: Any) -> None:
         """Record the token counts and the cost. Invalid values count as unknown, and are not a fault."""
-        usage = {_USAGE_NAMES.get(name, name): value for name, value in part(usage).items()}
+        # the Responses API has "input_tokens" and "output_tokens"
+        renamed = [name.replace("input", "prompt").replace("output", "completion") for name in part(usage)]
+        usage = dict(zip(renamed, part(usage).values(), strict=True))
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
         answer, prompt = part(usage, "completion_tokens_details"), part(usage, "prompt_tokens_details")
         counts = [usage.get(name) for name in names] + [answer.get("reasoning_tokens"), prompt.get("cached_tokens")]
