@@ -379,7 +379,7 @@ def count_prior_tokens(call: Call) -> int:
     return estimate + len(call.recorded or ())
 
 
-def limit_rest(call: Call, tokens: int, repeated_chars: int) -> Call:
+def limit_continuation(call: Call, tokens: int, repeated_chars: int) -> Call:
     """Return the call with the ``max_tokens`` that are left for a continuation.
 
     Args:
@@ -390,7 +390,7 @@ def limit_rest(call: Call, tokens: int, repeated_chars: int) -> Call:
     return replace(call, max_tokens=type(call.max_tokens)(max(1, call.max_tokens - tokens + repeated_chars)))
 
 
-async def run_with_prior(
+async def run_with_prior_text(
     start: Callable[[Call, Attempt], Work], attempt: Attempt, name: str, call: Call, emit: Emit
 ) -> Completion:
     """Run a call at one provider. If the call continues a prior text, the provider must support prefill.
@@ -409,7 +409,7 @@ async def run_with_prior(
         return await start(call, attempt)(emit)
     emitted = split_text(call.prior_text, at_last_word=True, prefills=True)
     joiner, new = Joiner(emitted, source=call.prior_source), Transcript(emit)
-    call = limit_rest(call, count_prior_tokens(call), len(emitted.rest))
+    call = limit_continuation(call, count_prior_tokens(call), len(emitted.rest))
     work = start(call, replace(attempt, prefix=emitted.prefix or None))
     try:
         completion = await join_continuation(work, joiner, name, new)

@@ -414,7 +414,7 @@ class EmbeddedProvider(BaseProvider):
         return self._transport.server.pid if self._transport else None
 
     @property
-    def cassettes_of(self) -> str:
+    def cassette_folder(self) -> str:
         """Return the name of the folder with llama.cpp's cassettes."""
         return llamacpp.SPEC.name
 

@@ -16,7 +16,14 @@ from typing import Final
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, Ticket
-from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, limit_rest, split_text
+from ..adapter.joining import (
+    Joiner,
+    instruct_to_continue,
+    join_continuation,
+    last_words,
+    limit_continuation,
+    split_text,
+)
 from ..adapter.routable import exception_error
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
@@ -126,7 +133,7 @@ class Execution:
         if by_prompt:
             call = replace(call, prompt=instruct_to_continue(call.prompt, prefix))
             repeated += len(last_words(prefix))
-        return limit_rest(replace(call, model=option.model, options=options), progress.tokens, repeated)
+        return limit_continuation(replace(call, model=option.model, options=options), progress.tokens, repeated)
 
     async def _handle_failure(
         self, option: Option, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool

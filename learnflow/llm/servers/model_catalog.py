@@ -83,7 +83,7 @@ class ModelCatalog:
         model: the configured model; None if unset.
         other_models: the other configured models, by the variables that name them.
         overrides: the capabilities that the operator configured. They win over every other source.
-        ages: whether a probe is repeated after some seconds. Not with cassettes, because that depends on time.
+        expires: whether a cached result expires. Not with cassettes: requests must not depend on time.
 
     Attributes:
         server: the server that the last successful probe found; None before that probe.
@@ -98,9 +98,9 @@ class ModelCatalog:
         overrides: Mapping[str, Any],
         other_models: Mapping[str, str | None],
         *,
-        ages: bool = True,
+        expires: bool = True,
     ) -> None:
-        self.client, self.overrides, self._ages = client, overrides, ages
+        self.client, self.overrides, self._expires = client, overrides, expires
         self.server: Server | None = None
         self._spec, self._kinds, self._model, self._other_models = spec, kinds, model, other_models
         self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
@@ -242,7 +242,7 @@ class ModelCatalog:
     def loads_models(self) -> bool:
         """Return whether any request may have to wait, because the server loads models on request."""
         kind = self.server.kind if self.server else None
-        return self._ages and any(spec.server.load_path for spec in (self._spec, kind) if spec)
+        return self._expires and any(spec.server.load_path for spec in (self._spec, kind) if spec)
 
     async def is_loading(self, name: str, timeout_s: float) -> bool:
         """Probe whether a request for this model waits for a load. Return False if the probe fails."""
@@ -301,7 +301,7 @@ class ModelCatalog:
 
     def _is_fresh(self, requested: str | None, max_age_s: float) -> bool:
         """Return whether a cached result is not older than this."""
-        oldest = asyncio.get_running_loop().time() - max_age_s if self._ages else -math.inf
+        oldest = asyncio.get_running_loop().time() - max_age_s if self._expires else -math.inf
         return self.is_newer(requested, oldest)
 
     def denied(self, name: str | None = None) -> frozenset[str]:
