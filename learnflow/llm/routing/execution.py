@@ -21,7 +21,7 @@ from ..adapter.joining import (
     instruct_to_continue,
     join_continuation,
     last_words,
-    limit_continuation,
+    reduce_max_tokens,
     split_text,
 )
 from ..adapter.routable import exception_error
@@ -79,7 +79,7 @@ class Execution:
         emitted = split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=option.prefills)
         prefix = emitted.prefix or None
         prefill = prefix if option.prefills else None  # without prefill, the prompt instructs the model to continue
-        by_prompt = prefix is not None and prefill is None
+        is_instructed = prefix is not None and prefill is None
         reserves_time = self._chain.must_reserve_time(option)
         try:
             attempt = replace(
@@ -93,10 +93,10 @@ class Execution:
                 has_alternative=any(other.ready for other in self._chain.alternatives(option)),
             )
             progress.begin_attempt(option, self._last_error, continues=bool(emitted.text.strip()))
-            call = self._build_call(option, prefix, began, by_prompt=by_prompt)
+            call = self._build_call(option, prefix, began, is_instructed=is_instructed)
             work: Work = partial(_run_attempt, option, call, attempt)
             if emitted.text:
-                joiner = Joiner(emitted, by_prompt=by_prompt, source=progress.source)
+                joiner = Joiner(emitted, is_instructed=is_instructed, source=progress.source)
                 work = partial(join_continuation, work, joiner, option.name)
             completion = await work(progress)
         except LLMError as error:
@@ -115,14 +115,14 @@ class Execution:
         option.record_completion(completion, breaker_began)
         return progress.build_completion(completion, began, self._now)
 
-    def _build_call(self, option: Option, prefix: str | None, now: float, *, by_prompt: bool) -> Call:
+    def _build_call(self, option: Option, prefix: str | None, now: float, *, is_instructed: bool) -> Call:
         """Return the call for an attempt, with the model of the option, the time left and the tokens left.
 
         Args:
             option: the option of the attempt.
             prefix: the text to continue; None to begin the answer.
             now: the current time.
-            by_prompt: whether the prompt instructs the model to continue the text.
+            is_instructed: whether the prompt instructs the model to continue the text.
         """
         call, progress = self._call, self._progress
         left_s = min(self._deadline - now, option.facts.deadline_s or math.inf, option.deadline_s or math.inf)
@@ -130,10 +130,10 @@ class Execution:
         if prefix is None:
             return replace(call, model=option.model, options=options)
         repeated = len(progress.text) - len(prefix)
-        if by_prompt:
+        if is_instructed:
             call = replace(call, prompt=instruct_to_continue(call.prompt, prefix))
             repeated += len(last_words(prefix))
-        return limit_continuation(replace(call, model=option.model, options=options), progress.tokens, repeated)
+        return reduce_max_tokens(replace(call, model=option.model, options=options), progress.tokens, repeated)
 
     async def _handle_failure(
         self, option: Option, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool
