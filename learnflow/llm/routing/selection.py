@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from .. import errors
-from ..adapter.capacity import CAPACITY, digests_of
+from ..adapter.capacity import CAPACITY, prefix_digests
 from ..adapter.context_window import Needs, lacks, needs_of
 from ..base import Call, Routing
 from ..errors import LLMError
@@ -34,7 +34,7 @@ class Chain:
 
     def __init__(self, options: Sequence[Option], call: Call, settings: Settings) -> None:
         self.options, self.call, self.settings = options, call, settings
-        self.digests = digests_of(call)
+        self.digests = prefix_digests(call)
         self.interrupted_model_names: frozenset[str] = frozenset()
         self._refused_since = math.inf  # the time since which all servers refuse connections
 
