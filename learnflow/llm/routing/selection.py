@@ -11,7 +11,7 @@ from functools import cached_property
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, prefix_digests
-from ..adapter.context_window import Needs, lacks, needs_of
+from ..adapter.context_window import Needs, missing_requirements, needs_of
 from ..base import Call, Routing
 from ..errors import LLMError
 from ..settings import Settings
@@ -102,7 +102,7 @@ class Chain:
             return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
         if len(self.options) == 1:
             return [name for name in self.needs.capabilities if name in option.facts.denied]
-        return lacks(self.needs, option.facts.capabilities)
+        return missing_requirements(self.needs, option.facts.capabilities)
 
     def supports(self, option: Option) -> bool:
         """Return whether an option may get the request. A sole option may, because its error is more specific."""
