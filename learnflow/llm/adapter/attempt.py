@@ -416,7 +416,7 @@ class _AttemptRun:
                 parsed = await structured_output.parse_in_background(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
                 if completion.finish == "length":
-                    structured_output.check_whole(request.response_format, completion.text)
+                    structured_output.check_complete(request.response_format, completion.text)
         except errors.BrokenAnswer as error:
             limit, tokens = self.model_and_max_tokens()[1], answer.parser.usage.completion_tokens
             if answer.parser.finish == "length" or (limit and tokens == limit):
