@@ -68,6 +68,7 @@ tables: install ## what README and docs have from the code: tables and settings
 
 docs: .venv/docs ## the documentation as a site, into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	$(BIN)/python tools/check_site.py
 
 docs-serve: .venv/docs ## the same at http://localhost:8005, built again when a file changes
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr localhost:8005

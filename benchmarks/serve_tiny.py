@@ -27,7 +27,7 @@ def main() -> None:
     options = parser.parse_args()
     config = {"model": str(MODEL), "alias": "tiny", "context": 2048, "key": ""}
     config |= {"slots": options.parallel, "threads": options.threads}
-    parameters = embedded_server._parameters(xllamacpp, config)  # noqa: SLF001  # as the embedded provider starts it
+    parameters = embedded_server.server_parameters(xllamacpp, config)
     parameters.port, parameters.api_keys = options.port, []
     if options.cache_ram is not None:
         parameters.cache_ram_mib = options.cache_ram

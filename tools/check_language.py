@@ -71,7 +71,9 @@ def main(root: Path) -> int:
         print(f"| {title}", *(f"{measured[word]:.0f}" for word in words), sep=" | ", end=" |\n")
         for word, limit in LIMITS.items():
             if measured[word] > factor * limit:
-                findings.append(f"{title}: {word!r} exceeds {factor * limit} per 10,000 words. See CONTRIBUTING.md")
+                findings.append(
+                    f"{title}: {word!r} exceeds {factor * limit} per 10,000 words. See docs/internals/development.md"
+                )
     print(*findings, sep="\n")
     return 1 if findings else 0
 

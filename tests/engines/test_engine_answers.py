@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from engines import Configure, Report, Start, StartEngine
+from engines import MARKS, Configure, Report, Start, StartEngine
 from llama import ANSWERS, ENDLESS, answer, until
 
 from learnflow.llm.testing import FaultServer
 
-pytestmark = pytest.mark.engines
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("how", ["stream", "generate", "complete", "events"])

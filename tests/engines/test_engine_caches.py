@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
-from engines import Configure, Report, Start, StartEngine
+from engines import MARKS, Configure, Report, Start, StartEngine
 from replicas import GRAMMAR, material, question
 
 from learnflow.llm import Completion
 
-pytestmark = pytest.mark.engines
+pytestmark = MARKS
 
 
 def cached_share(answers: list[tuple[int, Completion]]) -> float:

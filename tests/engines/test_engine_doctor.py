@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from engines import Configure, Report, Start, StartEngine
+from engines import MARKS, Configure, Report, Start, StartEngine
 
 from learnflow.llm.cli.main import main
 
-pytestmark = pytest.mark.engines
+pytestmark = MARKS
 
 
 async def test_doctor_names_option_that_turns_retries_off(

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from engines import Configure, Report, Start, StartEngine
+from engines import MARKS, Configure, Report, Start, StartEngine
 from llama import ANSWERS, RSA, TEXTS, LlamaServer, answer
 from support import relay
 
 from learnflow.llm import LLMError, errors, events
 from learnflow.llm.testing import Fault, FaultServer
 
-pytestmark = pytest.mark.engines
+pytestmark = MARKS
 
 
 class Victim:

@@ -54,7 +54,7 @@ def blocks(name: str, *kinds: str) -> Iterator[str]:
 def known_variables() -> set[str]:
     ours = set(re.findall(r"\$\{(\w+)", COMPOSE))
     script = set(re.findall(r"\b([A-Z]+_[A-Z_0-9]+)\b", (ROOT / "compose/pull-model.sh").read_text(encoding="utf-8")))
-    gpus = endpoint_spec(CUSTOM, "gpu1"), endpoint_spec(CUSTOM, "gpu2")
+    gpus = [endpoint_spec(CUSTOM, name) for name in ("gpu1", "gpu2", "gpus", "pool")]
     own = {spec.variable(setting) for spec in gpus for setting in spec.settings}
     return read_variables() | ours | script | own
 
@@ -97,7 +97,7 @@ def paste(block: str, names: dict[str, Any], runner: asyncio.Runner) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ENGLISH if any(blocks(name, "python")) and name != "CONTRIBUTING.md"]
+    "name", [name for name in ENGLISH if any(blocks(name, "python")) and name != "docs/internals/development.md"]
 )
 def test_python_blocks_run(name: str, servers: dict[str, FaultServer], capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
@@ -109,8 +109,8 @@ def test_python_blocks_run(name: str, servers: dict[str, FaultServer], capsys: p
         assert capsys.readouterr().out.strip()
 
 
-async def test_example_vendor_of_contributing_works() -> None:
-    (block,) = blocks("CONTRIBUTING.md", "python")
+async def test_example_vendor_of_documents_works() -> None:
+    (block,) = blocks("docs/internals/development.md", "python")
     names: dict[str, Any] = {"__name__": "learnflow.llm.providers.acme", "__package__": "learnflow.llm.providers"}
     exec(block, names)  # noqa: S102
     async with FaultServer("openai") as server:
@@ -276,7 +276,7 @@ def test_variable_without_russian_text_is_reported_and_has_marked_english(capsys
     names = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     del names["RUSSIAN"]["LLM_RETRIES"]
     table = names["variable_table"]("ru", settings.Settings)
-    english = " ".join(str(settings.Settings.model_fields["llm_retries"].description).split())
+    english = next(text for name, _, text in names["fields"](settings.Settings) if name == "LLM_RETRIES")
     assert f"| `LLM_RETRIES=2` | (по-английски) {english} |" in table
     assert table.count("(по-английски)") == 1
     assert capsys.readouterr().out == (
@@ -289,3 +289,7 @@ def test_russian_texts_are_those_of_existing_variables() -> None:
     own = {f"<NAME>_{name.upper()}" for name in settings.ProviderSettings.model_fields}
     common = {name.upper() for name in settings.Settings.model_fields}
     assert set(written) == own | common
+
+
+def test_contributing_fits_one_screen() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 50

@@ -378,7 +378,7 @@ class OursRow:
 
 
 def claude(url: str) -> LLMProvider:
-    return AnthropicProvider(url, "claude-opus-4-7", KEY)
+    return AnthropicProvider(url, "claude-of-tomorrow", KEY)
 
 
 def named(field_: str, message: str = "Extra inputs are not permitted") -> list[dict[str, Any]]:

@@ -26,32 +26,34 @@ class ResponsesParser(SSEParser):
 
     def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
         super().__init__(max_tokens, finish_missing=finish_missing)
-        self._streamed: set[int | None] = set()  # the indices of the items whose content arrived in pieces
+        self._streamed: set[int | str | None] = set()  # the keys of the items whose content arrived in pieces
         self._item_ended = False  # the stream repeats each item at its end
 
-    def _parse_chunk(self, chunk: dict[str, Any], key: str) -> None:
-        if key == "message":  # one document
+    def _parse_chunk(self, chunk: dict[str, Any], name: str) -> None:
+        if name == "message":  # one document
             self._parse_response(chunk, word(chunk.get("status")))
             return
-        kind, index = word(chunk.get("type")), non_negative_int(chunk.get("output_index"))
-        item, piece = part(chunk, "item"), chunk.get("delta")
-        self._streamed |= {index} if kind.endswith(".delta") else set()
+        kind, item, piece = word(chunk.get("type")), part(chunk, "item"), chunk.get("delta")
+        item_id = word(chunk.get("item_id") or item.get("id")) or None
+        index = non_negative_int(chunk.get("output_index"))
+        key = item_id if index is None else index  # of the item
+        self._streamed |= {key, item_id or key} if kind.endswith(".delta") else set()
         match kind.removeprefix("response."):
             case "output_text.delta":
-                self._add(index, text=piece)
+                self._add(key, text=piece)
             case "reasoning_summary_text.delta" | "reasoning_text.delta":
-                self._add(index, thinking=piece)
+                self._add(key, thinking=piece)
             case "reasoning_summary_part.added" if chunk.get("summary_index"):
-                self._add(index, thinking="\n\n")
+                self._add(key, thinking="\n\n")
             case "refusal.delta":
                 self.refused = True
             case "function_call_arguments.delta":
-                self._add(index, call={"function": {"arguments": piece}})
+                self._add(key, call={"function": {"arguments": piece}})
             case "output_item.added" if item.get("type") == _CALL:
-                self._begin_call(index, item)
+                self._begin_call(key, item)
             case "output_item.done":
                 self._item_ended = True
-                self._parse_item(index, item)
+                self._parse_item(key, item)
             case "error":
                 raise error_mapping.map_error_object(chunk, began=True)
             case status:
@@ -72,28 +74,28 @@ class ResponsesParser(SSEParser):
             reason = part(response, "incomplete_details").get("reason")
             self._record_finish("stop" if status == "completed" else reason or status)
 
-    def _parse_item(self, index: int | None, item: Any) -> None:
+    def _parse_item(self, key: int | str | None, item: Any) -> None:
         """Parse an item at its end. Its content counts unless it arrived in pieces."""
-        kind, is_new = item.get("type"), not {index, None} & self._streamed
+        kind, is_new = item.get("type"), self._streamed.isdisjoint({key, word(item.get("id")) or key, None})
         if kind == "reasoning":
             carried = {REASONING_ITEMS: [item]} if item.get("encrypted_content") else {}
             self._spend(collect_extra(self.extra, carried, frozenset()))
         elif kind == _CALL:
             if is_new:
-                self._begin_call(index, item)
+                self._begin_call(key, item)
             return
         elif "call_id" in item:  # of a tool that the caller must run
             raise dialect_error("a tool call of this type")
         for content in [*(item.get("summary") or ()), *(item.get("content") or ())] if is_new else ():
             self.refused = self.refused or bool(part(content).get("refusal"))
-            self._add(index, **{"thinking" if kind == "reasoning" else "text": part(content).get("text")})
+            self._add(key, **{"thinking" if kind == "reasoning" else "text": part(content).get("text")})
 
-    def _begin_call(self, index: int | None, item: Any) -> None:
+    def _begin_call(self, key: int | str | None, item: Any) -> None:
         function = {name: item.get(name) for name in ("name", "arguments")}
-        self._add(index, call={"id": item.get("call_id"), "function": function})
+        self._add(key, call={"id": item.get("call_id"), "function": function})
 
-    def _add(self, index: int | None, text: Any = None, thinking: Any = None, call: Any = None) -> None:
+    def _add(self, key: int | str | None, text: Any = None, thinking: Any = None, call: Any = None) -> None:
         """Add a piece of an item."""
-        calls = self._add_call(index, call) if call else ()
+        calls = self._add_call(key, call) if call else ()
         delta = Delta(self._parse_text(text, "text"), self._parse_text(thinking, "thinking"), calls)
         self._deltas += [delta] if any(delta) else []

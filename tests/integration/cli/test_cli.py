@@ -160,6 +160,12 @@ def test_help_imports_no_heavy_library(words: list[str], heavy: tuple[str, ...],
     assert shown in ran.stdout
 
 
+def test_time_limit_of_probes_has_a_round_default(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("status", "models", "doctor"):
+        assert cli.main([name, "--help"]) == 0
+        assert "[default: 1; 0<x<=3600]" in " ".join(capsys.readouterr().out.split())
+
+
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     for name in cli.COMMANDS:
         assert cli.main([name, "--help"]) == 0

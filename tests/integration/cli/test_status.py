@@ -210,12 +210,16 @@ def test_status_marks_first_ready_provider_of_chain(
         assert "openai: there is no key for this address. Set OPENAI_API_KEY" in shown[4]  # its name only once
 
 
-def test_missing_server_is_reported_on_stderr(usual: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("status", "models", "explain"):
-        assert main([command]) == 3
+def test_missing_server_is_reported_in_one_wording_on_stderr(
+    usual: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["status"], ["models"], ["explain"], ["ask", "hi"], ["warm-up"]):
+        assert main(command) == 3
         out, err = capsys.readouterr()
         assert out == ""
-        assert err.startswith(f"learnflow-llm: {discovery.NO_SERVER}.")
+        assert err.startswith(f"learnflow-llm: {discovery.NO_SERVER}")
+    assert main(["doctor"]) == 3
+    assert f"  none: {discovery.NO_SERVER}\n" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("usual")
