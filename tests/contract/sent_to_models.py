@@ -74,7 +74,7 @@ def sent(provider: BaseProvider, model: str, call_name: str) -> dict[str, Any] |
     call = Call(prompt, model, given.get("temperature", DEFAULT_TEMPERATURE), DEFAULT_MAX_TOKENS, options=options)
     thinks = options.get("reasoning") is not False
     needs = needs_responses(provider.spec, model, tools="tools" in options, thinks=thinks)
-    request_format = RequestFormat(rejected=provider.catalog.rejected(model), api="responses" if needs else "chat")
+    request_format = RequestFormat(unsupported=provider.catalog.rejected(model), api="responses" if needs else "chat")
     api = request_format.api or "chat"
     try:
         request = build_request(provider.spec, prompt, model, supported_keywords(provider.spec, call))

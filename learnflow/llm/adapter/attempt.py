@@ -39,7 +39,7 @@ from .request import Request, RequestFormat, write_without_litellm
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _BAD_REQUEST: Final = 400
 _RETRIED_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
-# Errors with a message that ``error_mapping`` did not recognise.
+# Errors with a message that ``error_mapping`` did not recognise. LiteLLM may recognise it.
 _UNEXPLAINED_ERRORS: Final = (errors.RequestRefused, errors.ErrorBody, errors.ErrorInAnswer)
 
 
@@ -52,7 +52,7 @@ class Runner:
         client: the HTTP client for the provider's endpoint.
         times: the provider's timeouts.
         catalog: the models of the provider's server.
-        address: the server's address. Requests to the same address share a queue.
+        address: the key of the queue and the circuit breakers, see ``BaseProvider.address``.
         log_content: log prompts and answers at DEBUG.
         reask: the maximum number of correction requests if an answer does not match its schema.
         api: the configured API of all requests; None if the model and the request decide.
@@ -77,7 +77,7 @@ class Runner:
 
     @property
     def origin(self) -> str:
-        """Return the origin of the answers, see ``Completion.origin``. A stored message does not show the address."""
+        """Return a digest of provider and address, see ``Completion.origin``. A stored message does not reveal them."""
         return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base}".encode()).hexdigest()[:16]
 
     @property
@@ -106,7 +106,7 @@ class Runner:
         return replace(self.client, endpoint=self.client.endpoint.for_call(request.headers, request.session))
 
     def start(self, request: Request, attempt: Attempt) -> Work:
-        """Return a coroutine function that runs the attempt, and sends correction requests if the schema is not met.
+        """Return a coroutine function that runs the attempt. It also requests corrections if the schema is not matched.
 
         Args:
             request: the checked request.
@@ -244,7 +244,7 @@ class _AttemptRun:
     async def _exchange(self, deadline: float, emit: Emit) -> Answer:
         """Send the request and read the response. If the server rejects a parameter, retry without the parameter."""
         runner, model, name = self._runner, self._model, self._spec.name
-        first_format = request_format = runner.request_formats.get(model) or self._first_format()
+        first_format = request_format = runner.request_formats.get(model) or self._initial_format()
         finish_missing = self._catalog.overrides.get("finish") is False
         only_closing_tag = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         is_continuation = self._attempt.prefix is not None
@@ -330,13 +330,13 @@ class _AttemptRun:
             name, model = self._spec.name, self._model
             events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
 
-    def _first_format(self) -> RequestFormat:
+    def _initial_format(self) -> RequestFormat:
         """Return the format for the first request to a model, from the configuration and LiteLLM's price map."""
         requires_responses = model_prices.needs_responses(self._spec, self._model, tools=False, thinks=True)
         api = self._runner.api or ("responses" if requires_responses else None)
         no_schema = self._catalog.overrides.get("json_schema") is False
         index = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0
-        return RequestFormat(rejected=self._catalog.rejected(self._model), schema_mode_index=index, api=api)
+        return RequestFormat(unsupported=self._catalog.rejected(self._model), schema_mode_index=index, api=api)
 
     def _time_limits(self, request_format: RequestFormat) -> Times:
         """Return the time limits of the response.
@@ -368,6 +368,7 @@ class _AttemptRun:
         answer.feed(delta)
 
     async def _send(self, request_format: RequestFormat, reader: AnswerReader) -> HttpResponse:
+        """Send the request. Record a failed connection for the requests that wait for a slot."""
         runner = self._runner
         request = replace(await self._build_http_request(request_format), on_timeout=reader.on_timeout)
         try:
@@ -413,7 +414,7 @@ class _AttemptRun:
             for call in completion.tool_calls:
                 cast(CallId, call.id).answer = completion.message()  # for the prompt with the result of the tool
             if not completion.tool_calls:
-                parsed = await structured_output.parse_in_background(request.response_format, completion.text)
+                parsed = await structured_output.parse_async(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
                 if completion.finish == "length":
                     structured_output.check_complete(request.response_format, completion.text)
@@ -473,7 +474,7 @@ class Answer(Transcript):
 
     Attributes:
         first_delta_at: the time of the first delta, on the event loop's clock; None before it.
-        deltas: the number of deltas. Most servers send one for each token.
+        delta_count: the number of deltas. Most servers send one for each token.
         load_wait: the wait for a cold model, which the first delta ends.
     """
 
@@ -490,7 +491,7 @@ class Answer(Transcript):
         super().__init__(emit)
         self.parser = parser
         self.first_delta_at: float | None = None
-        self.deltas = 0
+        self.delta_count = 0
         self.load_wait = ExitStack()
         self._sent_at = self._ended_at = asyncio.get_running_loop().time()
         self._request, self._is_continuation = request, is_continuation
@@ -500,7 +501,7 @@ class Answer(Transcript):
 
     def feed(self, delta: Delta) -> None:
         """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
-        self.deltas += 1
+        self.delta_count += 1
         if self.first_delta_at is None:
             self.first_delta_at = asyncio.get_running_loop().time()
             self.load_wait.close()
@@ -570,7 +571,7 @@ class Answer(Transcript):
 
     def add_details(self, error: LLMError) -> None:
         """Add the partial answer to an error."""
-        error.partial, error.thinking, error.tokens = self.text, self.thinking, self.deltas
+        error.partial, error.thinking, error.tokens = self.text, self.thinking, self.delta_count
         error.partial_calls, error.finished = self.parser.calls, bool(self.parser.finish)
 
     def _empty_error(self) -> LLMError:

@@ -126,7 +126,7 @@ class ContextBudget:
         spec: the provider's spec.
         catalog: the models of the provider's server.
         client: the client for the request.
-        request: the request. ``prepare`` gets the name of the model, which may be chosen later.
+        request: the request. Its model may still be None; ``prepare`` gets the name.
         prefill: the text to continue, which the server reads after the prompt; "" for a new answer.
 
     Attributes:
@@ -271,13 +271,13 @@ class ContextBudget:
                 async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._prefill]
                     count = await count_tokens(client, self._model, messages, self._request.tools)
-                    self._learn(count)
+                    self._record_token_count(count)
         if count >= length:
             raise _overflow_error(f"the prompt has {count} tokens, the context length is {length}", count, length)
         ratio = _tokens_per_word.get((self._base, self._model), 1.0)
         return count + _MARGIN_TOKENS if count else int(estimate_min_tokens(self._texts) * ratio)
 
-    def _learn(self, tokens: int) -> None:
+    def _record_token_count(self, tokens: int) -> None:
         """Record the server's token count of this prompt, to improve later estimates."""
         min_tokens, key = estimate_min_tokens(self._texts), (self._base, self._model)
         if min_tokens >= _MIN_LEARNED_TOKENS:
@@ -302,13 +302,13 @@ class ContextBudget:
             left = (error.window or 0) - (error.needed or 0) if isinstance(error, errors.ContextOverflow) else 0
             return self._lower_answer_limit(left) if left > 0 else None
         if isinstance(error, errors.ContextOverflow):
-            return self._lengthen_after(error)
+            return self._request_longer_context(error)
         failed = isinstance(error, errors.ServerFailed) and error.status == _LOAD_FAILED_STATUS
         if failed and self.context_length not in (None, self._server_model.known.get("context_served")):
             raise self._load_error(error)
         return None
 
-    def _lengthen_after(self, error: errors.ContextOverflow) -> str | None:
+    def _request_longer_context(self, error: errors.ContextOverflow) -> str | None:
         """Request a longer context length, unless this request was retried before.
 
         The new length fits the server's token count, or is the next longer one if the error has no count. Return a
@@ -366,9 +366,9 @@ class ContextBudget:
         catalog, read_tokens = self._catalog, usage.prompt_tokens or 0
         min_tokens = estimate_min_tokens(self._request.texts)
         if read_tokens and not self._request.images:
-            self._learn(read_tokens)
-        is_cut = min_tokens >= _MIN_CHECKED_TOKENS and 0 < read_tokens <= min_tokens * _MAX_READ_SHARE
-        if not (is_cut and self._spec.local) or usage.cached_tokens:
+            self._record_token_count(read_tokens)
+        is_truncated = min_tokens >= _MIN_CHECKED_TOKENS and 0 < read_tokens <= min_tokens * _MAX_READ_SHARE
+        if not (is_truncated and self._spec.local) or usage.cached_tokens:
             return
         if catalog.server is None:
             await catalog.health(QUICK_PROBE_S)

@@ -39,15 +39,15 @@ class RequestFormat:
     """The format of a request that a model accepts. It changes after error responses.
 
     Attributes:
-        omitted: the parameters that this package omits, because an error response named them.
-        rejected: the parameters and reasoning levels that the model does not support, from ``ModelCatalog``.
+        omitted: the parameters that this package omits after an error response.
+        unsupported: the parameters and reasoning levels that the model does not support, from ``ModelCatalog``.
         schema_mode_index: the index of the schema mode in ``Dialect.schema_modes``.
-        api: the API that the operator configured, or that the server requires; None if LiteLLM's map decides.
+        api: the API that the operator configured, or that the server requires; None if LiteLLM's price map decides.
         max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
     omitted: frozenset[str] = frozenset()
-    rejected: frozenset[str] = frozenset()
+    unsupported: frozenset[str] = frozenset()
     schema_mode_index: int = 0
     api: ApiName | None = None
     max_completion_tokens: bool = False
@@ -62,8 +62,7 @@ class Request:
         messages: OpenAI-style messages, including the system message.
         model: the model's name at the provider; None if it is chosen later.
         sampling: the sampling parameters of the call.
-        corrections: the number of messages at the end that were added for corrections: rejected answers, and requests
-            to correct them.
+        correction_messages: the number of messages at the end that are rejected answers and requests to correct them.
         user_message_added: a short user message follows the caller's last assistant message.
         buffered: the caller receives the whole answer at the end. The server may send it without streaming.
         is_recorded: the journal records the text while it arrives. No text is held back.
@@ -81,7 +80,7 @@ class Request:
     extra_body: dict[str, Any] = field(default_factory=dict, repr=False)
     session: str | None = field(default=None, repr=False)
     headers: dict[str, str] = field(default_factory=dict, repr=False)
-    corrections: int = 0
+    correction_messages: int = 0
     buffered: bool = False
     is_recorded: bool = False
     user_message_added: bool = False
@@ -123,7 +122,9 @@ class Request:
         """Return this request, followed by the model's answer and a message that asks for its correction."""
         answer = {"role": "assistant", "content": text}
         correction = {"role": "user", "content": structured_output.write_correction(reason)}
-        return replace(self, messages=[*self.messages, answer, correction], corrections=self.corrections + 2)
+        return replace(
+            self, messages=[*self.messages, answer, correction], correction_messages=self.correction_messages + 2
+        )
 
     def to_litellm(
         self, request_format: RequestFormat, *, context_length: int | None, max_tokens: int | None, prefill: str | None
@@ -164,7 +165,7 @@ class Request:
             mode = dialect.schema_modes[request_format.schema_mode_index]
             response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
-            messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
+            messages = _with_instruction(messages, instruction, self.correction_messages) if instruction else messages
         if dialect.stream_usage and streams and "stream_options" not in request_format.omitted:
             parameters["stream_options"] = {"include_usage": True}
         if body:
@@ -254,7 +255,7 @@ class Request:
 
         OpenAI stores no response. It returns the reasoning encrypted instead, and the next turn sends it back.
         """
-        reasoning = self._reasoning_fields(request_format.rejected)
+        reasoning = self._reasoning_fields(request_format.unsupported)
         if request_format.api != "responses":
             return reasoning
         fields: dict[str, Any] = {"store": False}
@@ -266,27 +267,29 @@ class Request:
         return fields
 
     def _sampling_of(self, request_format: RequestFormat) -> dict[str, Any]:
-        """Return the sampling parameters without rejected defaults. Raise Unsupported if the caller set a rejected one.
+        """Return the sampling parameters without unsupported defaults. Raise Unsupported if the caller set one.
 
         A caller's 1 is sent: it is the vendor's default, which a model accepts even if it rejects other values.
         """
-        omitted = request_format.omitted | request_format.rejected
+        omitted = request_format.omitted | request_format.unsupported
         sampling = {n: value for n, value in self.sampling.items() if n not in omitted or not may_be_left_out(value)}
-        for name in sorted(name for name in sampling.keys() & request_format.rejected if sampling[name] != 1):
+        for name in sorted(name for name in sampling.keys() & request_format.unsupported if sampling[name] != 1):
             hint = f"Leave {name}= out; extra_body= sends it anyway"
             raise Unsupported(f"the model does not support {name}=", hint=hint)
         return sampling
 
-    def _reasoning_fields(self, rejected: frozenset[str]) -> Mapping[str, Any]:
+    def _reasoning_fields(self, unsupported: frozenset[str]) -> Mapping[str, Any]:
         """Return the body fields for ``reasoning=``. Raise Unsupported if the model does not support it."""
         fields, value = self.spec.dialect.reasoning, self.reasoning
-        if value is None or ("reasoning" in rejected and value in (False, "none")):
+        if value is None or ("reasoning" in unsupported and value in (False, "none")):
             return {}
-        if value is True and "medium" in rejected:
+        if value is True and "medium" in unsupported:
             value = "high"
-        if not rejected & {"reasoning", value or "none"}:
+        if not unsupported & {"reasoning", value or "none"}:
             return fields[value]
-        levels = () if "reasoning" in rejected else [level for level in LEVELS if level in fields.keys() - rejected]
+        levels = (
+            () if "reasoning" in unsupported else [level for level in LEVELS if level in fields.keys() - unsupported]
+        )
         hint = f"Use {', '.join(levels) or 'another model'}, or leave reasoning= out"
         hint += f". {self.spec.variable('capabilities')}=reasoning sends it anyway"
         raise Unsupported(f"the model does not support reasoning{'' if value is True else f'={value!r}'}", hint=hint)
@@ -378,15 +381,17 @@ def _is_data_url(image: Any) -> bool:
     return isinstance(url, str) and url.startswith("data:")
 
 
-def _with_instruction(messages: list[dict[str, Any]], instruction: str, corrections: int) -> list[dict[str, Any]]:
+def _with_instruction(
+    messages: list[dict[str, Any]], instruction: str, correction_messages: int
+) -> list[dict[str, Any]]:
     """Add an instruction to the last message of the caller. Many chat templates reject two user messages in a row.
 
     Args:
         messages: the messages of the request.
         instruction: the text to add.
-        corrections: the number of messages after the caller's.
+        correction_messages: the number of messages after the caller's.
     """
-    end = len(messages) - corrections
+    end = len(messages) - correction_messages
     *before, last = messages[:end]
     if last["role"] != "user":
         return [*before, last, {"role": "user", "content": instruction}, *messages[end:]]

@@ -106,8 +106,8 @@ def check_complete(response_format: Any, text: str) -> None:
         raise SchemaMismatch("the answer may be incomplete")
 
 
-async def parse_in_background(response_format: Any, text: str) -> Any:
-    """Parse an answer as ``parse`` does, in a thread for a JSON schema. Validators of a class run in the event loop."""
+async def parse_async(response_format: Any, text: str) -> Any:
+    """Parse an answer as ``parse`` does. A JSON schema is validated in a thread, a pydantic class in the event loop."""
     if isinstance(response_format, dict):
         return await asyncio.to_thread(parse, response_format, text)
     return parse(response_format, text)
