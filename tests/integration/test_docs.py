@@ -54,8 +54,10 @@ def blocks(name: str, *kinds: str) -> Iterator[str]:
 def known_variables() -> set[str]:
     ours = set(re.findall(r"\$\{(\w+)", COMPOSE))
     script = set(re.findall(r"\b([A-Z]+_[A-Z_0-9]+)\b", (ROOT / "compose/pull-model.sh").read_text(encoding="utf-8")))
-    gpus = [endpoint_spec(CUSTOM, name) for name in ("gpu1", "gpu2", "gpus", "pool")]
-    own = {spec.variable(setting) for spec in gpus for setting in spec.settings}
+    texts = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
+    endpoints = {"gpu1", "gpu2", *(name.lower() for name in re.findall(r"^([A-Z0-9]+)_KIND=", texts, re.MULTILINE))}
+    specs = [endpoint_spec(CUSTOM, name) for name in endpoints]
+    own = {spec.variable(setting) for spec in specs for setting in spec.settings}
     return read_variables() | ours | script | own
 
 

@@ -473,3 +473,9 @@ async def test_recorded_answers_of_embedded_provider_are_replayed_without_server
 def test_invalid_path_raises_with_the_path(model: str) -> None:
     with pytest.raises(errors.NotConfigured, match="does not exist"):
         EmbeddedProvider(model=model)
+
+
+async def test_server_that_is_closed_often_starts_again() -> None:
+    for _ in range(4):
+        async with EmbeddedProvider(model=str(MODEL)) as provider:
+            assert await answer(provider, "generate", "Say pong") == TEXTS["Say pong"]

@@ -84,7 +84,8 @@ def misspelt(specs: Iterable[ProviderSpec], others: Iterable[ProviderSpec]) -> I
             first_word = _similar(name.partition("_")[0], first_words)  # of few names, because the rest is slow
             candidates = {one for one in suggestions if one.partition("_")[0] in first_word}
             similar = [] if name.startswith(NODE_PREFIX) else _similar(name, candidates)
-            similar = similar or [one for one in sorted(candidates - set(values)) if _differs_by_word(name, one)]
+            unset = sorted(candidates - set(values))
+            similar = similar or [one for one in unset if _differs_by_word(name, one, candidates)]
             if similar:
                 yield Variable(name, source), " or ".join(similar)
 
@@ -93,11 +94,16 @@ def _similar(name: str, names: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, names, 1, _MIN_SIMILARITY)
 
 
-def _differs_by_word(name: str, known: str) -> bool:
-    """Return whether a name has one more word at its end, or lacks one: OPENAI_MODEL_NAME, OPENAI_KEY."""
+def _differs_by_word(name: str, known: str, names: Iterable[str]) -> bool:
+    """Return whether a name has one more word at its end, or lacks one: OPENAI_MODEL_NAME, OPENAI_KEY.
+
+    One more word is no evidence if known names also have it: OPENAI_API, OPENAI_API_KEY.
+    """
     words, expected = name.split("_"), known.split("_")
     shorter = [expected[:index] + expected[index + 1 :] for index in range(1, len(expected))]
-    return words[:-1] == expected or words in [short for short in shorter if len(short) > 1]
+    if words[:-1] == expected:
+        return not any(other.startswith(f"{known}_") for other in names)
+    return words in [short for short in shorter if len(short) > 1]
 
 
 def _names(specs: Iterable[ProviderSpec]) -> set[str]:

@@ -203,6 +203,7 @@ class EmbeddedServer:
         """Stop the server, and wait until its process has ended."""
         with _lock:
             process, self._process, self._ready = self._process, None, None
+            self._started_at.clear()  # it did not end by itself
         if process:
             _end(process)
 
