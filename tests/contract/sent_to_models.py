@@ -80,7 +80,7 @@ def sent(provider: BaseProvider, model: str, call_name: str) -> dict[str, Any] |
         request = build_request(provider.spec, prompt, model, supported_keywords(provider.spec, call))
         while True:
             try:
-                written = request.to_litellm(request_format, context_length=None, max_tokens=None, prefill=None)
+                written = request.to_openai(request_format, context_length=None, max_tokens=None, prefill=None)
                 return dict(_litellm.write(provider.spec, provider.endpoint, model, *written, api).body or {})
             except CapabilityError as error:
                 change = request.next_format(request_format, error, api=api, is_last_provider=True)

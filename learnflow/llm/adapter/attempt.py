@@ -385,7 +385,7 @@ class _AttemptRun:
             hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
         prefill = attempt.raw if continuation_spec and continuation_spec.dialect.prefill else None
-        messages, parameters = self._request.to_litellm(
+        messages, parameters = self._request.to_openai(
             request_format, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
         if continuation_spec and continuation_spec.dialect.continuation:

@@ -1,4 +1,4 @@
-"""A request: the checked prompt and keywords of a call, and their format for LiteLLM. Nothing is dropped silently."""
+"""A request: the checked prompt and keywords of a call, in OpenAI's format. No keyword is dropped silently."""
 
 from __future__ import annotations
 
@@ -126,10 +126,10 @@ class Request:
             self, messages=[*self.messages, answer, correction], correction_messages=self.correction_messages + 2
         )
 
-    def to_litellm(
+    def to_openai(
         self, request_format: RequestFormat, *, context_length: int | None, max_tokens: int | None, prefill: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Return messages and parameters in LiteLLM's format.
+        """Return messages and parameters in the format of OpenAI's client. Fields that it lacks are in ``extra_body``.
 
         Args:
             request_format: the format that the model accepts, with the API of the request.
@@ -357,9 +357,9 @@ def _copy_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
-    """Raise Unsupported if the provider does not support a part of the message.
+    """Raise Unsupported if the provider does not support a part of the message, else LiteLLM would drop it silently.
 
-    LiteLLM would drop the part silently, or download a file from its URL.
+    Also raise it for a file's URL, which LiteLLM would download, and InvalidRequest for Ollama's field "images".
     """
     for part in parts_of(message):
         kind, file = part.get("type"), part.get("file")

@@ -138,20 +138,20 @@ async def run_with_corrections(
             raised, because the caller did not write the correction request.
     """
     loop = asyncio.get_running_loop()
-    started = loop.time()
+    first_began = loop.time()
     rejected, tried = list[Completion](), attempt.tried
     failure: LLMError | None = None  # the error to raise
     while True:
         began = loop.time()
         try:
-            completion = await start(replace(request, timeout=started + limit_s - began), attempt)(Emit())
+            completion = await start(replace(request, timeout=first_began + limit_s - began), attempt)(Emit())
             emit(TextDelta(completion.text))
-            return _add_rejected(completion, rejected, began - started)
+            return _add_rejected(completion, rejected, began - first_began)
         except LLMError as error:
             tried.append(Tried(provider, error.model, type(error).__name__, error.status, loop.time() - began))
             refused = isinstance(error, (CapabilityError, RequestError))
             last, failure = error, failure if failure and refused else error
-        left_s = started + limit_s - loop.time()
+        left_s = first_began + limit_s - loop.time()
         if not isinstance(last, SchemaMismatch) or not last.reason or len(tried) > max_corrections or left_s <= 0:
             failure.attempts = tuple(tried) if len(tried) > 1 else ()
             raise failure.with_traceback(None)
@@ -203,20 +203,20 @@ class _Validation:
     """A running validation against a JSON schema.
 
     Attributes:
-        steps: the steps that are left.
+        steps_left: how many steps the validation may still take.
         depth: how deeply the current keyword is nested.
         first_faults: (keyword, id of the schema, id of the value) -> (schema, value, first fault). Without this cache,
             a recursive union would validate a value exponentially often. The references keep the ids unique.
     """
 
-    steps: int
+    steps_left: int
     depth: int = 0
     first_faults: dict[tuple[str, int, int], tuple[Any, Any, Any]] = field(default_factory=dict)
 
     def spend(self, steps: int) -> None:
         """Subtract steps. Raise TooManySteps if no steps are left, or keywords are nested too deeply."""
-        self.steps -= steps
-        if self.steps < 0 or self.depth > _MAX_DEPTH:
+        self.steps_left -= steps
+        if self.steps_left < 0 or self.depth > _MAX_DEPTH:
             raise TooManySteps
 
 
@@ -224,7 +224,7 @@ _validation: ContextVar[_Validation] = ContextVar("learnflow_llm_validation")
 
 
 @cache
-def _step_limited(draft: Any) -> Any:
+def _step_limited(validator_class: Any) -> Any:
     """Return a copy of a validator class of jsonschema that counts its steps in ``_validation``."""
     import attrs  # noqa: PLC0415  # jsonschema's classes are attrs classes
     from jsonschema import ValidationError, validators  # noqa: PLC0415
@@ -232,7 +232,7 @@ def _step_limited(draft: Any) -> Any:
     def counted(name: str, keyword: Any) -> Any:
         def validate(validator: Any, keyword_value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
             if name == "additionalProperties" and "patternProperties" in schema:
-                return
+                return  # an unchecked pattern may allow the property
             validation, key = _validation.get(), (name, id(schema), id(instance))
             validation.spend(1)
             if key not in validation.first_faults:
@@ -247,13 +247,15 @@ def _step_limited(draft: Any) -> Any:
                 validation.depth -= 1
                 validation.first_faults[key] = schema, instance, fault
             if fault := validation.first_faults[key][2]:
-                yield ValidationError.create_from(fault)  # validators change its path
+                yield ValidationError.create_from(fault)  # a copy, because validators change its path
 
         return validate
 
-    keywords = {name: counted(name, keyword) for name, keyword in draft.VALIDATORS.items()}
-    step_limited: Any = validators.extend(draft, keywords | dict.fromkeys(_UNCHECKED_KEYWORDS, lambda *_: None))  # type: ignore[no-untyped-call]
-    step_limited.evolve = attrs.evolve  # jsonschema's own selects another class at each "$schema"
+    keywords = {name: counted(name, keyword) for name, keyword in validator_class.VALIDATORS.items()}
+    step_limited: Any = validators.extend(
+        validator_class, keywords | dict.fromkeys(_UNCHECKED_KEYWORDS, lambda *_: None)
+    )  # type: ignore[no-untyped-call]
+    step_limited.evolve = attrs.evolve  # jsonschema's own ``evolve`` selects another class at each "$schema"
     return step_limited
 
 
@@ -266,13 +268,13 @@ def _validate(answer: Any, schema: Any) -> None:
     from referencing.exceptions import Unresolvable  # noqa: PLC0415
 
     try:
-        draft = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
-        draft.check_schema(schema)
+        validator_class = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+        validator_class.check_schema(schema)
     except Exception:  # noqa: BLE001  # the server accepted this invalid schema
         return
     _validation.set(_Validation(_MAX_STEPS))
     try:
-        validator = _step_limited(draft)(schema, registry=Registry())  # without access to the network
+        validator = _step_limited(validator_class)(schema, registry=Registry())  # without access to the network
         fault = jsonschema.exceptions.best_match(validator.iter_errors(answer))
     except Unresolvable:
         return  # a $ref refers to another document

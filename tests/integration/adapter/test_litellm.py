@@ -110,7 +110,7 @@ def test_request_of_texts_equals_the_one_of_litellm(name: str, buffered: bool) -
             request = replace(build_request(spec, prompt, "m", keywords), buffered=buffered)
             assert request.bypasses_litellm
             for omitted in (frozenset[str](), frozenset({"stream", "stream_options", "max_tokens", "temperature"})):
-                messages, parameters = request.to_litellm(
+                messages, parameters = request.to_openai(
                     RequestFormat(omitted=omitted), context_length=64, max_tokens=None, prefill=prefill
                 )
                 ours = write_without_litellm(spec, endpoint, "qwen/m:1b", messages, parameters)
