@@ -252,9 +252,8 @@ def _step_limited(validator_class: Any) -> Any:
         return validate
 
     keywords = {name: counted(name, keyword) for name, keyword in validator_class.VALIDATORS.items()}
-    step_limited: Any = validators.extend(
-        validator_class, keywords | dict.fromkeys(_UNCHECKED_KEYWORDS, lambda *_: None)
-    )  # type: ignore[no-untyped-call]
+    unchecked = dict.fromkeys(_UNCHECKED_KEYWORDS, lambda *_: None)
+    step_limited: Any = validators.extend(validator_class, keywords | unchecked)  # type: ignore[no-untyped-call]
     step_limited.evolve = attrs.evolve  # jsonschema's own ``evolve`` selects another class at each "$schema"
     return step_limited
 
