@@ -53,7 +53,7 @@ async def demo() -> int:
         if provider is None or model is None:
             continue
         provider.model = model
-        print(f"{provider.spec.title} answers at {provider.endpoint.base}: everything below is LIVE.\n")
+        print(f"{provider.spec.title} answers at {provider.endpoint.base_url}: everything below is LIVE.\n")
         try:
             await show_server(provider)
         except LLMError as error:
@@ -141,7 +141,7 @@ async def show_recordings() -> int:
 async def show_providers(*more: BaseProvider) -> None:
     """Print the providers that answer."""
     print("\n1. The providers that are found\n")
-    healths = [place.health for place in await scan(clouds=False) if place.answers]
+    healths = [place.health for place in await scan(clouds=False) if place.responded]
     for health in [*healths, *[await provider.refresh() for provider in more]]:
         print(f"   {health.provider:9} {health.state:7} {', '.join(health.models[:5])}")
 

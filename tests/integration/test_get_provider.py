@@ -9,7 +9,7 @@ from support import TINY_MODEL, serving, store_tiny_model
 
 from learnflow.llm import RouterProvider, errors, get_provider, sync
 from learnflow.llm.providers import EmbeddedProvider
-from learnflow.llm.providers.registry import SPECS, check
+from learnflow.llm.providers.registry import SPECS, check_name
 from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
 from learnflow.llm.transport import network
 
@@ -93,7 +93,7 @@ async def test_context_manager_closes_idle_connections() -> None:
 
 
 async def _idle(server: FaultServer) -> list[Any]:
-    routes = (await network.current_pool()).connections.values()
+    routes = (await network.loop_transports()).by_route.values()
     connections = [connection for one in routes for connection in one._pool.connections]
     return [
         connection for connection in connections if connection.is_idle() and str(connection._origin.port) in server.root
@@ -133,5 +133,5 @@ def test_error_for_vendor_with_own_api_names_a_proxy(name: str) -> None:
         errors.NotConfigured, match=rf"unknown provider '{name}'.*LLM_PROVIDER=litellm_proxy.*Embeddings"
     ):
         get_provider(name)
-    check("litellm_proxy")
+    check_name("litellm_proxy")
     assert name not in SPECS

@@ -19,9 +19,9 @@ from ..provider_spec import ProviderSpec
 from ..servers import model_prices
 from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
 from ..stream import Emit, Transcript, Work
-from ..timeouts import Times
+from ..timeouts import Timeouts
 from ..transport.client import Client, HttpRequest, HttpResponse
-from ..transport.endpoint import add_provider
+from ..transport.endpoint import add_error_context
 from ..transport.error_mapping import change_class, map_exception
 from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
@@ -50,7 +50,7 @@ class Runner:
     Attributes:
         spec: the provider's spec.
         client: the HTTP client for the provider's endpoint.
-        times: the provider's timeouts.
+        timeouts: the provider's timeouts.
         catalog: the models of the provider's server.
         address: the key of the queue and the circuit breakers, see ``BaseProvider.address``.
         log_content: log prompts and answers at DEBUG.
@@ -64,7 +64,7 @@ class Runner:
 
     spec: ProviderSpec
     client: Client
-    times: Times
+    timeouts: Timeouts
     catalog: ModelCatalog
     address: str
     log_content: bool
@@ -78,13 +78,13 @@ class Runner:
     @property
     def origin(self) -> str:
         """Return a digest of provider and address, see ``Completion.origin``. A stored message does not reveal them."""
-        return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base_url}".encode()).hexdigest()[:16]
 
     @property
     def concurrency_limit(self) -> int | None:
         """Return the configured concurrency limit, else the slots that the server reports, else the spec's limit."""
         server = self.catalog.server
-        return self.times.max_concurrency or (server and server.slots) or self.spec.max_concurrency
+        return self.timeouts.max_concurrency or (server and server.slots) or self.spec.max_concurrency
 
     @property
     def continuation_spec(self) -> ProviderSpec | None:
@@ -95,7 +95,7 @@ class Runner:
         if self.api == "responses":
             return None
         for spec in (self.spec, self.catalog.server and self.catalog.server.kind):
-            if spec and spec.dialect.continues and spec.dialect.parser is self.spec.dialect.parser:
+            if spec and spec.dialect.can_continue and spec.dialect.parser is self.spec.dialect.parser:
                 return spec
         return None
 
@@ -116,7 +116,7 @@ class Runner:
         validated = structured_output.is_validated(request.response_format)
         if request.buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._start_once, hold_text=True)
-            limit_s = request.timeout or self.times.deadline
+            limit_s = request.timeout or self.timeouts.deadline
             return partial(
                 structured_output.run_with_corrections, run_once, request, attempt, self.reask, limit_s, self.spec.name
             )
@@ -124,7 +124,7 @@ class Runner:
 
     def _start_once(self, request: Request, attempt: Attempt, *, hold_text: bool) -> Work:
         run = _AttemptRun(self, request, attempt, hold_text=hold_text)
-        name, base_url = self.spec.name, self.client.endpoint.base
+        name, base_url = self.spec.name, self.client.endpoint.base_url
         return partial(events.run_attempt, name, base_url, request.sampling, attempt, run.model_and_max_tokens, run.run)
 
     def add_details(
@@ -140,7 +140,7 @@ class Runner:
         """
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives_hint(model)
-        add_provider(error, self.spec, self.client.endpoint, model)
+        add_error_context(error, self.spec, self.client.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed | errors.NotLocal):
             self.catalog.forget()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
@@ -163,7 +163,7 @@ class _AttemptRun:
 
     def __init__(self, runner: Runner, request: Request, attempt: Attempt, *, hold_text: bool) -> None:
         self._runner, self._request, self._attempt, self._hold_text = runner, request, attempt, hold_text
-        self._spec, self._catalog, self._times = runner.spec, runner.catalog, runner.times
+        self._spec, self._catalog, self._timeouts = runner.spec, runner.catalog, runner.timeouts
         self._model = request.model or ""
         self._client = runner.client_for(request)
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.raw)
@@ -176,7 +176,7 @@ class _AttemptRun:
 
     async def run(self, emit: Emit) -> Completion:
         """Run the attempt and return the completion. Raise only LLMError."""
-        deadline = asyncio.get_running_loop().time() + (self._request.timeout or self._times.deadline)
+        deadline = asyncio.get_running_loop().time() + (self._request.timeout or self._timeouts.deadline)
         try:
             await self._prepare(deadline)
             slot = await self._acquire_slot(deadline, emit)
@@ -193,13 +193,13 @@ class _AttemptRun:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
         # ``looks_local`` does not resolve the host name
-        if self._times.local_only and not (spec.local or runner.client.endpoint.looks_local):
+        if self._timeouts.local_only and not (spec.local or runner.client.endpoint.looks_local):
             hint = "Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent", hint=hint)
         try:
             async with asyncio.timeout_at(deadline):
                 self._model = await self._catalog.choose_name(self._request.model)
-                adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._times.first_token))
+                adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._timeouts.first_token))
                 self._report_adjusted(adjustment, tight=budget.is_answer_limit_low)
                 if self._request.user_message_added:
                     self._report_adjusted(_MESSAGE_ADDED)
@@ -245,7 +245,7 @@ class _AttemptRun:
         """Send the request and read the response. If the server rejects a parameter, retry without the parameter."""
         runner, model, name = self._runner, self._model, self._spec.name
         first_format = request_format = runner.request_formats.get(model) or self._initial_format()
-        finish_missing = self._catalog.overrides.get("finish") is False
+        finish_optional = self._catalog.overrides.get("finish") is False
         only_closing_tag = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         is_continuation = self._attempt.prefix is not None
         while True:
@@ -254,7 +254,7 @@ class _AttemptRun:
             if api == "responses":  # ``_prepare`` skipped this if the request bypasses LiteLLM as a chat completion
                 await _litellm.prepare(self._spec, self._client.endpoint)
             make_parser = ResponsesParser if api == "responses" else self._spec.dialect.parser or SSEParser
-            parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
+            parser = make_parser(self._request.sampling.get("max_tokens"), finish_optional=finish_optional)
             reader = AnswerReader(parser, self._time_limits(request_format), self._load_probe())
             answer = Answer(
                 self._request,
@@ -338,16 +338,16 @@ class _AttemptRun:
         index = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0
         return RequestFormat(unsupported=self._catalog.rejected(self._model), schema_mode_index=index, api=api)
 
-    def _time_limits(self, request_format: RequestFormat) -> Times:
+    def _time_limits(self, request_format: RequestFormat) -> Timeouts:
         """Return the time limits of the response.
 
         The time to the first token is longer for a cold model, and shorter if the router reserves time for other
         providers. An answer without streaming may take until the deadline.
         """
-        times, patience = self._times, self._attempt.patience
-        first = max(times.first_token, times.load) if self._budget.must_load_model else times.first_token
-        first = first if self._request.streams(request_format) else times.deadline
-        return replace(times, first_token=first if patience is None else min(first, patience))
+        timeouts, patience = self._timeouts, self._attempt.patience
+        first = max(timeouts.first_token, timeouts.load) if self._budget.must_load_model else timeouts.first_token
+        first = first if self._request.streams(request_format) else timeouts.deadline
+        return replace(timeouts, first_token=first if patience is None else min(first, patience))
 
     def _load_probe(self) -> IsLoading | None:
         """Return a function that checks whether the server is loading the model.
@@ -360,7 +360,7 @@ class _AttemptRun:
 
     def _feed(self, answer: Answer, delta: Delta) -> None:
         """Add a delta to the answer. Raise NotLocal if another machine generated it, although LLM_LOCAL_ONLY is set."""
-        if self._times.local_only and answer.parser.is_forwarded:
+        if self._timeouts.local_only and answer.parser.is_forwarded:
             raise errors.NotLocal(
                 "LLM_LOCAL_ONLY is set, and the server forwarded the request to another machine",
                 hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
@@ -384,12 +384,12 @@ class _AttemptRun:
         if attempt.prefix is not None and continuation_spec is None:
             hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
-        prefill = attempt.raw if continuation_spec and continuation_spec.dialect.prefill else None
+        prefill = attempt.raw if continuation_spec and continuation_spec.dialect.supports_prefill else None
         messages, parameters = self._request.to_openai(
             request_format, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
-        if continuation_spec and continuation_spec.dialect.continuation:
-            write, body = continuation_spec.dialect.continuation, parameters.get("extra_body", {})
+        if continuation_spec and continuation_spec.dialect.build_continuation:
+            write, body = continuation_spec.dialect.build_continuation, parameters.get("extra_body", {})
             request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
         arguments = spec, self._client.endpoint, model, messages, parameters
@@ -425,7 +425,7 @@ class _AttemptRun:
                 is_specific = isinstance(error, errors.AnswerTruncated) and error.hint != error.advice
                 hint = error.hint if is_specific else remedy
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
-                is_empty = not (answer.text or answer.parser.calls)
+                is_empty = not (answer.text or answer.parser.partial_calls)
                 is_context_full = not limit or (tokens or limit) < limit
                 failure.failover = is_empty or is_context_full  # otherwise another provider would reach this limit, too
                 raise failure from None
@@ -572,7 +572,7 @@ class Answer(Transcript):
     def add_details(self, error: LLMError) -> None:
         """Add the partial answer to an error."""
         error.partial, error.thinking, error.tokens = self.text, self.thinking, self.delta_count
-        error.partial_calls, error.finished = self.parser.calls, bool(self.parser.finish)
+        error.partial_calls, error.finished = self.parser.partial_calls, bool(self.parser.finish)
 
     def _empty_error(self) -> LLMError:
         if self.parser.refused:

@@ -21,7 +21,7 @@ from ..completion import Completion, TextDelta
 from ..errors import CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
 from ..provider_spec import SchemaMode
 from ..stream import Emit, Work
-from ..transport.untrusted import parse_json, part, printable
+from ..transport.untrusted import object_at, parse_json, printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -315,13 +315,13 @@ def check_step_count(schema: Mapping[str, Any], value: Any) -> None:
             members = [*chain(*(schema.get(keyword, ()) for keyword in ("anyOf", "oneOf", "allOf")))]
             reference = schema.get("$ref")
             if discriminator := schema.get("discriminator"):  # it selects one member
-                selected = part(value).get(discriminator["propertyName"])
-                reference, members = part(discriminator, "mapping").get(str(selected)), []
+                selected = object_at(value).get(discriminator["propertyName"])
+                reference, members = object_at(discriminator, "mapping").get(str(selected)), []
             definition = definitions.get(str(reference).rpartition("/")[2])
             counts[pair] += sum(count(member, value) for member in (*members, definition))
-            properties = part(schema, "properties")
+            properties = object_at(schema, "properties")
             other_schemas = [schema.get("items"), schema.get("additionalProperties"), *schema.get("prefixItems", ())]
-            for key, item in enumerate(value) if isinstance(value, list) else part(value).items():
+            for key, item in enumerate(value) if isinstance(value, list) else object_at(value).items():
                 by_alias = properties.values() if isinstance(item, dict | list) else ()  # a field may have an alias
                 candidates = [properties[str(key)]] if str(key) in properties else [*other_schemas, *by_alias]
                 counts[pair] += sum(count(candidate, item) for candidate in candidates)

@@ -57,7 +57,7 @@ def command(function: Callable[..., Any]) -> click.Command:
             notify(str(error), options=[str(item.name) for item in created.params if isinstance(item, click.Option)])
             return _exit_code(error)
         finally:
-            switches.is_command, switches.faults = False, None
+            switches.is_command, switches.collected_faults = False, None
 
     created = click.command(function.__name__.replace("_", "-"))(run)
     created.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Write the log to stderr."))
@@ -72,10 +72,10 @@ def _configure_output(*, verbose: bool) -> None:
 
 
 def _check_provider(name: str) -> None:
-    from ..providers.registry import check  # noqa: PLC0415  # not needed for --help
+    from ..providers.registry import check_name  # noqa: PLC0415  # not needed for --help
 
     try:
-        check(name)
+        check_name(name)
     except errors.LLMError as error:
         raise click.BadParameter(str(error), param_hint="--provider") from None
 

@@ -218,12 +218,12 @@ def breaker_rule(error: LLMError) -> BreakerRule:
 
 def max_retries(configured: int) -> int:
     """Return the configured number of retries, or the lower one that a test has set."""
-    return configured if switches.retries is None else min(configured, switches.retries)
+    return configured if switches.max_retries is None else min(configured, switches.max_retries)
 
 
 def may_be_restarting(error: LLMError | None) -> bool:
     """Return whether the server may be restarting. Return False in a test that limits retries."""
-    return switches.retries is None and isinstance(error, errors.ConnectionFailed) and error.refused
+    return switches.max_retries is None and isinstance(error, errors.ConnectionFailed) and error.refused
 
 
 def back_off(retries: int, jitter: float, retry_after: float | None = None) -> float:
@@ -234,7 +234,7 @@ def back_off(retries: int, jitter: float, retry_after: float | None = None) -> f
         jitter: a random number from 0 to 1, which spreads the retries of many clients.
         retry_after: the delay that the server requested, in seconds; None if it sent none.
     """
-    if switches.retries is not None:
+    if switches.max_retries is not None:
         return 0.0
     if retry_after is not None:
         return min(retry_after, MAX_DELAY_S) * (1 + jitter / 10)

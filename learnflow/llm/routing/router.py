@@ -24,7 +24,7 @@ from ..errors import LLMError
 from ..parameters import CountOrZero, Seconds, check_keywords, validated_as
 from ..process import SharedTasks, switches
 from ..providers import build
-from ..providers.registry import check
+from ..providers.registry import check_name
 from ..servers.model_catalog import LONG_PROBE_S
 from ..stream import Emit, Work
 from .breaker import REGISTRY, BreakerRegistry
@@ -287,7 +287,7 @@ def _describe(option: Option) -> dict[str, Any]:
 def _split(equals: Equals) -> list[Member]:
     """Return the providers of one rank: "gpu1+gpu2" is two providers."""
     if isinstance(equals, str):
-        return [*settings.parse_equals(equals)]
+        return [*settings.parse_rank(equals)]
     return [member for entry in equals for member in _split(entry)] if isinstance(equals, list | tuple) else [equals]
 
 
@@ -304,7 +304,7 @@ def _create_options(member: Member, registry: BreakerRegistry) -> list[Option]:
     if not isinstance(member, str):
         return [Option(member, registry=registry)]
     name = member.strip().lower()
-    check(name)
+    check_name(name)
     try:
         return [Option(build(name), registry=registry)]
     except LLMError as error:

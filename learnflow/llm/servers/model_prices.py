@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from ..parameters import LEVELS
+from ..parameters import REASONING_LEVELS
 from ..provider_spec import ProviderSpec
-from ..transport.untrusted import day
+from ..transport.untrusted import date_or_none
 
 _FILE: Final = "model_prices_and_context_window_backup.json"
 _MILLION: Final = 1_000_000
@@ -53,7 +53,7 @@ def find_key(spec: ProviderSpec, model: str | None) -> str | None:
 
     A key with the prefix of the vendor wins over a plain name.
     """
-    keys = (f"{spec.kind or spec.name}/{model}", f"{spec.litellm}/{model}", model)
+    keys = (f"{spec.kind or spec.name}/{model}", f"{spec.litellm_provider}/{model}", model)
     return None if spec.local else next((key for key in keys if key in price_map()), None)
 
 
@@ -69,7 +69,7 @@ def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
     marks = [key for key in row if key.startswith("supports_")]
-    is_unmarked = spec.dialect.marks_reasoning and marks and not any("reasoning" in key for key in marks)
+    is_unmarked = spec.dialect.litellm_marks_reasoning and marks and not any("reasoning" in key for key in marks)
     return {
         "reasoning": False if is_unmarked else None,
         **{name: row[key] for name, key in _CAPABILITY_KEYS.items() if isinstance(row.get(key), bool)},
@@ -83,11 +83,15 @@ def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
 def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
     """Return the sampling parameters and the levels of reasoning that a model rejects according to the price map."""
     row = find_row(spec, model)
-    levels = row.get("reasoning_effort_levels") or LEVELS
+    levels = row.get("reasoning_effort_levels") or REASONING_LEVELS
     rejected = {
-        level for level in LEVELS if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
+        level
+        for level in REASONING_LEVELS
+        if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
     }
-    always_thinks = spec.dialect.marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected
+    always_thinks = (
+        spec.dialect.litellm_marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected
+    )
     rejected |= {"none"} if always_thinks or row.get("thinking_always_on") is True else set()
     return frozenset(rejected.union(_SAMPLING if row.get("supports_sampling_params") is False else ()))
 
@@ -114,7 +118,7 @@ def end_of(spec: ProviderSpec, model: str) -> date | None:
         return None
     key = find_key(spec, model) or model
     snapshot = re.compile(re.escape(key) + r"-\d{4}-?\d{2}-?\d{2}")
-    own = day(price_map().get(key, {}).get("deprecation_date"))
-    ends = [day(row.get("deprecation_date")) for name, row in price_map().items() if snapshot.fullmatch(name)]
+    own = date_or_none(price_map().get(key, {}).get("deprecation_date"))
+    ends = [date_or_none(row.get("deprecation_date")) for name, row in price_map().items() if snapshot.fullmatch(name)]
     known = [end for end in ends if end]
     return own or (max(known) if ends and len(known) == len(ends) else None)

@@ -73,11 +73,11 @@ def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
     Args:
         attempts: the maximum number of attempts at each provider for one request.
     """
-    previous, switches.retries = switches.retries, attempts - 1
+    previous, switches.max_retries = switches.max_retries, attempts - 1
     try:
         yield
     finally:
-        switches.retries = previous
+        switches.max_retries = previous
 
 
 @contextmanager
@@ -86,8 +86,8 @@ def no_model_calls() -> Iterator[None]:
 
     This includes requests of providers that were created before the block.
     """
-    previous, switches.allowed = switches.allowed, RUNNING
+    previous, switches.allowed_origins = switches.allowed_origins, RUNNING
     try:
         yield
     finally:
-        switches.allowed = previous
+        switches.allowed_origins = previous

@@ -288,7 +288,7 @@ async def test_no_proxy_variable_is_honoured(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_request_to_other_host_than_provider_is_refused() -> None:
     async with FaultServer() as other:
-        client = Client(Endpoint(root="http://127.0.0.1:9", base="http://127.0.0.1:9"), connect_timeout=1.0)
+        client = Client(Endpoint(server_url="http://127.0.0.1:9", base_url="http://127.0.0.1:9"), connect_timeout=1.0)
         with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was not sent"):
             await client.send(HttpRequest(url=f"{other.root}/v1/models"))
         assert other.connections == 0
