@@ -173,12 +173,12 @@ def comment(text: str) -> list[str]:
 def decision_tables() -> str:
     """Return the tables of failures: rules, rules if no provider is left, and circuit breakers."""
     actions = {
-        "alternative": "the same provider again: a prefill of all of the text, or a prompt to continue",
-        "next": "the next provider; if none is left, see below",
-        "load": "wait for the load",
+        "change_prefill": "the same provider again, with a prefill of the whole text or a prompt to continue",
+        "next_provider": "the next provider; if none is left, see below",
+        "wait_for_load": "wait for the load",
         "retry": "after a pause, retry the providers with a transient failure",
-        "restart": "those providers again, from the beginning, once",
-        "without_defaults": "the first that refused again, once",
+        "restart": "those providers once more, from the beginning of the answer",
+        "without_defaults": "the first provider that refused, once more without the defaults of this package",
         "raise": "raise it",
     }
     lines: list[str] = []

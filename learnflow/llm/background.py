@@ -18,7 +18,7 @@ from .errors import InvalidRequest
 
 _T = TypeVar("_T")
 _END: Final = object()
-_STOP_S: Final = 1.0  # for the running calls at the end of the process
+_STOP_S: Final = 1.0  # time limit for cancelling the running calls at the end of the process
 
 
 class Background:
@@ -32,19 +32,19 @@ class Background:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._last_runner: asyncio.Runner | None = None  # of the calls after ``stop``
+        self._exit_runner: asyncio.Runner | None = None  # runs the calls after ``stop``
 
-    def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine, and return its result.
 
         Raises:
             InvalidRequest: called in the thread of this loop, or the process ended before the result.
         """
-        future = self.start(work)
+        future = self.start(coroutine)
         try:
             return future.result()
         except (CancelledError, asyncio.CancelledError):
-            raise _cancelled() from None
+            raise _cancelled_error() from None
         finally:
             future.cancel()  # after Ctrl-C, so that the server stops
 
@@ -52,29 +52,29 @@ class Background:
         """Return an iterator over an asynchronous generator."""
         return BlockingIterator(self, items)
 
-    def start(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
-        """Start a coroutine in the loop, and return its future. After ``stop``, run it before returning.
+    def start(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Start a coroutine in the loop, and return its future. After ``stop``, run it to its end first.
 
         Raises:
             InvalidRequest: called in the thread of this loop, or after ``stop`` in the thread of another running loop.
         """
-        if self._thread is threading.current_thread() or (self._last_runner and _is_in_loop()):
-            work.close()
+        if self._thread is threading.current_thread() or (self._exit_runner and _is_in_loop()):
+            coroutine.close()
             raise InvalidRequest("a blocking call was made in the event loop", hint="Use await, ainvoke() or astream()")
         with self._lock:
-            if self._last_runner:
-                return _run(self._last_runner, work)
+            if self._exit_runner:
+                return _run_now(self._exit_runner, coroutine)
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name="learnflow-llm", daemon=True)
                 self._thread.start()
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def stop(self) -> None:
         """Cancel the running calls and stop the loop, at the end of the process."""
         with self._lock:
             loop, thread = self._loop, self._thread
-            self._last_runner = asyncio.Runner()
+            self._exit_runner = asyncio.Runner()
         if loop and thread:
             with suppress(TimeoutError):
                 asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result(_STOP_S)
@@ -92,7 +92,7 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
     def __init__(self, background: Background, items: AsyncGenerator[_T, None]) -> None:
         self._background, self._items = background, items
         self._reading = threading.Lock()
-        self._running = asyncio.Lock()  # held by a read until its end, which a cancelled read reaches later
+        self._running = asyncio.Lock()  # held by a read until it has ended. A cancelled read may need some time
         self._process = os.getpid()
         self._pending: Future[Any] | None = None
         self._failed = self._closed = False
@@ -124,7 +124,7 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
             item = self._pending.result()
         except (CancelledError, asyncio.CancelledError):
             self._failed = not self._closed
-            raise (StopIteration if self._closed else _cancelled()) from None
+            raise (StopIteration if self._closed else _cancelled_error()) from None
         except BaseException:
             self._failed = True
             if self._pending:
@@ -142,7 +142,7 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
         self._closed = True
         if self._reading.acquire(blocking=False):
             try:
-                self._background.wait(self._aclose())
+                self._background.run(self._aclose())
             finally:
                 self._reading.release()
         elif self._pending:
@@ -173,18 +173,18 @@ async def _cancel_all() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _run(runner: asyncio.Runner, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+def _run_now(runner: asyncio.Runner, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
     """Run a coroutine in the calling thread. Return its future, which is done."""
     future: Future[_T] = Future()
     try:
-        future.set_result(runner.run(work))
+        future.set_result(runner.run(coroutine))
     except BaseException as error:  # noqa: BLE001  # the caller gets it from the future
-        work.close()
+        coroutine.close()
         future.set_exception(error)
     return future
 
 
-def _cancelled() -> InvalidRequest:
+def _cancelled_error() -> InvalidRequest:
     return InvalidRequest("the call was cancelled, because the process ends", hint="Call it before")
 
 

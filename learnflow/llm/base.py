@@ -28,7 +28,7 @@ from typing_extensions import override  # typing has it from Python 3.12 on
 
 from .capabilities import Capabilities
 from .completion import Completion, Parsed, Source, TextDelta, Usage
-from .errors import InvalidRequest, LLMError, Tried, bare
+from .errors import FailedAttempt, InvalidRequest, LLMError, clear_cause
 from .stream import Emit, TextStream, Work
 
 if TYPE_CHECKING:  # it imports pydantic
@@ -94,12 +94,12 @@ class Options(TypedDict, Generic[Parsed], total=False):
         tools, tool_choice, stop, seed, top_p, top_k, min_p, frequency_penalty, presence_penalty: see OpenAI's API. It
             lacks ``top_k`` and ``min_p``, which some servers support.
         n: the number of answers. Only 1 is supported.
-        reasoning: True and False turn thinking on and off. A string is its level. Vendors differ in their levels.
+        reasoning: True and False turn thinking on and off. A string is a level. Each vendor has other levels.
         timeout: the time limit of the call in seconds.
         session: the name of a group of requests with a common beginning. It is sent to clouds that route the requests
             of a group to one prompt cache.
-        headers: additional headers of the request, for a single provider. A router refuses them. ``{session}`` in a
-            value is ``session``; without one the header is not sent.
+        headers: additional headers of the request, for a single provider. A router refuses them. In a value,
+            ``{session}`` is replaced by ``session``. Without ``session``, the header is not sent.
         extra_body: fields that are added to the body of the request unchanged.
         after: the text of an answer that was interrupted, for example ``LLMError.partial``. The answer continues it,
             and ``max_tokens`` includes it. "" begins a new answer. It cannot be combined with schemas and tools.
@@ -170,9 +170,9 @@ class Call:
         method: the name of the called method.
         metadata: the labels of the request.
         after: the text that the answer continues, see ``Options``.
-        include_prior: a stream yields the text of ``after``.
-        recorded: the pieces of text behind ``after`` that are in the journal; None if the journal does not record the
-            answer.
+        include_prior: a stream yields the text of ``after``, too.
+        recorded: the pieces of the answer in the journal, which follow ``after``; None if the journal does not record
+            the answer.
     """
 
     prompt: Prompt = field(repr=False)
@@ -190,16 +190,16 @@ class Call:
         """Return the call without keywords that are None. Raise InvalidRequest if a value is invalid."""
         from .parameters import check_keywords  # noqa: PLC0415  # it imports pydantic
 
-        given = {name: getattr(self, name) for name in ("prompt", "model", "temperature", "max_tokens")}
-        check_keywords(AbstractProvider.stream, {**given, "more": self.options}, InvalidRequest)
+        arguments = {name: getattr(self, name) for name in ("prompt", "model", "temperature", "max_tokens")}
+        check_keywords(AbstractProvider.stream, {**arguments, "more": self.options}, InvalidRequest)
         options = {name: value for name, value in self.options.items() if value is not None and name != "n"}
         if options.get("tools") and self.method == "generate":
             raise InvalidRequest("generate() does not support tools", hint="Use complete() or stream()")
-        own = {name: options.pop(name) for name in ("after", "include_prior") if name in options}
-        if own.get("after") and (keyword := self.format_keyword):
+        fields = {name: options.pop(name) for name in ("after", "include_prior") if name in options}
+        if fields.get("after") and (keyword := self.format_keyword):
             what = f"after= with {keyword}=: JSON and tool calls cannot be continued"
             raise InvalidRequest(what, hint=f"Leave after= or {keyword}= out")
-        return replace(self, metadata=dict(options.pop("metadata", {})), options=options, **own)
+        return replace(self, metadata=dict(options.pop("metadata", {})), options=options, **fields)
 
     @property
     def prior_text(self) -> str:
@@ -208,7 +208,7 @@ class Call:
 
     @property
     def prior_source(self) -> Source:
-        """Return the source of this text, see ``Resumed``."""
+        """Return the source of ``prior_text``, see ``Resumed``."""
         return "journal" if self.recorded else "call"
 
     @property
@@ -223,7 +223,7 @@ class Call:
 
     @property
     def format_keyword(self) -> str | None:
-        """Return the keyword because of which the answer may be JSON or a tool call; None for an answer of text."""
+        """Return the keyword that requests JSON or tool calls; None if the answer is text."""
         form, *others = (self.options.get(name) for name in _FORMAT_KEYWORDS)
         is_text = form is None or (isinstance(form, Mapping) and form.get("type") == "text")
         return next((name for name, value in zip(_FORMAT_KEYWORDS, (not is_text, *others), strict=True) if value), None)
@@ -251,29 +251,30 @@ class Attempt:
     Attributes:
         number: the number of the attempt in the request, from 1.
         request: the number of the request in this process.
-        patience: a limit of the seconds to the first token, if it is lower than the provider's timeout; None if not.
-        prefix: the interrupted text, to be sent as a prefill; None without a prefill.
+        max_first_token_s: a limit of the seconds to the first token, in addition to the provider's timeout; None
+            without one.
+        prefix: the interrupted text, which is sent as a prefill; None without a prefill.
         thinking: the thinking before ``prefix``.
         slot: the slot that the router has acquired; None if the attempt must acquire one.
         metadata: the labels of the request.
-        tried: the failed attempts of the request.
-        has_alternative: another provider is left. Otherwise a refusal for an unknown reason is followed by a request
-            without the defaults of this package.
+        failed_attempts: the failed attempts of the request.
+        has_alternative: the router has another provider for the request. If it has none, and the server refuses for an
+            unknown reason, the attempt sends the request again without the defaults of this package.
     """
 
     number: int = 1
     request: int = 0
-    patience: float | None = None
+    max_first_token_s: float | None = None
     prefix: str | None = field(default=None, repr=False)
     thinking: str = field(default="", repr=False)
     slot: Slot | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    tried: list[Tried] = field(default_factory=list)
+    failed_attempts: list[FailedAttempt] = field(default_factory=list)
     has_alternative: bool = False
 
     @property
-    def raw(self) -> str:
-        """Return the prefill with its thinking, in the format of the model."""
+    def prefill_with_thinking(self) -> str:
+        """Return the prefill after its thinking, which is between ``<think>`` tags."""
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
 
 
@@ -428,7 +429,7 @@ class AbstractProvider(LLMProvider):
         try:
             return await self.start(call)(Emit())
         except LLMError as error:
-            raise bare(error)  # noqa: B904  # it removes the cause
+            raise clear_cause(error)  # noqa: B904  # it removes the cause
 
     @override
     async def generate(

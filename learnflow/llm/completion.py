@@ -20,10 +20,11 @@ Parsed = TypeVar("Parsed", default=Any)
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
 Source: TypeAlias = Literal["stream", "call", "journal"]
 
-# The fields of a message and of a tool call in OpenAI's API. Other fields are returned to the server that sent them.
+# The fields of a message and of a tool call in OpenAI's API. All others are "extra" fields, which are sent back only to
+# the server that sent them.
 MESSAGE_FIELDS: Final = frozenset({"role", "content", "name", "tool_calls", "function_call", "refusal", "audio"})
 CALL_FIELDS: Final = frozenset({"index", "id", "type", "function"})
-ORIGIN_FIELD: Final = "learnflow_origin"  # of a message: names the sender of its further fields; never sent
+ORIGIN_FIELD: Final = "learnflow_origin"  # of a message: ``Completion.origin`` of its extra fields; never sent
 
 
 class ServedModel(str):  # noqa: SLOT000  # a str cannot have slots
@@ -65,7 +66,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call of the model. The repr shows neither arguments nor further fields.
+    """A tool call of the model. The repr shows neither arguments nor extra fields.
 
     Attributes:
         id, name: the id of the tool call and the name of the tool.
@@ -81,10 +82,13 @@ class ToolCall:
 
 
 class CallId(str):  # noqa: SLOT000  # a str cannot have slots
-    """The id of a tool call. In the prompt of the next turn it identifies the answer, even in a message by hand.
+    """The id of a tool call, with the message that contained the call.
+
+    A caller may build the next prompt without ``Completion.message``. If it uses this id, the extra fields of the
+    message are still sent.
 
     Attributes:
-        answer: the message of the answer, see ``Completion.message``.
+        answer: the message, see ``Completion.message``.
     """
 
     answer: Mapping[str, Any] = MappingProxyType({})
@@ -104,7 +108,7 @@ class Completion(Generic[Parsed]):
         cost: the cost in US dollars, 0.0 for a local server; None if unknown.
         first_token_s, total_s: seconds from the request to the first token and to the end.
         attempts: the number of attempts, including failed ones.
-        resumed: the number of continuations: after a broken stream, of ``after=``, or of a text in the journal.
+        resumed: the number of continuations. One continues a broken stream, ``after=``, or a text in the journal.
         extra: the fields of the message that OpenAI's API does not define, for example ``reasoning_content`` or
             ``reasoning_details``.
         origin: identifies the provider and the address that sent ``extra``; None if unknown.
@@ -223,7 +227,7 @@ class Resumed:
     Attributes:
         provider: the name of the provider that continues it.
         characters: the length of the text before the continuation.
-        in_words: whether a prompt requested the continuation, because the provider does not support prefill.
+        in_words: whether a prompt requested the continuation in words, because the provider does not support prefill.
         source: the source of the text: "stream" (the stream broke), "call" (``after=``), or "journal".
     """
 
@@ -244,23 +248,23 @@ Event: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | Waiting | Failov
 
 
 def add_extra(message: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of an assistant's message with the further fields of its answer, and of the calls by their ids.
+    """Return a copy of an assistant's message with the extra fields of the answer and of its tool calls.
 
     Args:
-        message: the message, which may lack the fields.
-        answer: the message of the answer, see ``Completion.message``.
+        message: the message, which may lack the extra fields.
+        answer: the answer as a message, see ``Completion.message``. Its tool calls are matched by their ids.
     """
     extra = {name: value for name, value in answer.items() if name not in MESSAGE_FIELDS}
-    sent = {call["id"]: call for call in answer.get("tool_calls", ())}
-    calls = [{**sent.get(str(call.get("id")), {}), **call} for call in message.get("tool_calls") or ()]
+    answer_calls = {call["id"]: call for call in answer.get("tool_calls", ())}
+    calls = [{**answer_calls.get(str(call.get("id")), {}), **call} for call in message.get("tool_calls") or ()]
     return {**extra, **message, **({"tool_calls": calls} if calls else {})}
 
 
 def restore_extra(message: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Return a copy of a message for a provider: with the further fields that it sent, without those of others.
+    """Return a copy of a message with the extra fields that this provider sent, and without those of other providers.
 
     Args:
-        message: the caller's message, perhaps of ``Completion.message``.
+        message: a message of the caller's prompt, perhaps from ``Completion.message``.
         origin: identifies the provider and its address, see ``Completion.origin``.
     """
     calls: list[Mapping[str, Any]] = list(message.get("tool_calls") or ())

@@ -22,7 +22,7 @@ from .providers import EmbeddedProvider, registry
 from .providers.registry import CUSTOM, EMBEDDED, SPECS, build, discoverable_specs, provider_of, spec_of
 from .replay import active
 from .replay.transport import pause_recording
-from .servers.model_catalog import detail_of, state_of
+from .servers.model_catalog import message_without_provider, state_of
 from .transport import network
 from .transport.client import NETWORK
 
@@ -151,7 +151,9 @@ def _invalid_candidate(name: str, error: LLMError) -> Candidate:
     """Return the candidate for a provider with invalid or incomplete settings."""
     spec = _spec_or_none(name)
     known = spec.capabilities if spec else default_capabilities()
-    health = Health(state=state_of(error), provider=name, base_url=None, detail=detail_of(error), capabilities=known)
+    health = Health(
+        state=state_of(error), provider=name, base_url=None, detail=message_without_provider(error), capabilities=known
+    )
     return Candidate(health, None, configured=True)
 
 

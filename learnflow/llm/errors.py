@@ -58,7 +58,7 @@ from typing import Any, ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class FailedAttempt:
     """A failed attempt: provider, model, class of the error, HTTP status, and duration in seconds."""
 
     provider: str
@@ -96,7 +96,7 @@ class LLMError(Exception):
         partial_calls: the tool calls that arrived, with "id", "name" and "arguments" (JSON text). The last one may be
             incomplete.
         tokens: the approximate number of tokens that arrived.
-        discards_text: whether the text that arrived cannot become a valid answer, even if it is continued.
+        discards_text: whether the text that arrived must be discarded: no continuation makes it a valid answer.
         finished: whether the server marked the answer as complete. The fault is then in its content.
         attempts: the failed attempts of the request.
     """
@@ -115,7 +115,7 @@ class LLMError(Exception):
     partial_calls: tuple[dict[str, str], ...] = ()
     tokens: int = 0
     finished: bool = False
-    attempts: tuple[Tried, ...] = ()
+    attempts: tuple[FailedAttempt, ...] = ()
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class LLMError(Exception):
         self.provider, self.model, self.status, self.retry_after = provider, model, status, retry_after
 
     def __str__(self) -> str:
-        who = ", ".join(filter(None, [self.provider, f"model {self.model}" if self.model else ""]))
+        subject = ", ".join(filter(None, [self.provider, f"model {self.model}" if self.model else ""]))
         status = f" (HTTP {self.status})" if self.status else ""
         attempts = "; ".join(map(str, self.attempts if len(self.attempts) > 1 else ()))
         quote = f": “{self.server_message}”" if self.quotable and self.server_message else ""
@@ -141,14 +141,14 @@ class LLMError(Exception):
             self.hint.rstrip("."),
             attempts and f"Tried: {attempts}",
         ]
-        return (f"{who}: " if who else "") + ". ".join(filter(None, sentences)) + "."
+        return (f"{subject}: " if subject else "") + ". ".join(filter(None, sentences)) + "."
 
     def without_text(self) -> Self:
         """Return a copy without text of a prompt or an answer, for events."""
-        twin = copy.copy(self)
+        copied = copy.copy(self)
         quoted = self.server_message if self.quotable else ""
-        vars(twin).update(partial="", thinking="", partial_calls=(), answer=None, reason="", server_message=quoted)
-        return twin
+        vars(copied).update(partial="", thinking="", partial_calls=(), answer=None, reason="", server_message=quoted)
+        return copied
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -157,7 +157,7 @@ class LLMError(Exception):
         return (type(self), (self.what,), self.__dict__.copy())
 
 
-def bare(error: LLMError) -> LLMError:
+def clear_cause(error: LLMError) -> LLMError:
     """Remove the cause and the context of an error, and return it. Errors of other libraries quote prompts and keys."""
     error.__cause__ = error.__context__ = None
     return error
@@ -258,7 +258,8 @@ class ConnectionFailed(Unavailable):
     """The connection was refused or reset, or DNS or TLS failed. No answer began.
 
     Attributes:
-        refused: whether no server listens at the address, or its name has no address. The server may be restarting.
+        refused: whether no server listens at the address, or the host name does not resolve. The server may be
+            restarting.
     """
 
     refused: bool = False
@@ -331,14 +332,14 @@ class DeadlineExceeded(TimedOut):
 class NotRecorded(LLMError):
     """The cassettes of ``LLM_REPLAY`` lack the request, or a test forbids real requests.
 
-    No other provider is tried, because a test would get an answer that is not the recorded one.
+    No other provider is tried, because its answer would not be the recorded one.
 
     Attributes:
-        forgiven: whether the router tried another provider instead, so that the error does not fail a test.
+        was_skipped: whether the router sent the request to another provider instead, so that a test does not fail.
     """
 
     failover = False
-    forgiven: bool = False
+    was_skipped: bool = False
 
 
 class BrokenAnswer(LLMError):
@@ -432,8 +433,8 @@ class ThinkingLeaked(BrokenAnswer):
 
     discards_text = True
     advice = (
-        "Discard the text and retry: the text of this model is now delivered only after its thinking. With "
-        "reasoning=True, generate() or complete(), this is so from the first request"
+        "Discard the text and retry: from now on, the text of this model is delivered only after its thinking. To get "
+        "this from the first request, use reasoning=True, generate() or complete()"
     )
 
 

@@ -120,7 +120,7 @@ class RequestEnded(BaseEvent):
     attempts: int
 
 
-class AnswerCut(BaseEvent):
+class TokenLimitReached(BaseEvent):
     """A text ended at ``max_tokens``. It was returned to the caller, although it may be incomplete.
 
     Attributes:
@@ -150,19 +150,23 @@ class RequestAdjusted(BaseEvent):
     """A request was changed, for example because the model refused a parameter.
 
     Attributes:
-        why: a description of the change.
-        tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. Such a change is logged as a
-            warning.
+        change: a description of the change.
+        tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. The event is then a warning.
     """
 
     provider: str
     model: str
-    why: str
+    change: str
     tight: bool = False
 
 
 class FailedOver(BaseEvent):
-    """A failover succeeded. The first piece from ``to`` arrived ``seconds`` after ``provider`` failed. Not logged."""
+    """The provider after a ``Failover`` answers: its first piece arrived. Not logged.
+
+    Attributes:
+        provider, to: the names of the failed provider and of the next one.
+        seconds: the time from the failure to the first piece.
+    """
 
     provider: str
     to: str
@@ -170,7 +174,7 @@ class FailedOver(BaseEvent):
 
 
 class StreamContinued(BaseEvent):
-    """A continuation has ended. Not logged.
+    """A continuation has ended. Not logged; ``Resumed`` is logged when it begins.
 
     Attributes:
         outcome: "whole" if it is complete, "mismatched" if it did not repeat the end of the text, "broken" if its
@@ -211,7 +215,7 @@ class BreakerClosed(BaseEvent):
 
 
 class ProviderUnusable(BaseEvent):
-    """A provider of a chain has an invalid or missing setting. It gets no request, and the others serve all requests.
+    """A provider of a chain has an invalid or missing setting. Only the other providers get requests.
 
     Attributes:
         error: the fault.
@@ -268,14 +272,14 @@ _S = TypeVar("_S")
 
 _sinks: Final = register("sinks", list[Sink]())
 _content_sinks: Final = register("sinks of content", list[Callable[[ContentRecorded], None]]())
-_numbers: Final = itertools.count(1)
+_request_numbers: Final = itertools.count(1)
 # The name and the level of each event that is logged; docs/generate.py shows them
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     AttemptSucceeded: ("llm.request_completed", "info"),
     AttemptFailed: ("llm.request_failed", "info"),
     ProviderRefused: ("llm.provider_refused", "warning"),
     AttemptCancelled: ("llm.request_cancelled", "info"),
-    AnswerCut: ("llm.answer_truncated", "warning"),
+    TokenLimitReached: ("llm.token_limit_reached", "warning"),
     OtherModelAnswered: ("llm.other_model_answered", "warning"),
     RequestAdjusted: ("llm.request_adjusted", "info"),
     Failover: ("llm.failover", "warning"),
@@ -292,7 +296,7 @@ _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
 
 def next_request() -> int:
     """Return the number of a new request, unique in this process."""
-    return next(_numbers)
+    return next(_request_numbers)
 
 
 def add_sink(sink: Sink) -> Callable[[], None]:
@@ -351,7 +355,7 @@ async def run_attempt(
         address: the address of the server.
         sampling: the sampling parameters.
         attempt: the attempt. Its numbers and metadata label the events.
-        model_and_max_tokens: returns the model and ``max_tokens`` of the request; None for each that is not chosen yet.
+        model_and_max_tokens: returns the model and ``max_tokens`` of the request. Each is None until it is chosen.
         work: runs the attempt.
         receiver: receives the events of the stream.
     """
@@ -376,7 +380,7 @@ async def run_attempt(
     if completion.finish == "length":
         limit = model_and_max_tokens()[1]
         hint = "The answer ended at {}. {}".format(*describe_limit(limit, completion.usage))
-        emit(AnswerCut(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
+        emit(TokenLimitReached(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
     return completion
 
 
@@ -400,7 +404,11 @@ async def run_request(chain: str, model: str | None, attempt: Attempt, work: Wor
         outcome, attempts = error.without_text(), max(1, len(error.attempts))
         raise
     finally:
-        emit(RequestEnded(request=attempt.request, outcome=outcome, attempts=attempts or len(attempt.tried) + 1))
+        emit(
+            RequestEnded(
+                request=attempt.request, outcome=outcome, attempts=attempts or len(attempt.failed_attempts) + 1
+            )
+        )
     return completion
 
 
@@ -417,7 +425,7 @@ def _call_sink(sink: Callable[[Any], None], event: object) -> None:
     try:
         sink(event)
     except Exception as error:  # noqa: BLE001  # an application's sink may raise anything
-        log.line("error", "llm.sink_failed", on=type(event).__name__, error=type(error).__name__)
+        log.write_line("error", "llm.sink_failed", on=type(event).__name__, error=type(error).__name__)
 
 
 def _log(event: LogEvent) -> None:
@@ -426,7 +434,7 @@ def _log(event: LogEvent) -> None:
         level = "error"
     if isinstance(event, RequestAdjusted) and event.tight:
         level = "warning"
-    log.line(level, name, **log_fields(event))
+    log.write_line(level, name, **log_fields(event))
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:

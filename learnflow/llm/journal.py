@@ -32,13 +32,14 @@ from .process import register
 from .settings import Settings
 from .stream import Emit, Relay, Work
 
-Run: TypeAlias = Callable[[Call, Emit], Coroutine[Any, Any, Completion]]
+RunCall: TypeAlias = Callable[[Call, Emit], Coroutine[Any, Any, Completion]]
+"""A coroutine function that runs a call."""
 
-_NAMES: Final = f"{'[0-9a-f]' * 32}-{'[0-9a-f]' * 16}.journal"  # a digest of the request, and a random number
+_FILE_GLOB: Final = f"{'[0-9a-f]' * 32}-{'[0-9a-f]' * 16}.journal"  # a digest of the request, and a random number
 _MAX_FILE_BYTES: Final = 16 * 2**20
 _MAX_UNWRITTEN_CHARS: Final = 512  # at most 2 KiB
 _MAX_UNWRITTEN_S: Final = 1.0
-_UNRELATED: Final = ("timeout", "session", "headers")  # keywords that do not change the answer
+_IGNORED_KEYWORDS: Final = ("timeout", "session", "headers")  # keywords that do not change the answer
 # After these errors, no provider can continue a text.
 _NOT_CONTINUABLE: Final = (errors.NotContinued, errors.EmptyAnswer, errors.RequestError, errors.CapabilityError)
 
@@ -50,7 +51,7 @@ _recording: Final = ContextVar("_recording", default=False)
 class JournalFile(Relay):
     """A file of the journal, locked by one request. As an ``Emit``, it records the text that passes.
 
-    It emits the text that the file had before the first new text.
+    Before the first new text, it emits the text that the file already had.
 
     Args:
         path: its path.
@@ -59,7 +60,7 @@ class JournalFile(Relay):
         flags: further flags to open the file with.
 
     Attributes:
-        pieces: the pieces of the text that the file had.
+        pieces: the pieces of the text that the file already had.
         has_emitted: text was emitted.
 
     Raises:
@@ -88,7 +89,7 @@ class JournalFile(Relay):
         _files.add(self)
 
     def __call__(self, event: Event) -> None:
-        """Record and forward the event. Text is written within a second, together with the text that follows."""
+        """Record and forward the event. Text is collected for at most a second before it is written."""
         if isinstance(event, TextDelta):
             self.has_emitted = True
             self._unwritten.append(event.text)
@@ -107,28 +108,28 @@ class JournalFile(Relay):
         if self.descriptor < 0:
             return
         record = _encode(self.path, self._unwritten) if self._unwritten else b""
-        with _reported(self.path.parent, "it cannot be written"):
+        with _warn_on_error(self.path.parent, "it cannot be written"):
             os.ftruncate(self.descriptor, self._size)
             if os.pwrite(self.descriptor, record, self._size) < len(record):
                 raise OSError("the disk is full")
             self._size, self._unwritten = self._size + len(record), []
         if self._sync:
             with suppress(RuntimeError):  # without an event loop, the request was dropped
-                asyncio.get_running_loop().run_in_executor(None, _sync, self.path)
+                asyncio.get_running_loop().run_in_executor(None, _fsync, self.path)
 
-    def forget_text(self) -> None:
+    def drop_text(self) -> None:
         """Delete the text, because the answer starts from the beginning."""
         self._unwritten, self._size = [], 0
         self.write()
 
     def close(self, *, deletes: bool = False) -> None:
-        """Delete the file if required or if it has no text. Close it, which ends its lock."""
+        """Close the file, which ends its lock. Delete it first if ``deletes`` is True, or if it has no text."""
         if not deletes:
             self.write()
         _files.discard(self)
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
-            with _reported(self.path.parent, "a file cannot be deleted"):
+            with _warn_on_error(self.path.parent, "a file cannot be deleted"):
                 if deletes or not self._size:
                     self.path.unlink(missing_ok=True)
             os.close(descriptor)
@@ -146,25 +147,25 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=JournalFile.close_inherited)
 
 
-def record(common: Settings, limit_s: float, run: Run, call: Call) -> Work:
-    """Return the work of a call. With ``LLM_JOURNAL``, its text is recorded, and recorded text is continued.
+def with_journal(settings: Settings, limit_s: float, run: RunCall, call: Call) -> Work:
+    """Return the work of a call. With ``LLM_JOURNAL``, it records the text, and continues that of an equal call.
 
     Args:
-        common: the settings.
+        settings: the settings.
         limit_s: the time limit of the call in seconds, if it has no ``timeout=``.
         run: runs the call.
         call: the call.
     """
-    if common.llm_journal is None or call.format_keyword:
+    if settings.llm_journal is None or call.format_keyword:
         return partial(run, call)
-    return partial(_run_recorded, common, limit_s, run, call)
+    return partial(_run_recorded, settings, limit_s, run, call)
 
 
-async def _run_recorded(common: Settings, limit_s: float, run: Run, call: Call, emit: Emit) -> Completion:
+async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: Call, emit: Emit) -> Completion:
     """Run a call. Keep its file after an error or a cancellation, unless the caller stopped the stream."""
     deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or limit_s)
     # A router inside an application's provider records nothing
-    file = None if _recording.get() else open_file(common, _digest(call), emit)
+    file = None if _recording.get() else open_file(settings, _digest(call), emit)
     if file is None:
         return await run(call, emit)
     deletes = True
@@ -177,44 +178,47 @@ async def _run_recorded(common: Settings, limit_s: float, run: Run, call: Call, 
     finally:
         file.close(deletes=deletes)
         _recording.set(False)
-    if common.llm_journal_sync:
-        await asyncio.to_thread(_sync, file.path)
+    if settings.llm_journal_sync:
+        await asyncio.to_thread(_fsync, file.path)
     return completion
 
 
-async def _run_with_file(run: Run, call: Call, file: JournalFile, deadline: float) -> Completion:
-    """Continue the text of the file. Begin the answer anew if no provider can continue it, and none was emitted."""
+async def _run_with_file(run: RunCall, call: Call, file: JournalFile, deadline: float) -> Completion:
+    """Run a call that continues the text of the file. If no provider can continue it, run the call from the beginning.
+
+    After text was emitted to a stream, raise the error instead.
+    """
     try:
         return await run(call, file)
     except LLMError as error:
-        is_shown = file.has_emitted and not call.buffered
+        is_emitted = file.has_emitted and not call.buffered
         restarts = file.pieces and (error.discards_text or isinstance(error, _NOT_CONTINUABLE))
-        if is_shown or not (restarts or isinstance(error, errors.ThinkingLeaked)):
+        if is_emitted or not (restarts or isinstance(error, errors.ThinkingLeaked)):
             raise
-    file.forget_text()
+    file.drop_text()
     left_s = max(0.001, deadline - asyncio.get_running_loop().time())
     return await run(replace(call, recorded=(), options={**call.options, "timeout": left_s}), file)
 
 
-def open_file(common: Settings, digest: str, emit: Emit) -> JournalFile | None:
-    """Open a file with the text of a request, or a new one. Return None if that fails. Delete old and damaged files.
+def open_file(settings: Settings, digest: str, emit: Emit) -> JournalFile | None:
+    """Open the file with the text of a request, else a new one. Return None if it fails. Delete old and damaged files.
 
     Args:
-        common: the settings.
+        settings: the settings.
         digest: the digest of the request.
         emit: receives the events of the request.
     """
-    folder, sync = common.llm_journal or Path(), common.llm_journal_sync
-    with _reported(folder, "it cannot be used"):
+    folder, sync = settings.llm_journal or Path(), settings.llm_journal_sync
+    with _warn_on_error(folder, "it cannot be used"):
         folder.mkdir(0o700, parents=True, exist_ok=True)
-        with _reported(folder, "other users have access to it"):
+        with _warn_on_error(folder, "other users have access to it"):
             if folder.stat().st_mode & 0o077:
                 raise OSError("set its mode to 700")
         for path in paths(folder):
-            with _reported(path, "it is not used"), suppress(FileNotFoundError, BlockingIOError):
+            with _warn_on_error(path, "it is not used"), suppress(FileNotFoundError, BlockingIOError):
                 status = path.lstat()
-                is_old = abs(time.time() - status.st_mtime) > common.llm_journal_ttl
-                if is_old or (status.st_size and path.name.startswith(digest)):  # an empty one may not be locked yet
+                is_old = abs(time.time() - status.st_mtime) > settings.llm_journal_ttl
+                if is_old or (status.st_size and path.name.startswith(digest)):  # an empty file may be new
                     file = JournalFile(path, emit, sync=sync)
                     if "".join(file.pieces).strip() and not is_old:
                         return file
@@ -227,7 +231,7 @@ def open_file(common: Settings, digest: str, emit: Emit) -> JournalFile | None:
 
 def paths(folder: Path) -> list[Path]:
     """Return the paths of all files, sorted by name."""
-    return sorted(folder.glob(_NAMES))
+    return sorted(folder.glob(_FILE_GLOB))
 
 
 def read(path: Path) -> tuple[list[str], int]:
@@ -255,23 +259,23 @@ def _encode(path: Path, pieces: list[str]) -> bytes:
 
 def _digest(call: Call) -> str:
     """Return a digest of the request."""
-    options = {name: value for name, value in call.options.items() if name not in _UNRELATED}
+    options = {name: value for name, value in call.options.items() if name not in _IGNORED_KEYWORDS}
     values = call.prompt, call.model, call.temperature, call.max_tokens, call.after, options
-    text = json.dumps(values, sort_keys=True, default=dict)  # as the check of keywords
+    text = json.dumps(values, sort_keys=True, default=dict)  # a keyword may be any Mapping, which json does not support
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     """Write a file and its folder to the disk. The file may have been deleted."""
     for item in (path, path.parent):
-        with _reported(path.parent, "fsync failed"), suppress(FileNotFoundError), ExitStack() as stack:
+        with _warn_on_error(path.parent, "fsync failed"), suppress(FileNotFoundError), ExitStack() as stack:
             descriptor = os.open(item, os.O_RDONLY | os.O_NOFOLLOW)
             stack.callback(os.close, descriptor)
             os.fsync(descriptor)
 
 
 @contextmanager
-def _reported(path: Path, fault: str) -> Iterator[None]:
+def _warn_on_error(path: Path, fault: str) -> Iterator[None]:
     """Return a context manager that suppresses an OSError, and emits a warning, once for each path and fault."""
     try:
         yield

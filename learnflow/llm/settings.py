@@ -54,7 +54,7 @@ def _enables_content(value: object) -> bool:
 
 
 def parse_chain(text: str) -> list[tuple[str, ...]]:
-    """Parse the names of providers, "a+b,c". A comma separates ranks, "+" the providers of one rank."""
+    """Parse the names of providers, "a+b,c". A comma separates ranks; "+" joins the equals of one rank."""
     return [parse_rank(rank) for rank in text.split(",") if rank.strip()]
 
 

@@ -14,16 +14,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import Any, Final, Self, TypeAlias, cast
 
 from .completion import Completion, Event, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Waiting
-from .errors import InvalidRequest, LLMError, bare
+from .errors import InvalidRequest, LLMError, clear_cause
 from .process import ending_tasks
 
-_ONCE: Final = "Call stream() again for another stream"
+_NEW_STREAM_HINT: Final = "Call stream() again for another stream"
 _WAITING_INTERVAL_S: Final = 1.0  # between the last event and a Waiting event
 MAX_READ_AHEAD: Final = 64  # events in the buffer; if it is full, no more is read from the server
 
 
 class Emit:
-    """A receiver of the events of a request. This base class drops them; ``generate`` and ``complete`` use it.
+    """The argument of ``Work``: a request calls it with each event. This base class drops the events.
 
     Attributes:
         all_events: the caller reads all events, not only text.
@@ -36,14 +36,14 @@ class Emit:
     def __call__(self, event: Event) -> None:
         """Emit an event."""
 
-    def forget_text(self) -> None:
-        """Drop the text so far. The caller has not received it, and the answer starts from the beginning."""
+    def drop_text(self) -> None:
+        """Drop the text so far, which the caller has not received. The answer starts again from the beginning."""
 
     async def drain(self) -> None:
         """Wait until the buffer has space."""
 
-    def waiting(self, reason: Waiting) -> AbstractContextManager[None]:  # noqa: ARG002  # the base class emits nothing
-        """Return a context manager for a wait. It emits ``reason`` every second without another event."""
+    def waiting(self, event: Waiting) -> AbstractContextManager[None]:  # noqa: ARG002  # the base class emits nothing
+        """Return a context manager for a wait. It emits ``event`` every second without another event."""
         return nullcontext()
 
 
@@ -55,7 +55,7 @@ class Relay(Emit):
     """Base of the wrappers around an ``Emit``. It forwards every call.
 
     Args:
-        emit: the wrapped receiver.
+        emit: the wrapped ``Emit``.
     """
 
     def __init__(self, emit: Emit) -> None:
@@ -70,9 +70,9 @@ class Relay(Emit):
         """See ``Emit``."""
         return self._emit.drain()
 
-    def waiting(self, reason: Waiting) -> AbstractContextManager[None]:
+    def waiting(self, event: Waiting) -> AbstractContextManager[None]:
         """See ``Emit``."""
-        return self._emit.waiting(reason)
+        return self._emit.waiting(event)
 
 
 class Transcript(Relay):
@@ -109,7 +109,7 @@ class Transcript(Relay):
         """Return the thinking so far."""
         return "".join(self._thinking)
 
-    def forget_text(self) -> None:
+    def drop_text(self) -> None:
         """Clear the recorded text."""
         self._text.clear()
 
@@ -126,7 +126,7 @@ class _Channel(Emit):
         task: runs the request.
         outcome: the completion or the exception of the request; None while it runs.
         is_abandoned: there is no reader any more.
-        reader: a future on which the reader waits for an event; None if it does not wait.
+        reader_future: the future on which the reader waits for an event; None if it does not wait.
     """
 
     def __init__(self, work: Work, *, all_events: bool) -> None:
@@ -134,10 +134,10 @@ class _Channel(Emit):
         self.events: deque[Event] = deque()
         self.outcome: Completion | BaseException | None = None
         self.is_abandoned = False
-        self.reader: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
+        self.reader_future: asyncio.Future[None] | None = None
+        self._writer_future: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._reason: Waiting | None = None
+        self._wait_event: Waiting | None = None
         self._silent_since = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._reader_cancelled = False
@@ -152,33 +152,33 @@ class _Channel(Emit):
         elif not isinstance(event, TextDelta):
             return
         self.events.append(event)
-        _wake(self.reader)
+        _wake(self.reader_future)
 
     async def drain(self) -> None:
-        if self.is_abandoned:  # a library swallowed the cancellation. Without a reader, this wait would not end
+        if self.is_abandoned:  # a library suppressed the cancellation. Without a reader, this wait would not end
             raise asyncio.CancelledError
         while len(self.events) >= MAX_READ_AHEAD:
-            self._writer = self._loop.create_future()
-            await self._writer
+            self._writer_future = self._loop.create_future()
+            await self._writer_future
 
     async def wait_for_event(self) -> None:
         """Wait for an event, or for the end of the request."""
         while not self.events and self.outcome is None:
-            self.reader = self._loop.create_future()
+            self.reader_future = self._loop.create_future()
             try:
-                await self.reader
+                await self.reader_future
             finally:
-                self.reader = None
+                self.reader_future = None
 
     def pop_event(self) -> Event:
         """Remove and return the oldest event."""
         event = self.events.popleft()
-        if self._writer and len(self.events) < MAX_READ_AHEAD:
-            _wake(self._writer)
+        if self._writer_future and len(self.events) < MAX_READ_AHEAD:
+            _wake(self._writer_future)
         return event
 
     def stop(self) -> None:
-        """Record that the caller wants no more text, unless the task that reads it is cancelled."""
+        """Set ``stopped``, unless the stream ends because the task that reads it was cancelled."""
         tasks = self._reading_task, asyncio.current_task(self._loop)
         self.stopped = not (self._reader_cancelled or any(task and task.cancelling() for task in tasks))
 
@@ -194,27 +194,27 @@ class _Channel(Emit):
         finally:
             if self._reading_task:
                 self._reading_task.remove_done_callback(self._end_reading)
-            _wake(self.reader)
+            _wake(self.reader_future)
 
     @contextmanager
-    def waiting(self, reason: Waiting) -> Generator[None, None, None]:
-        outer, self._reason = self._reason, reason
+    def waiting(self, event: Waiting) -> Generator[None, None, None]:
+        outer, self._wait_event = self._wait_event, event
         self._silent_since = min(self._silent_since, self._loop.time())
         if self.all_events and self._timer is None:
             self._schedule()
         try:
             yield
         finally:
-            self._reason = outer
+            self._wait_event = outer
 
     def _schedule(self) -> None:
-        """Schedule the next Waiting event. The timer outlives one wait, because short waits add up to a long one."""
+        """Schedule the next Waiting event. Consecutive waits share one timer, so that short waits are reported, too."""
         delay = max(_WAITING_INTERVAL_S / 10, self._silent_since + _WAITING_INTERVAL_S - self._loop.time())
-        self._timer = self._loop.call_later(delay, self._tick) if self._reason else None
+        self._timer = self._loop.call_later(delay, self._tick) if self._wait_event else None
 
     def _tick(self) -> None:
-        if self._reason and self._loop.time() >= self._silent_since + _WAITING_INTERVAL_S and not self.events:
-            self(self._reason)
+        if self._wait_event and self._loop.time() >= self._silent_since + _WAITING_INTERVAL_S and not self.events:
+            self(self._wait_event)
         self._schedule()
 
 
@@ -263,11 +263,11 @@ class TextStream(AsyncIterator[str]):
     async def __anext__(self) -> str:
         channel = self._channel
         if channel and channel.all_events:
-            raise InvalidRequest("the stream is already read by events()", hint=_ONCE)
+            raise InvalidRequest("the stream is already read by events()", hint=_NEW_STREAM_HINT)
         event = await self._next(all_events=False)
         if event is None:
             raise StopAsyncIteration
-        return cast(TextDelta, event).text  # the channel holds nothing else
+        return cast(TextDelta, event).text  # without all_events, the channel has only TextDelta
 
     async def _next(self, *, all_events: bool) -> Event | None:
         """Return the next event; None at the end. The first call starts the request."""
@@ -276,9 +276,9 @@ class TextStream(AsyncIterator[str]):
             if self._closed:
                 return None
             channel = self._channel = _Channel(self._work, all_events=all_events)
-        if self._failed or channel.reader:
+        if self._failed or channel.reader_future:
             fault = "the stream has failed" if self._failed else "another task reads the stream"
-            raise InvalidRequest(fault, hint=_ONCE)
+            raise InvalidRequest(fault, hint=_NEW_STREAM_HINT)
         if not channel.events and not self._closed:
             try:
                 await channel.wait_for_event()
@@ -294,7 +294,7 @@ class TextStream(AsyncIterator[str]):
             return None
         self._failed = True
         assert channel.outcome  # noqa: S101  # the request has ended
-        raise bare(channel.outcome) if isinstance(channel.outcome, LLMError) else channel.outcome
+        raise clear_cause(channel.outcome) if isinstance(channel.outcome, LLMError) else channel.outcome
 
     def events(self) -> AsyncGenerator[Event, None]:
         """Return an iterator over text, thinking, tool calls, waiting, failover, and ``Finished`` at the end.
@@ -346,7 +346,7 @@ class TextStream(AsyncIterator[str]):
 
 
 class _Events(AsyncGenerator[Event, None]):
-    """The events of a stream. Unlike an async generator, it does not end in silence after a cancelled read.
+    """An iterator over the events of a stream. An async generator would end without an error after a cancelled read.
 
     Args:
         stream: the stream.
@@ -361,7 +361,7 @@ class _Events(AsyncGenerator[Event, None]):
     async def asend(self, _: None) -> Event:
         stream, first, self._first = self._stream, self._first, False
         if first and stream._channel:  # noqa: SLF001  # this class is a part of TextStream
-            raise InvalidRequest("the stream has started before", hint=_ONCE)
+            raise InvalidRequest("the stream has started before", hint=_NEW_STREAM_HINT)
         if event := await stream._next(all_events=True):  # noqa: SLF001
             return event
         if stream._closed:  # noqa: SLF001

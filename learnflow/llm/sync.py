@@ -23,7 +23,7 @@ class TextStream:
 
     def __init__(self, stream: AsyncTextStream) -> None:
         self._stream = stream
-        self._text = BACKGROUND.iterate(cast(AsyncGenerator[str, None], stream))  # it has the methods that are used
+        self._text = BACKGROUND.iterate(cast(AsyncGenerator[str, None], stream))  # it has __anext__ and aclose
         self._events: BlockingIterator[Event] | None = None
 
     def __repr__(self) -> str:
@@ -49,7 +49,7 @@ class TextStream:
         """Close the connection, so that the server stops. A thread that reads the stream gets no more pieces."""
         if self._text.is_inherited:
             return  # the request is that of the parent process
-        BACKGROUND.wait(self._stream.aclose())
+        BACKGROUND.run(self._stream.aclose())
         (self._events or self._text).close()
 
     def __enter__(self) -> Self:
@@ -87,9 +87,9 @@ class Provider:
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
             model: the model's name at the provider; None for the configured one, see ``LLMProvider.generate``.
-            temperature: the sampling temperature. The default is removed if the model refuses it.
-            max_tokens: the longest answer, in tokens. The default is removed if the model refuses it.
-            more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). Tools are refused.
+            temperature: the sampling temperature. The default is removed if the model rejects it.
+            max_tokens: the longest answer, in tokens. The default is removed if the model rejects it.
+            more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). Tools are not supported.
 
         Returns:
             The complete text. An incomplete answer raises an error.
@@ -98,7 +98,7 @@ class Provider:
             InvalidRequest: a keyword or a value is invalid. Nothing was sent.
             LLMError: no provider returned a complete answer. ``.partial`` has the text that arrived.
         """
-        return BACKGROUND.wait(self.provider.generate(prompt, model, temperature, max_tokens, **more))
+        return BACKGROUND.run(self.provider.generate(prompt, model, temperature, max_tokens, **more))
 
     def stream(
         self,
@@ -113,8 +113,8 @@ class Provider:
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
             model: the model's name at the provider; None for the configured one, see ``LLMProvider.generate``.
-            temperature: the sampling temperature. The default is removed if the model refuses it.
-            max_tokens: the longest answer, in tokens. The default is removed if the model refuses it.
+            temperature: the sampling temperature. The default is removed if the model rejects it.
+            max_tokens: the longest answer, in tokens. The default is removed if the model rejects it.
             more: the keywords of ``Options``, for example ``tools`` or ``timeout`` (seconds).
 
         Returns:
@@ -142,8 +142,8 @@ class Provider:
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
             model: the model's name at the provider; None for the configured one, see ``LLMProvider.generate``.
-            temperature: the sampling temperature. The default is removed if the model refuses it.
-            max_tokens: the longest answer, in tokens. The default is removed if the model refuses it.
+            temperature: the sampling temperature. The default is removed if the model rejects it.
+            max_tokens: the longest answer, in tokens. The default is removed if the model rejects it.
             more: the keywords of ``Options``, for example ``tools``, ``response_format`` or ``timeout`` (seconds).
 
         Returns:
@@ -153,21 +153,21 @@ class Provider:
             InvalidRequest: a keyword or a value is invalid. Nothing was sent.
             LLMError: no provider returned a complete answer. ``.partial`` has the text that arrived.
         """
-        completion = BACKGROUND.wait(self.provider.complete(prompt, model, temperature, max_tokens, **more))
+        completion = BACKGROUND.run(self.provider.complete(prompt, model, temperature, max_tokens, **more))
         return to_completion(completion, self.name, model)
 
     def list_models(self) -> list[str]:
         """Return the values for ``model=``. Raise LLMError if no provider responds."""
-        return BACKGROUND.wait(self.provider.list_models())
+        return BACKGROUND.run(self.provider.list_models())
 
     def health_check(self) -> bool:
-        """Probe the server. Return True if the provider would answer now."""
-        return BACKGROUND.wait(self.provider.health_check())
+        """Probe the server. Return whether the provider is ready for a request."""
+        return BACKGROUND.run(self.provider.health_check())
 
     def close(self) -> None:
         """Close idle connections; see ``BaseProvider.aclose``."""
         if aclose := getattr(self.provider, "aclose", None):  # an application's own provider may have no aclose()
-            BACKGROUND.wait(aclose())
+            BACKGROUND.run(aclose())
 
     def __enter__(self) -> Self:
         return self
@@ -176,7 +176,7 @@ class Provider:
         self.close()
 
     def get_capabilities(self) -> Capabilities:
-        """Return what is known about the provider, without a request. None means unknown."""
+        """Return the known capabilities of the provider, without a request. None means unknown."""
         return self.provider.get_capabilities()
 
 

@@ -73,7 +73,7 @@ def sent(provider: BaseProvider, model: str, call_name: str) -> dict[str, Any] |
     options = {name: value for name, value in given.items() if name != "temperature"}
     call = Call(prompt, model, given.get("temperature", DEFAULT_TEMPERATURE), DEFAULT_MAX_TOKENS, options=options)
     thinks = options.get("reasoning") is not False
-    needs = needs_responses(provider.spec, model, tools="tools" in options, thinks=thinks)
+    needs = needs_responses(provider.spec, model, tools="tools" in options, reasoning=thinks)
     request_format = RequestFormat(unsupported=provider.catalog.rejected(model), api="responses" if needs else "chat")
     api = request_format.api or "chat"
     try:

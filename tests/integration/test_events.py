@@ -86,7 +86,7 @@ async def test_floats_of_a_line_have_three_digits(caplog: pytest.LogCaptureFixtu
     numbers = re.findall(r"(?:total_s|first_token_s)=([\d.e-]+)", line)
     assert len(numbers) == 2
     assert [number for number in numbers if float(number) != float(f"{float(number):.3g}")] == []
-    log.line("info", "llm.test", seconds=12.3456, cost=0.000012345, tokens=123456, hint="12.3456")
+    log.write_line("info", "llm.test", seconds=12.3456, cost=0.000012345, tokens=123456, hint="12.3456")
     assert caplog.messages[-1] == "event='llm.test' seconds=12.3 cost=1.23e-05 tokens=123456 hint='12.3456'"
 
 

@@ -9,7 +9,7 @@ from support import TINY_MODEL, serving, store_tiny_model
 
 from learnflow.llm import RouterProvider, errors, get_provider, sync
 from learnflow.llm.providers import EmbeddedProvider
-from learnflow.llm.providers.registry import SPECS, check_name
+from learnflow.llm.providers.registry import SPECS, check_provider_name
 from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
 from learnflow.llm.transport import network
 
@@ -124,7 +124,7 @@ def test_sync_context_manager_takes_keywords_and_closes() -> None:
             assert provider.generate("hi")
         from learnflow.llm.background import BACKGROUND  # noqa: PLC0415
 
-        assert not BACKGROUND.wait(_idle(server))
+        assert not BACKGROUND.run(_idle(server))
 
 
 @pytest.mark.parametrize("name", ["bedrock", "vertex_ai", "cohere", "sagemaker", "no-such"])
@@ -133,5 +133,5 @@ def test_error_for_vendor_with_own_api_names_a_proxy(name: str) -> None:
         errors.NotConfigured, match=rf"unknown provider '{name}'.*LLM_PROVIDER=litellm_proxy.*Embeddings"
     ):
         get_provider(name)
-    check_name("litellm_proxy")
+    check_provider_name("litellm_proxy")
     assert name not in SPECS

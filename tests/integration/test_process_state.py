@@ -231,8 +231,8 @@ def test_blocking_call_in_loop_after_stop_raises_invalid_request(server: FaultSe
     with pytest.raises(errors.InvalidRequest, match="blocking call"):
         background.wait(call()) if nested else asyncio.run(call())
     assert background.wait(asyncio.sleep(0, "result")) == "result"
-    assert background._last_runner
-    background._last_runner.close()
+    assert background._exit_runner
+    background._exit_runner.close()
 
 
 def test_second_reader_raises_invalid_request(server: FaultServer) -> None:

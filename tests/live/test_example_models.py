@@ -44,7 +44,7 @@ def last_day(name: str, model: str) -> date | None:
     vendor, _, own_name = model.rpartition("/")
     spec, maker = spec_of_kind(name), spec_of_kind({"google": "gemini"}.get(vendor, vendor))
     assert spec
-    return model_prices.end_of(spec, model) or (model_prices.end_of(maker, own_name) if maker else None)
+    return model_prices.shutdown_date(spec, model) or (model_prices.shutdown_date(maker, own_name) if maker else None)
 
 
 @pytest.mark.parametrize(("name", "model"), sorted(examples()))

@@ -131,8 +131,8 @@ async def test_its_graph_runs_to_its_end(checkout: Path, service: Any) -> None:
         state, events = await run(checkout, service, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=url)
     is_whole(state)
     assert answers(events) == [("llamacpp", "stop")] * CALLS
-    lowered = [event["why"] for event in of(events, "RequestAdjusted")]
-    assert len([why for why in lowered if "instead of 25000" in why]) == 2  # content, synthesis
+    lowered = [event["change"] for event in of(events, "RequestAdjusted")]
+    assert len([change for change in lowered if "instead of 25000" in change]) == 2  # content, synthesis
     told = [each["body"] for each in service.traced if each["type"] == "generation-update"]
     assert len(told) == CALLS
     assert all(each["usage"]["output"] > 0 and each["model"] for each in told)
@@ -276,7 +276,7 @@ async def test_a_name_that_is_cut_is_used_as_it_is(checkout: Path, service: Any)
             state, events = await run(checkout, service, LLM_PROVIDER="llamacpp", LLAMACPP_BASE_URL=proxy.url)
     is_whole(state)
     assert len([body for body in proxy.requests if '"max_tokens": 3' in body]) == 1
-    assert [event["max_tokens"] for event in of(events, "AnswerCut")] == [3]
+    assert [event["max_tokens"] for event in of(events, "TokenLimitReached")] == [3]
     assert answers(events) == [("llamacpp", "stop"), ("llamacpp", "length"), *[("llamacpp", "stop")] * (CALLS - 2)]
     assert state["display_name"]
     assert state["display_name"] not in QUESTION, "it is the model's, not the first words of the question"

@@ -83,7 +83,7 @@ async def test_assistant_message_is_finished_turn_and_not_beginning_of_answer(
     provider = llama_server.provider()
     text = await provider.generate(DECIDED, temperature=0, max_tokens=60)
     (adjusted,) = [event for event in events_seen if isinstance(event, events.RequestAdjusted)]
-    assert "assistant message" in adjusted.why
+    assert "assistant message" in adjusted.change
     turn = {"role": "user", "content": "Please give your next message."}
     assert text == await provider.generate([*DECIDED, turn], temperature=0, max_tokens=60)
 
@@ -183,7 +183,7 @@ async def test_ceiling_is_lowered_to_what_the_server_counted(
     assert done.usage.prompt_tokens + (done.usage.completion_tokens or 0) <= 2048
     (adjusted,) = [event for event in events_seen if isinstance(event, events.RequestAdjusted)]
     assert adjusted.tight
-    lowered = int(adjusted.why.partition("max_tokens=")[2].partition(" ")[0])
+    lowered = int(adjusted.change.partition("max_tokens=")[2].partition(" ")[0])
     assert 2048 - done.usage.prompt_tokens - 32 < lowered <= 2048 - done.usage.prompt_tokens
 
 

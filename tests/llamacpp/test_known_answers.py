@@ -108,7 +108,7 @@ async def test_answer_cut_at_max_tokens_has_finish_length(
     else:
         done = await provider.complete(RSA, temperature=0, max_tokens=5)
     assert (done.finish, done.text, done.usage.completion_tokens) == ("length", "RSA is a public-", 5)
-    assert [event.max_tokens for event in events_seen if isinstance(event, events.AnswerCut)] == [5]
+    assert [event.max_tokens for event in events_seen if isinstance(event, events.TokenLimitReached)] == [5]
 
 
 @pytest.mark.parametrize("stop", ["key", ["cryptosystem", "key"]])

@@ -610,7 +610,7 @@ async def test_sync_writes_each_record_to_the_disk(folder: Path, monkeypatch: py
 
 async def test_without_the_variable_nothing_is_wrapped(tmp_path: Path) -> None:
     run = router(Continuing())._run
-    assert journal.record(Settings(), 1.0, run, Call("hi")).func is run  # type: ignore[arg-type, attr-defined]
+    assert journal.with_journal(Settings(), 1.0, run, Call("hi")).func is run  # type: ignore[arg-type, attr-defined]
     await interrupt("stream")
     assert [path.name for path in tmp_path.iterdir()] == []
 

@@ -263,7 +263,7 @@ async def test_text_is_returned_with_a_warning_that_names_number_and_remedy(
             text = done.text
         assert len(server.bodies) == 1
     assert text == "RSA is a pub"
-    (warning,) = [event for event in events_seen if isinstance(event, events.AnswerCut)]
+    (warning,) = [event for event in events_seen if isinstance(event, events.TokenLimitReached)]
     assert warning.max_tokens == (limit or 1000)
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert str(limit or 1000) in line

@@ -420,7 +420,7 @@ async def test_part_that_the_responses_api_lacks_is_refused() -> None:
 def test_api_follows_from_model_and_tools(name: str, model: str, keywords: dict[str, Any], api: str) -> None:
     spec = build(name, "https://cloud.example/v1", model, KEY).spec
     thinks = keywords.get("reasoning") not in (False, "none")
-    assert needs_responses(spec, model, tools="tools" in keywords, thinks=thinks) == (api == "responses")
+    assert needs_responses(spec, model, tools="tools" in keywords, reasoning=thinks) == (api == "responses")
 
 
 def switching(chat: Reply, responses: Reply) -> Callable[[dict[str, Any]], Reply]:

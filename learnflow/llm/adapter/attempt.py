@@ -142,7 +142,7 @@ class Runner:
             error.hint = error.hint or self.catalog.alternatives_hint(model)
         add_error_context(error, self.spec, self.client.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed | errors.NotLocal):
-            self.catalog.forget()
+            self.catalog.clear()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
             self.leaking_models.add(error.model)
         redact(error, self.client_for(request).endpoint, request, answer.text if answer else "")
@@ -166,7 +166,7 @@ class _AttemptRun:
         self._spec, self._catalog, self._timeouts = runner.spec, runner.catalog, runner.timeouts
         self._model = request.model or ""
         self._client = runner.client_for(request)
-        self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.raw)
+        self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.prefill_with_thinking)
         self._answer: Answer | None = None
         self._responses_error: LLMError | None = None  # of the Responses API, if the request was retried as chat
 
@@ -288,7 +288,7 @@ class _AttemptRun:
     def _choose_api(self) -> ApiName:
         """Choose the API. LiteLLM's price map lists the models that require the Responses API."""
         request, thinks = self._request, self._request.reasoning not in (False, "none")
-        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), thinks=thinks)
+        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), reasoning=thinks)
         return "responses" if needs else "chat"
 
     async def _check_locality(self, deadline: float) -> None:
@@ -328,11 +328,11 @@ class _AttemptRun:
     def _report_adjusted(self, adjustment: str | None, *, tight: bool = False) -> None:
         if adjustment:
             name, model = self._spec.name, self._model
-            events.emit(events.RequestAdjusted(provider=name, model=model, why=adjustment, tight=tight))
+            events.emit(events.RequestAdjusted(provider=name, model=model, change=adjustment, tight=tight))
 
     def _initial_format(self) -> RequestFormat:
         """Return the format for the first request to a model, from the configuration and LiteLLM's price map."""
-        requires_responses = model_prices.needs_responses(self._spec, self._model, tools=False, thinks=True)
+        requires_responses = model_prices.needs_responses(self._spec, self._model, tools=False, reasoning=True)
         api = self._runner.api or ("responses" if requires_responses else None)
         no_schema = self._catalog.overrides.get("json_schema") is False
         index = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0
@@ -344,10 +344,10 @@ class _AttemptRun:
         The time to the first token is longer for a cold model, and shorter if the router reserves time for other
         providers. An answer without streaming may take until the deadline.
         """
-        timeouts, patience = self._timeouts, self._attempt.patience
+        timeouts, max_first_token_s = self._timeouts, self._attempt.max_first_token_s
         first = max(timeouts.first_token, timeouts.load) if self._budget.must_load_model else timeouts.first_token
         first = first if self._request.streams(request_format) else timeouts.deadline
-        return replace(timeouts, first_token=first if patience is None else min(first, patience))
+        return replace(timeouts, first_token=first if max_first_token_s is None else min(first, max_first_token_s))
 
     def _load_probe(self) -> IsLoading | None:
         """Return a function that checks whether the server is loading the model.
@@ -384,7 +384,9 @@ class _AttemptRun:
         if attempt.prefix is not None and continuation_spec is None:
             hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
-        prefill = attempt.raw if continuation_spec and continuation_spec.dialect.supports_prefill else None
+        prefill = (
+            attempt.prefill_with_thinking if continuation_spec and continuation_spec.dialect.supports_prefill else None
+        )
         messages, parameters = self._request.to_openai(
             request_format, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
@@ -438,7 +440,7 @@ class _AttemptRun:
         events.emit_content(attempt.request, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
-            log.line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
+            log.write_line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)
         return completion
 
     def _find_cost(self, completion: Completion) -> float | None:
@@ -451,7 +453,7 @@ class _AttemptRun:
     def _report_other_model(self, served: str | None) -> None:
         """Emit an event if another model answered, unless the server's names are aliases."""
         runner, name = self._runner, self._spec.name
-        served = self._catalog.find_other(self._model, served)
+        served = self._catalog.other_model_name(self._model, served)
         kind = (self._catalog.server and self._catalog.server.kind) or self._spec
         pair = (self._model, served)
         if served and not (
@@ -520,7 +522,7 @@ class Answer(Transcript):
 
     def _emit_delta(self, delta: Delta) -> None:
         if self._splitter.leaked and self.text:
-            self.forget_text()
+            self.drop_text()
             self._thinking.append(delta.thinking)
             raise errors.ThinkingLeaked("the text so far was thinking: </think> arrived without <think>")
         if delta.thinking:

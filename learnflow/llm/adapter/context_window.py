@@ -173,9 +173,9 @@ class ContextBudget:
         try:
             return await self._check(timeout_s)
         except (errors.Unsupported, errors.ContextOverflow):
-            if not self._spec.local or self._catalog.is_newer(model, self._began):
+            if not self._spec.local or self._catalog.was_probed_since(model, self._began):
                 raise
-        self._catalog.forget()  # the server may have been restarted with another model or context length
+        self._catalog.clear()  # the server may have been restarted with another model or context length
         return await self._check(timeout_s)
 
     async def _check(self, timeout_s: float) -> str | None:
@@ -199,8 +199,8 @@ class ContextBudget:
     async def _set_context_length(self) -> str | None:
         """Set the context length to request. Return a description of the change; None if the loaded length is kept."""
         changes = self._choose_length(self._max_prompt_tokens) != self._loaded_length
-        if changes and not self._catalog.is_newer(self._model, self._began):
-            self._catalog.forget()  # another client may have loaded a longer one
+        if changes and not self._catalog.was_probed_since(self._model, self._began):
+            self._catalog.clear()  # another client may have loaded a longer one
             self._server_model = await self._catalog.describe(self._model)
         limit = self._configured_length or self._server_model.capabilities.get("context")
         min_tokens = estimate_min_tokens(self._texts)

@@ -13,7 +13,7 @@ from .. import errors, events, journal, settings
 from ..base import AbstractProvider, Attempt, Call, TimeOptions
 from ..capabilities import Capabilities, Health
 from ..completion import restore_extra
-from ..errors import LLMError, bare
+from ..errors import LLMError, clear_cause
 from ..parameters import ApiName, check_keywords
 from ..provider_spec import Model, ProviderSpec
 from ..replay import active
@@ -159,7 +159,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def trouble(self, model: str | None) -> str | None:
         """Return why a request for this model would fail; see ``RoutableProvider.trouble``."""
-        return self.catalog.trouble(model or self.model)
+        return self.catalog.expected_failure(model or self.model)
 
     def start(self, call: Call) -> Work:
         """Return a coroutine function that runs a call; see ``AbstractProvider.start``."""
@@ -167,7 +167,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         work = self.attempt(call, attempt)  # raises an error if the call is invalid
         if call.after or self._common.llm_journal:
             run = partial(run_with_prior_text, self.attempt, attempt, self.name)
-            work = journal.record(self._common, self._timeouts.deadline, run, call)
+            work = journal.with_journal(self._common, self._timeouts.deadline, run, call)
         return partial(events.run_request, self.name, call.model or self.model, attempt, work)
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
@@ -199,7 +199,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     async def list_models(self) -> list[str]:
         """Return the names of the chat models. Raise LLMError if they cannot be listed."""
         with self._detailed_errors():
-            return [model.name for model in await self.catalog.models(every=False)]
+            return [model.name for model in await self.catalog.models(all_models=False)]
 
     async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
         """Return the chat models with their capabilities.
@@ -273,7 +273,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         try:
             yield
         except LLMError as error:
-            raise bare(self.runner.add_details(error, model))  # noqa: B904  # ``bare`` removes the context
+            raise clear_cause(self.runner.add_details(error, model))  # noqa: B904  # ``clear_cause`` removes the context
 
     async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
         """Load a model unless it is loaded."""
@@ -288,7 +288,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Wait while the server reports that it is loading. Return the model."""
         while True:
             try:
-                return await self.catalog.find(name)
+                return await self.catalog.probe_model(name)
             except errors.ModelLoading:
                 await asyncio.sleep(_PROBE_INTERVAL_S)
 

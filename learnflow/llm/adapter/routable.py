@@ -173,7 +173,8 @@ class RoutableProvider(LLMProvider):
                 with emit.waiting(Waiting("queue", self.name, call.model)):
                     slot = await CAPACITY.acquire(facts.address, facts.concurrency_limit, deadline)
             first = min(
-                filter(None, [attempt.patience, None if call.buffered else facts.first_token_s]), default=deadline
+                filter(None, [attempt.max_first_token_s, None if call.buffered else facts.first_token_s]),
+                default=deadline,
             )
             async with asyncio.timeout_at(min(deadline, loop.time() + first)) as scope:
                 limited = _TimeLimitedEmit(emit, scope, deadline, deadline if call.buffered else facts.gap_s)

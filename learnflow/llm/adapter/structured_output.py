@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..base import Attempt
 from ..completion import Completion, TextDelta
-from ..errors import CapabilityError, LLMError, RequestError, SchemaMismatch, Tried
+from ..errors import CapabilityError, FailedAttempt, LLMError, RequestError, SchemaMismatch
 from ..provider_spec import SchemaMode
 from ..stream import Emit, Work
 from ..transport.untrusted import object_at, parse_json, printable
@@ -139,7 +139,7 @@ async def run_with_corrections(
     """
     loop = asyncio.get_running_loop()
     first_began = loop.time()
-    rejected, tried = list[Completion](), attempt.tried
+    rejected, failed_attempts = list[Completion](), attempt.failed_attempts
     failure: LLMError | None = None  # the error to raise
     while True:
         began = loop.time()
@@ -148,17 +148,26 @@ async def run_with_corrections(
             emit(TextDelta(completion.text))
             return _add_rejected(completion, rejected, began - first_began)
         except LLMError as error:
-            tried.append(Tried(provider, error.model, type(error).__name__, error.status, loop.time() - began))
+            failed_attempts.append(
+                FailedAttempt(provider, error.model, type(error).__name__, error.status, loop.time() - began)
+            )
             refused = isinstance(error, (CapabilityError, RequestError))
             last, failure = error, failure if failure and refused else error
         left_s = first_began + limit_s - loop.time()
-        if not isinstance(last, SchemaMismatch) or not last.reason or len(tried) > max_corrections or left_s <= 0:
-            failure.attempts = tuple(tried) if len(tried) > 1 else ()
+        if (
+            not isinstance(last, SchemaMismatch)
+            or not last.reason
+            or len(failed_attempts) > max_corrections
+            or left_s <= 0
+        ):
+            failure.attempts = tuple(failed_attempts) if len(failed_attempts) > 1 else ()
             raise failure.with_traceback(None)
         rejected.append(last.answer)
         request = request.with_correction(last.answer.text, last.reason)
-        patience = attempt.patience and min(attempt.patience, left_s / 2)  # the rest is for other providers
-        attempt = replace(attempt, number=attempt.number + 1, patience=patience)
+        max_first_token_s = attempt.max_first_token_s and min(
+            attempt.max_first_token_s, left_s / 2
+        )  # the rest is for other providers
+        attempt = replace(attempt, number=attempt.number + 1, max_first_token_s=max_first_token_s)
 
 
 def _add_rejected(completion: Completion, rejected: Sequence[Completion], delay_s: float) -> Completion:

@@ -63,7 +63,7 @@ def _add_notice(notices: list[str], event: events.LogEvent) -> None:
             notify(f"no server responds: using {event.provider} with the model {event.model}. {event.hint}")
         case events.OtherModelAnswered():
             notices.append(f"{event.provider} answered with the model {event.served} instead of {event.model}")
-        case events.AnswerCut():
+        case events.TokenLimitReached():
             notices.append(f"{event.provider}: {event.hint}")
 
 

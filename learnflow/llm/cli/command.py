@@ -72,10 +72,10 @@ def _configure_output(*, verbose: bool) -> None:
 
 
 def _check_provider(name: str) -> None:
-    from ..providers.registry import check_name  # noqa: PLC0415  # not needed for --help
+    from ..providers.registry import check_provider_name  # noqa: PLC0415  # not needed for --help
 
     try:
-        check_name(name)
+        check_provider_name(name)
     except errors.LLMError as error:
         raise click.BadParameter(str(error), param_hint="--provider") from None
 

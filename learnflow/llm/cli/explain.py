@@ -13,7 +13,7 @@ import click
 
 from ..base import Call, Options, Prompt
 from ..factory import get_provider
-from ..routing.option import Option
+from ..routing.candidate import Candidate
 from ..routing.router import RouterProvider
 from ..routing.selection import Chain, last_resort, select
 from .command import ExitCode, command, model_option, provider_option
@@ -91,34 +91,38 @@ def choices_of(
 ) -> list[Choice]:
     """Return the providers of a router in the order in which a request would try them. Send nothing."""
     chain = router.chain_now(Call(prompt, model, options=options))
-    order = chain.sorted_options()
-    fit = [option for option in order if not (chain.missing(option) or option.provider.trouble(option.model))]
+    order = chain.sorted_candidates()
+    fit = [
+        candidate
+        for candidate in order
+        if not (chain.missing(candidate) or candidate.provider.trouble(candidate.model))
+    ]
     chosen = select(fit, chain.settings.llm_routing) or (last_resort(fit) if fit else None)
-    return [_choice(option, chain, is_chosen=option is chosen) for option in order]
+    return [_choice(candidate, chain, is_chosen=candidate is chosen) for candidate in order]
 
 
-def _unknown_requirements(option: Option, chain: Chain) -> list[str]:
-    capabilities: Mapping[str, Any] = option.facts.capabilities
+def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
+    capabilities: Mapping[str, Any] = candidate.facts.capabilities
     return [name for name in chain.needs.capabilities if not capabilities[name]]  # False only for a sole provider
 
 
-def _choice(option: Option, chain: Chain, *, is_chosen: bool) -> Choice:
+def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
     serves: bool | None = False
-    if missing := chain.missing(option):
-        reason = missing[0] if option.creation_error else f"lacks {', '.join(missing)}"
-    elif trouble := option.provider.trouble(option.model):
+    if missing := chain.missing(candidate):
+        reason = missing[0] if candidate.creation_error else f"lacks {', '.join(missing)}"
+    elif trouble := candidate.provider.trouble(candidate.model):
         reason = trouble
-    elif not is_chosen and not option.ready and option.breaker:
-        reason = f"its circuit breaker is open after {type(option.breaker.error).__name__}"
+    elif not is_chosen and not candidate.ready and candidate.breaker:
+        reason = f"its circuit breaker is open after {type(candidate.breaker.error).__name__}"
     elif not is_chosen:
         reason = "would be used if the providers before it fail"
-    elif unknown_needs := _unknown_requirements(option, chain):
+    elif unknown_needs := _unknown_requirements(candidate, chain):
         serves, reason = None, f"would be used; it is unknown whether it has {', '.join(unknown_needs)}"
     else:
         serves, reason = True, "would serve"
-    if serves is not False and option.cold:
+    if serves is not False and candidate.cold:
         reason += ", after it has loaded the model"
-    return Choice(option.name, option.target.model, serves, reason, option.rank)
+    return Choice(candidate.name, candidate.target.model, serves, reason, candidate.rank)
 
 
 def _serves_cells(choice: Choice, probe: bool) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import click
 import httpx
 
-from ..errors import InvalidRequest, LLMError, NotConfigured, bare
+from ..errors import InvalidRequest, LLMError, NotConfigured, clear_cause
 from ..providers import model_store
 from ..providers.registry import SPECS
 from ..transport.endpoint import is_loopback
@@ -97,7 +97,7 @@ def pull(source: str, required_sha256: str | None, name: str | None) -> int:
     except InvalidRequest:
         raise
     except LLMError as error:
-        notify(str(bare(error)))
+        notify(str(clear_cause(error)))
         return ExitCode.FAILED
     except OSError as error:
         notify(f"the model was not stored: {error}. Check the disk, the folder and LLM_MODELS_DIR")

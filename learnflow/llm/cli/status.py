@@ -19,7 +19,7 @@ from ..discovery import Candidate, scan, select_usable
 from ..errors import LLMError
 from ..provider_spec import Model, ProviderSpec
 from ..providers import model_store
-from ..providers.registry import check_name
+from ..providers.registry import check_provider_name
 from ..providers.registry import vendor_specs as vendors
 from ..replay import active
 from .command import ExitCode, command, json_option, provider_option, timeout_option
@@ -149,7 +149,7 @@ async def probe(
     """
     chain = chain_of(provider)
     for name in chain if requires_names else ():
-        check_name(name)
+        check_provider_name(name)
     with progress("probing servers"):
         return chain, await scan(timeout_s, chain, embedded=True)
 

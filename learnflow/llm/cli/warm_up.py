@@ -49,7 +49,7 @@ async def _load(provider: BaseProvider, model: str | None, keep_alive: str | Non
     with progress(f"{provider.name}: loading {model or before.model or 'the model'}"):
         await provider.warm_up(model, **options)
     requested = model or provider.model
-    served = (await provider.catalog.find(requested)).name
+    served = (await provider.catalog.probe_model(requested)).name
     name = served if not requested or is_same_model(requested, served) else f"{served} instead of {requested}"
     if before.model == served and before.cold is False and not options:
         return f"{provider.name}: {name} was already loaded"

@@ -91,7 +91,7 @@ def _log_once(event: str, hint: str) -> None:
     """Log an error with this hint once in a process."""
     if hint not in _logged:
         _logged.add(hint)
-        log.line("error", event, hint=hint)
+        log.write_line("error", event, hint=hint)
 
 
 if hasattr(os, "register_at_fork"):  # a child process does not inherit the thread that serves the metrics

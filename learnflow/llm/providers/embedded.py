@@ -262,7 +262,7 @@ def _read_log(pipe: IO[bytes], explanation: list[str]) -> None:
             text = printable(raw.decode("utf-8", "replace").strip(), _MAX_LOG_CHARS)
             if text and not (explanation and _ERROR_LINE.match(explanation[0])):
                 explanation[:] = [text]
-            log.line("debug", "llm.embedded_log", text=text)
+            log.write_line("debug", "llm.embedded_log", text=text)
 
 
 def _start_error(exit_code: int | None, message: str, explanation: list[str]) -> LLMError:

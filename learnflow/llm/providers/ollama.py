@@ -155,7 +155,11 @@ async def _build_continuation(
             prompt = rendered[: rendered.rindex(_ANSWER_MARKER)] + (attempt.prefix or "")
     if prompt is None:
         prompt = await _render(client, {"model": model, "messages": texts, **options, **think})
-        prompt += attempt.raw.removeprefix(_THINK_TAG) if prompt.rstrip().endswith(_THINK_TAG) else attempt.raw
+        prompt += (
+            attempt.prefill_with_thinking.removeprefix(_THINK_TAG)
+            if prompt.rstrip().endswith(_THINK_TAG)
+            else attempt.prefill_with_thinking
+        )
     request = {"model": model, "prompt": prompt, "raw": True, "stream": True, **options}
     return HttpRequest(url=f"{client.endpoint.server_url}/api/generate", body=request)
 

@@ -151,8 +151,8 @@ def _is_recorded(name: str) -> bool:
     return bool(cassettes and cassettes.providers and name in cassettes.providers)
 
 
-def check_name(name: str) -> None:
-    """Raise NotConfigured if a name is invalid or unknown. Other faults of the configuration are not checked."""
+def check_provider_name(name: str) -> None:
+    """Raise NotConfigured if a name is invalid or unknown. ``build`` raises the other faults."""
     try:
         spec_of(name)
     except NotConfigured as error:

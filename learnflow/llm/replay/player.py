@@ -74,8 +74,8 @@ class Player(Cassettes):
 
     @property
     def missing(self) -> list[str]:
-        """Return the messages of NotRecorded errors, unless the router then tried another provider (``forgiven``)."""
-        return [str(error) for error in self._missing if not error.forgiven]
+        """Return the messages of NotRecorded errors, except those after which the router used another provider."""
+        return [str(error) for error in self._missing if not error.was_skipped]
 
     @property
     def unplayed(self) -> list[str]:

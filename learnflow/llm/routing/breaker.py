@@ -18,23 +18,24 @@ from ..completion import Completion
 from ..errors import LLMError
 from .decision import MAX_DELAY_S, breaker_rule, is_provider_failure
 
-Gate = Literal["closed", "open", "probe", "trial"]  # what may be sent: requests, nothing, a probe, or one request
-_STRICTEST_FIRST: tuple[Gate, ...] = ("open", "probe", "trial", "closed")
+# What may be sent: requests, nothing, a probe, or one trial request. The last two are half-open states
+BreakerState = Literal["closed", "open", "probe", "trial"]
+_STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed")
 
 
 @dataclass(slots=True)
 class Breaker:
     """A circuit breaker that has opened.
 
-    It blocks requests for a period. Then a probe is sent. If a probe cannot detect that the fault is over, one trial
-    request follows a successful probe.
+    It blocks requests for a period. Then it is checked by a probe. If a probe cannot detect that the fault is over, one
+    trial request follows a successful probe.
 
     Attributes:
         error: the failure that opened it.
         period_s: the length of the period in seconds.
         open_until: the end of the period.
         opened_at: the time when it opened.
-        tester: the event loop of the probe or the trial request in progress, as a weak reference; None without one.
+        check_loop: a weak reference to the event loop of the probe or trial request in progress; None without one.
         probe_succeeded: a probe has succeeded, so that a trial request may follow.
     """
 
@@ -42,13 +43,13 @@ class Breaker:
     period_s: float
     open_until: float
     opened_at: float
-    tester: weakref.ReferenceType[asyncio.AbstractEventLoop] | None = None
+    check_loop: weakref.ReferenceType[asyncio.AbstractEventLoop] | None = None
     probe_succeeded: bool = False
 
     @property
-    def testing(self) -> bool:
+    def is_checking(self) -> bool:
         """Return whether a probe or a trial request is in progress. One in a loop that has stopped does not count."""
-        loop = self.tester() if self.tester else None
+        loop = self.check_loop() if self.check_loop else None
         return loop is not None and loop.is_running()
 
     @property
@@ -56,9 +57,9 @@ class Breaker:
         """Return whether a probe can detect that the fault is over."""
         return breaker_rule(self.error).probeable
 
-    def gate(self, now: float) -> Gate:
+    def state(self, now: float) -> BreakerState:
         """Return what may be sent at this time."""
-        if self.testing or now < self.open_until:
+        if self.is_checking or now < self.open_until:
             return "open"
         return "trial" if self.probe_succeeded else "probe"
 
@@ -82,19 +83,19 @@ class Statistics:
         first_token_s: moving average of the seconds to the first token; None if unknown.
         answered: the number of completions.
         failed: the number of failures.
-        recent: the last ten failures, as pairs of a time and the class name of the error.
+        recent_failures: the last ten failures, each as its time and the class name of its error.
         prompt_tokens, cached_tokens: sums over all completions that report cached tokens.
     """
 
     first_token_s: float | None = None
     answered: int = 0
     failed: int = 0
-    recent: list[tuple[float, str]] = field(default_factory=list)
+    recent_failures: list[tuple[float, str]] = field(default_factory=list)
     prompt_tokens: int = 0
     cached_tokens: int = 0
 
     @property
-    def cached(self) -> float | None:
+    def cached_share(self) -> float | None:
         """Return the share of prompt tokens that were read from a cache, from 0 to 1; None if unknown."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
@@ -112,7 +113,7 @@ class Statistics:
     def add_failure(self, error: LLMError, now: float) -> None:
         """Count a failure."""
         self.failed += 1
-        self.recent = [*self.recent[-9:], (now, type(error).__name__)]
+        self.recent_failures = [*self.recent_failures[-9:], (now, type(error).__name__)]
 
 
 class Target(NamedTuple):
@@ -136,10 +137,10 @@ class BreakerRegistry:
     breakers: dict[Target, Breaker] = field(default_factory=dict)
     statistics: dict[Target, Statistics] = field(default_factory=dict)
 
-    def gate(self, target: Target) -> Gate:
+    def state(self, target: Target) -> BreakerState:
         """Return what may be sent to a target now."""
-        gates = [breaker.gate(self.clock()) for breaker in self._breakers_of(target).values()]
-        return min(gates, key=_STRICTEST_FIRST.index, default="closed")
+        states = [breaker.state(self.clock()) for breaker in self._breakers_of(target).values()]
+        return min(states, key=_STRICTEST_FIRST.index, default="closed")
 
     def open_breakers(self, target: Target) -> list[Breaker]:
         """Return the open breakers of a target. The first one stays open longest."""
@@ -150,7 +151,7 @@ class BreakerRegistry:
         now, rule = self.clock(), breaker_rule(error)
         if is_provider_failure(error):
             self.statistics_of(target).add_failure(error, now)
-        self.set_testing(target, testing=False)
+        self.set_checking(target, checking=False)
         if rule.period_s is None:
             return None
         key = Target(target.address, None) if rule.whole_address else target
@@ -177,10 +178,10 @@ class BreakerRegistry:
         return bool(closed)
 
     def record_probe(self, target: Target, *, ready: bool) -> None:
-        """Record the outcome of a probe. A failed probe extends only a period that is over."""
+        """Record the result of a probe. If it failed, extend the breakers with an expired period."""
         now = self.clock()
         for key, breaker in self._breakers_of(target).items():
-            breaker.tester = None
+            breaker.check_loop = None
             if ready and breaker.probeable:
                 del self.breakers[key]
             elif ready:
@@ -188,15 +189,15 @@ class BreakerRegistry:
             elif now >= breaker.open_until:
                 breaker.extend(now)
 
-    def set_testing(self, target: Target, *, testing: bool) -> None:
+    def set_checking(self, target: Target, *, checking: bool) -> None:
         """Mark the beginning or the end of a probe or a trial request."""
         for breaker in self._breakers_of(target).values():
-            breaker.tester = weakref.ref(asyncio.get_running_loop()) if testing else None
+            breaker.check_loop = weakref.ref(asyncio.get_running_loop()) if checking else None
 
-    def reset_testing(self) -> None:
-        """Forget the probes and trial requests in progress: after a fork, those of the parent process."""
+    def reset_checks(self) -> None:
+        """Drop the probes and trial requests in progress. After a fork, they are those of the parent process."""
         for breaker in self.breakers.values():
-            breaker.tester = None
+            breaker.check_loop = None
 
     def statistics_of(self, target: Target) -> Statistics:
         """Return the statistics of a target."""
@@ -213,4 +214,4 @@ REGISTRY = BreakerRegistry(
     statistics=process.register("records of providers", dict[Target, Statistics](), learned=True),
 )
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=REGISTRY.reset_testing)
+    os.register_at_fork(after_in_child=REGISTRY.reset_checks)

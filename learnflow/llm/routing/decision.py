@@ -14,7 +14,7 @@ from .. import errors
 from ..errors import LLMError
 from ..process import switches
 
-Action = Literal["alternative", "next", "load", "retry", "restart", "without_defaults", "raise"]
+Action = Literal["change_prefill", "next_provider", "wait_for_load", "retry", "restart", "without_defaults", "raise"]
 
 MAX_DELAY_S: Final = 300.0  # limit of breaker periods and of Retry-After; one server sent Retry-After: 86400
 _FIRST_BACK_OFF_S: Final = 0.5
@@ -27,28 +27,29 @@ class RequestState:
     """The state of a request after a failed attempt.
 
     Attributes:
-        text_shown: the caller has received text that is more than white space.
-        only_space_shown: the caller has received only white space.
+        text_emitted: the caller has received text that is more than white space.
+        only_space_emitted: the caller has received only white space.
         has_partial: text of the answer has arrived, in this attempt or an earlier one.
         added_text: text or tokens have arrived in this attempt.
         can_continue: the caller allows a continuation, and the format of the answer can be continued, unlike JSON.
-        tool_call_shown: the caller has received a part of a tool call.
+        tool_call_emitted: the caller has received a part of a tool call.
         prefilled: the attempt sent the partial answer as a prefill.
         prefill_before_last_word: the prefill ended before the last word of the text.
         has_other_provider: another provider is available now.
         can_wait_for_load: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
         can_restart: a continuation did not repeat the end of the text, and the answer was not restarted yet.
-        can_omit_defaults: a provider refused for an unknown reason, and has not received the request without defaults.
+        can_omit_defaults: a provider refused for an unknown reason, and the defaults of this package were not omitted
+            yet.
         can_retry: a failure may be transient, and a retry is left before the deadline.
         time_left: the caller's deadline has not passed.
     """
 
-    text_shown: bool = False
-    only_space_shown: bool = False
+    text_emitted: bool = False
+    only_space_emitted: bool = False
     has_partial: bool = False
     added_text: bool = False
     can_continue: bool = True
-    tool_call_shown: bool = False
+    tool_call_emitted: bool = False
     prefilled: bool = False
     prefill_before_last_word: bool = False
     has_other_provider: bool = True
@@ -88,55 +89,65 @@ RULES: Final = (
         lambda error, state: (
             state.prefilled and isinstance(error, errors.Unsupported | errors.RequestRefused | errors.InvalidRequest)
         ),
-        "alternative",
+        "change_prefill",
     ),
     Rule(
         "the prefill ended before the last word, and the continuation does not repeat that word",
         lambda error, state: isinstance(error, errors.NotContinued) and state.prefill_before_last_word,
-        "alternative",
+        "change_prefill",
     ),
     Rule(
         "the request is invalid or filtered, the cassette has no response to it, or the caller's deadline has passed",
+        # With time left, a DeadlineExceeded is due to a shorter deadline, that of one provider
         lambda error, state: not (error.failover or (isinstance(error, errors.DeadlineExceeded) and state.time_left)),
         "raise",
     ),
-    Rule("a part of a tool call was shown", lambda _, state: state.tool_call_shown, "raise"),
+    Rule("a part of a tool call was emitted", lambda _, state: state.tool_call_emitted, "raise"),
     Rule(
         "the answer is unusable (overflow, thinking, schema mismatch, truncated, endless) or complete but invalid, "
-        "and was shown",
-        lambda error, state: state.text_shown and _is_unusable(error, state),
+        "and was emitted",
+        lambda error, state: state.text_emitted and _is_unusable(error, state),
         "raise",
     ),
-    Rule("the answer is unusable or complete but invalid, and was not shown", _is_unusable, "next", drops_text=True),
+    Rule(
+        "the answer is unusable or complete but invalid, and was not emitted",
+        _is_unusable,
+        "next_provider",
+        drops_text=True,
+    ),
     Rule(
         "the model is loading, or the continuation does not repeat the end of the text",
         lambda error, _: isinstance(error, errors.ModelLoading | errors.NotContinued),
-        "next",
+        "next_provider",
     ),
     Rule(
-        "the answer was interrupted after text was shown, and must not be continued (a schema, resume='raise')",
-        lambda _, state: state.text_shown and not state.can_continue,
+        "the answer was interrupted after text was emitted, and must not be continued (a schema, resume='raise')",
+        lambda _, state: state.text_emitted and not state.can_continue,
         "raise",
     ),
     Rule(
-        "the answer was interrupted, and can be continued; or only white space was shown",
-        lambda _, state: (state.has_partial and state.can_continue) or state.only_space_shown,
-        "next",
+        "the answer was interrupted, and can be continued; or only white space was emitted",
+        lambda _, state: (state.has_partial and state.can_continue) or state.only_space_emitted,
+        "next_provider",
     ),
-    Rule("any other failure", lambda *_: True, "next", drops_text=True),
+    Rule("any other failure", lambda *_: True, "next_provider", drops_text=True),
 )
 
-# Used if the action is "next" and no other provider is left.
+# Used if the action is "next_provider" and no other provider is left.
 LAST_RULES: Final = (
-    Rule("a provider is loading a model, within LLM_LOAD_TIMEOUT", lambda _, state: state.can_wait_for_load, "load"),
     Rule(
-        "a continuation did not repeat the end of the text, nothing was shown, and the answer was not restarted yet",
-        lambda _, state: state.can_restart and not state.text_shown,
+        "a provider is loading a model, within LLM_LOAD_TIMEOUT",
+        lambda _, state: state.can_wait_for_load,
+        "wait_for_load",
+    ),
+    Rule(
+        "a continuation did not repeat the end of the text, nothing was emitted, and the answer was not restarted yet",
+        lambda _, state: state.can_restart and not state.text_emitted,
         "restart",
         drops_text=True,
     ),
     Rule(
-        "a provider refused for an unknown reason and the next ones failed: once more without our defaults",
+        "a provider refused for an unknown reason, the others failed, and the defaults were not omitted yet",
         lambda _, state: state.can_omit_defaults and not state.has_partial,
         "without_defaults",
     ),
@@ -152,7 +163,7 @@ LAST_RULES: Final = (
 def decide(error: LLMError, state: RequestState) -> Rule:
     """Return the rule for a failure. With a rule of ``LAST_RULES``, the text is dropped if either rule drops it."""
     rule = next(rule for rule in RULES if rule.applies(error, state))
-    if rule.action != "next" or state.has_other_provider:
+    if rule.action != "next_provider" or state.has_other_provider:
         return rule
     last = next(last for last in LAST_RULES if last.applies(error, state))
     return replace(last, drops_text=last.drops_text or rule.drops_text)

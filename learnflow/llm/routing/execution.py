@@ -1,6 +1,6 @@
-"""Run one request: attempts, continuations and waits, until an attempt succeeds or no option is left.
+"""Run one request: attempts, continuations and waits, until an attempt succeeds or no candidate is left.
 
-``selection`` chooses the next option, and ``decision`` the action after a failure.
+``selection`` chooses the next candidate, and ``decision`` the action after a failure.
 """
 
 from __future__ import annotations
@@ -16,26 +16,19 @@ from typing import Final
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, Ticket
-from ..adapter.joining import (
-    Joiner,
-    instruct_to_continue,
-    join_continuation,
-    last_words,
-    reduce_max_tokens,
-    split_text,
-)
+from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, reduce_max_tokens, split_text
 from ..adapter.routable import exception_error
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
-from ..errors import LLMError, Tried
+from ..errors import FailedAttempt, LLMError
 from ..stream import Emit, Work
 from . import decision
-from .option import Option, chain_name
+from .candidate import Candidate, chain_name
 from .progress import Progress
 from .selection import Chain, last_resort
 
 _LOAD_POLL_S: Final = 0.5  # interval between probes of a server that is loading a model
-_QUEUE_POLL_S: Final = 0.5  # longest wait for a slot before an option is chosen again: a circuit breaker may close
+_QUEUE_POLL_S: Final = 0.5  # longest wait for a slot, before a candidate is chosen again
 
 
 class Execution:
@@ -45,7 +38,7 @@ class Execution:
         call: the arguments of the call.
         resume: the caller's choice for a stream that is interrupted after text was emitted.
         template: the Attempt from which every attempt is copied. It has the number and the metadata of the request.
-        chain: the options of the request.
+        chain: the candidates of the request.
         progress: the text, failures and costs so far.
     """
 
@@ -56,128 +49,134 @@ class Execution:
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._retries = 0
         self._last_error: LLMError | None = None
-        # A prefill ends before the last word. False after a model did not repeat that word.
+        # Whether a prefill ends before the last word, which the model must repeat. False after one did not repeat it
         self._splits_at_last_word = True
-        self._restarted = False  # the answer was started from the beginning again, which happens once
-        self._omitted_defaults = False  # a refused request was sent again, so that its defaults may be omitted; once
+        self._restarted = False  # the answer was started again from the beginning, which happens at most once
+        self._omitted_defaults = False  # a refused request was sent without defaults, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt
 
     async def run(self) -> Completion:
         """Run the request and return the completion. Raise only LLMError."""
         while True:
-            if completion := await self._run_option(await self._choose_option()):
+            if completion := await self._run_candidate(await self._choose_candidate()):
                 return completion
 
-    async def _run_option(self, option: Option) -> Completion | None:
-        """Run an attempt at an option. Return the completion, or None if another attempt follows.
+    async def _run_candidate(self, candidate: Candidate) -> Completion | None:
+        """Run an attempt at a candidate. Return the completion, or None if another attempt follows.
 
         Raises:
             LLMError: the attempt failed, and no other one follows.
         """
-        began, breaker_began = self._now, option.registry.clock()
+        began, breaker_began = self._now, candidate.registry.clock()
         progress = self._progress
-        emitted = split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=option.prefills)
+        emitted = split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
         prefix = emitted.prefix or None
-        prefill = prefix if option.prefills else None  # without prefill, the prompt instructs the model to continue
+        prefill = prefix if candidate.prefills else None  # without prefill, the prompt instructs the model to continue
         is_instructed = prefix is not None and prefill is None
-        reserves_time = self._chain.must_reserve_time(option)
+        reserves_time = self._chain.must_reserve_time(candidate)
         try:
             attempt = replace(
                 self._template,
-                number=len(progress.tried) + 1,
-                patience=(self._deadline - began) / 2 if reserves_time else None,
+                number=len(progress.failed_attempts) + 1,
+                max_first_token_s=(self._deadline - began) / 2 if reserves_time else None,
                 prefix=prefill,
                 thinking=progress.partial_thinking if prefill else "",
                 slot=self._slot,
-                tried=[],
-                has_alternative=any(other.ready for other in self._chain.alternatives(option)),
+                failed_attempts=[],
+                has_alternative=any(other.ready for other in self._chain.remaining(candidate)),
             )
-            progress.begin_attempt(option, self._last_error, continues=bool(emitted.text.strip()))
-            call = self._build_call(option, prefix, began, is_instructed=is_instructed)
-            work: Work = partial(_run_attempt, option, call, attempt)
+            progress.begin_attempt(candidate, self._last_error, continues=bool(emitted.text.strip()))
+            call = self._build_call(candidate, prefix, began, is_instructed=is_instructed)
+            work: Work = partial(_run_attempt, candidate, call, attempt)
             if emitted.text:
                 joiner = Joiner(emitted, is_instructed=is_instructed, source=progress.source)
-                work = partial(join_continuation, work, joiner, option.name)
+                work = partial(join_continuation, work, joiner, candidate.name)
             completion = await work(progress)
         except LLMError as error:
             self._release_slot()
-            prefill_before_last_word = bool(emitted.rest) and option.prefills
+            prefill_before_last_word = bool(emitted.rest) and candidate.prefills
             state = decision.RequestState(
                 prefilled=prefill is not None, prefill_before_last_word=prefill_before_last_word
             )
-            await self._handle_failure(option, error, began, state, reserves_time=reserves_time)
+            await self._handle_failure(candidate, error, began, state, reserves_time=reserves_time)
             return None
         except BaseException:
-            option.set_testing(testing=False)
+            candidate.set_checking(checking=False)
             raise
         finally:
             self._release_slot()
-        option.record_completion(completion, breaker_began)
+        candidate.record_completion(completion, breaker_began)
         return progress.build_completion(completion, began, self._now)
 
-    def _build_call(self, option: Option, prefix: str | None, now: float, *, is_instructed: bool) -> Call:
-        """Return the call for an attempt, with the model of the option, the time left and the tokens left.
+    def _build_call(self, candidate: Candidate, prefix: str | None, now: float, *, is_instructed: bool) -> Call:
+        """Return the call for an attempt, with the model of the candidate, the time left and the tokens left.
 
         Args:
-            option: the option of the attempt.
+            candidate: the candidate of the attempt.
             prefix: the text to continue; None to begin the answer.
             now: the current time.
             is_instructed: whether the prompt instructs the model to continue the text.
         """
         call, progress = self._call, self._progress
-        left_s = min(self._deadline - now, option.facts.deadline_s or math.inf, option.deadline_s or math.inf)
+        left_s = min(self._deadline - now, candidate.facts.deadline_s or math.inf, candidate.deadline_s or math.inf)
         options = {**call.options, "timeout": max(0.001, left_s)}
         if prefix is None:
-            return replace(call, model=option.model, options=options)
-        repeated = len(progress.text) - len(prefix)
+            return replace(call, model=candidate.model, options=options)
+        repeated_chars = len(progress.text) - len(prefix)
         if is_instructed:
             call = replace(call, prompt=instruct_to_continue(call.prompt, prefix))
-            repeated += len(last_words(prefix))
-        return reduce_max_tokens(replace(call, model=option.model, options=options), progress.tokens, repeated)
+            repeated_chars += len(last_words(prefix))
+        return reduce_max_tokens(replace(call, model=candidate.model, options=options), progress.tokens, repeated_chars)
 
     async def _handle_failure(
-        self, option: Option, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool
+        self, candidate: Candidate, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool
     ) -> None:
         """Record a failed attempt and prepare the next one. Raise the error for the caller if no attempt follows."""
         progress, chain, now = self._progress, self._chain, self._now
-        tried = Tried(option.name, error.model or option.target.model, type(error).__name__, error.status, now - began)
-        option.failure = error
-        if isinstance(error, errors.NotRecorded) and self._may_have_other_recording(option):
-            error.forgiven = True
+        failed = FailedAttempt(
+            candidate.name, error.model or candidate.target.model, type(error).__name__, error.status, now - began
+        )
+        candidate.failure = error
+        if isinstance(error, errors.NotRecorded) and self._may_have_other_recording(candidate):
+            error.was_skipped = True
             self._last_error = self._last_error or error
             return
-        is_free = option.cost == (0.0, 0.0)
-        progress.record_failure(error, error.attempts or (tried,), now, is_free=is_free)
-        if reserves_time and isinstance(error, errors.FirstTokenTimeout) and now - began < option.facts.first_token_s:
-            option.set_testing(testing=False)  # no failure: the router gave it less time than its timeout
+        is_free = candidate.cost == (0.0, 0.0)
+        progress.record_failure(error, error.attempts or (failed,), now, is_free=is_free)
+        if (
+            reserves_time
+            and isinstance(error, errors.FirstTokenTimeout)
+            and now - began < candidate.facts.first_token_s
+        ):
+            candidate.set_checking(checking=False)  # no failure: the router gave it less time than its timeout
         else:
-            option.record_failure(error)
+            candidate.record_failure(error)
         added_text = bool(error.partial or error.tokens)
         if added_text and progress.text.strip():
-            chain.interrupted_model_names = option.facts.names
+            chain.interrupted_model_names = candidate.facts.names
         self._last_error = error
-        await self._prepare_next(option, error, replace(state, added_text=added_text))
+        await self._prepare_next(candidate, error, replace(state, added_text=added_text))
 
-    def _may_have_other_recording(self, option: Option) -> bool:
-        """Return whether another option may have been used when the cassettes were recorded."""
-        others = self._chain.alternatives(option) if option.replays else []
-        return any(option.breaker or other.rank == option.rank for other in others)
+    def _may_have_other_recording(self, candidate: Candidate) -> bool:
+        """Return whether another candidate may have been used when the cassettes were recorded."""
+        others = self._chain.remaining(candidate) if candidate.replays else []
+        return any(candidate.breaker or other.rank == candidate.rank for other in others)
 
-    async def _prepare_next(self, option: Option | None, error: LLMError, state: decision.RequestState) -> None:
-        """Decide what follows a failure, and reset the options to try again. Raise if no attempt follows."""
+    async def _prepare_next(self, candidate: Candidate | None, error: LLMError, state: decision.RequestState) -> None:
+        """Choose the action after a failure, and reset the candidates to try again. Raise if no attempt follows."""
         progress, chain = self._progress, self._chain
         text, streams = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
         not_continued, loading = chain.failed_with(errors.NotContinued), self._loading()
-        refused = not (self._omitted_defaults or isinstance(error, errors.RequestRefused)) and self._refused()
+        refused = not (self._omitted_defaults or isinstance(error, errors.RequestRefused)) and self._refusing()
         state = replace(
             state,
-            text_shown=has_partial and streams,
-            only_space_shown=bool(text) and not has_partial and streams,
+            text_emitted=has_partial and streams,
+            only_space_emitted=bool(text) and not has_partial and streams,
             has_partial=has_partial,
             can_continue=self._resume == "continue" and self._call.is_continuable,
-            tool_call_shown=bool(progress.calls),
-            has_other_provider=bool(chain.limit_distance(chain.alternatives(option), loading)),
+            tool_call_emitted=bool(progress.calls),
+            has_other_provider=bool(chain.limit_distance(chain.remaining(candidate), loading)),
             can_wait_for_load=bool(loading),
             can_restart=bool(not_continued) and not self._restarted,
             can_omit_defaults=bool(refused),
@@ -191,22 +190,22 @@ class Execution:
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
-            progress.forget_text()
+            progress.drop_text()
             chain.interrupted_model_names = frozenset()
-        for other in await self._options_to_retry(rule.action, option, error, pause_s or 0.0):
+        for other in await self._candidates_to_retry(rule.action, candidate, error, pause_s or 0.0):
             other.failure = None
 
-    async def _options_to_retry(
-        self, action: decision.Action, option: Option | None, error: LLMError, pause_s: float
-    ) -> Sequence[Option]:
-        """Perform the waits of an action. Return the failed options to try again."""
-        if action == "alternative" and option:
+    async def _candidates_to_retry(
+        self, action: decision.Action, candidate: Candidate | None, error: LLMError, pause_s: float
+    ) -> Sequence[Candidate]:
+        """Perform the waits of an action. Return the failed candidates to try again."""
+        if action == "change_prefill" and candidate:
             if isinstance(error, errors.NotContinued):
                 self._splits_at_last_word = False
             else:
-                option.rejects_prefill = True
-            return [option]
-        if action == "load":
+                candidate.rejects_prefill = True
+            return [candidate]
+        if action == "wait_for_load":
             loading = self._loading()
             with self._progress.waiting(Waiting("load", chain_name(loading))):
                 return await self._wait_for_load(loading)
@@ -215,7 +214,7 @@ class Execution:
             return self._chain.failed_with(errors.NotContinued)
         if action == "without_defaults":
             self._omitted_defaults = True
-            return self._refused()[:1]
+            return self._refusing()[:1]
         if action == "retry":
             retryable = self._chain.retryable()
             self._retries += 1
@@ -224,18 +223,18 @@ class Execution:
             return retryable
         return ()
 
-    def _refused(self) -> list[Option]:
-        """Return the options that refused the request, and did not name the parameter."""
-        options = self._chain.failed_with(errors.RequestRefused)
-        return [option for option in options if option.failure and not option.failure.params]
+    def _refusing(self) -> list[Candidate]:
+        """Return the candidates that refused the request without naming a parameter."""
+        candidates = self._chain.failed_with(errors.RequestRefused)
+        return [candidate for candidate in candidates if candidate.failure and not candidate.failure.params]
 
-    def _loading(self) -> list[Option]:
-        """Return the options that are loading a model; none after LLM_LOAD_TIMEOUT."""
+    def _loading(self) -> list[Candidate]:
+        """Return the candidates that are loading a model; none after LLM_LOAD_TIMEOUT."""
         return self._chain.failed_with(errors.ModelLoading) if self._now <= self._load_deadline else []
 
     def _retry_pause(self) -> float | None:
         """Return the seconds before the next retry; None if no retry or no time is left."""
-        delays = [option.failure.retry_after for option in self._chain.retryable() if option.failure]
+        delays = [candidate.failure.retry_after for candidate in self._chain.retryable() if candidate.failure]
         if not delays:
             return None
         jitter = random.random()  # noqa: S311  # not for security
@@ -247,124 +246,124 @@ class Execution:
             return None
         return pause_s if self._now + pause_s < self._deadline else None
 
-    async def _choose_option(self) -> Option:
-        """Return the next option, with a slot if one is free.
+    async def _choose_candidate(self) -> Candidate:
+        """Return the next candidate, with a slot if one is free.
 
         Raises:
-            LLMError: no option is left.
+            LLMError: no candidate is left.
         """
         ticket, wait_began = Ticket(), self._now
         while True:
-            candidates, chosen = self._chain.choose(self._loading())
+            eligible, chosen = self._chain.choose(self._loading())
             if chosen:
-                for skipped in candidates[: candidates.index(chosen)]:
+                for skipped in eligible[: eligible.index(chosen)]:
                     skipped.start_recovery()
-                chosen = self._take_slot(chosen, candidates) or await self._wait_for_slot(
-                    chosen, candidates, ticket, wait_began
+                chosen = self._take_slot(chosen, eligible) or await self._wait_for_slot(
+                    chosen, eligible, ticket, wait_began
                 )
                 if chosen is None:
                     continue
-                chosen.set_testing(testing=True)
+                chosen.set_checking(checking=True)
                 return chosen
-            if not candidates:
+            if not eligible:
                 if self._last_error is None:
-                    raise self._progress.build_error(self._chain.unsupported())
+                    raise self._progress.build_error(self._chain.unsupported_error())
                 await self._prepare_next(None, self._last_error, decision.RequestState())
                 continue
-            first = last_resort(candidates)
-            breaker_error = await self._probe_open_breaker(first)
+            blocked = last_resort(eligible)
+            breaker_error = await self._probe_open_breaker(blocked)
             if breaker_error is None:
-                self._slot = CAPACITY.try_acquire(first.address, first.limit, self._chain.digests)
-                return first
-            self._last_error = first.failure = breaker_error
-            await self._prepare_next(first, breaker_error, decision.RequestState())
+                self._slot = CAPACITY.try_acquire(blocked.address, blocked.concurrency_limit, self._chain.digests)
+                return blocked
+            self._last_error = blocked.failure = breaker_error
+            await self._prepare_next(blocked, breaker_error, decision.RequestState())
 
-    def _take_slot(self, chosen: Option, candidates: Sequence[Option]) -> Option | None:
-        """Take a slot of the chosen option, or of another one that LLM_SPILL allows. Return None if all are full."""
+    def _take_slot(self, chosen: Candidate, eligible: Sequence[Candidate]) -> Candidate | None:
+        """Take a slot of the chosen candidate, or of another one that LLM_SPILL allows. Return None if all are full."""
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
-        spill = [other for other in candidates if other.ready and other.distance <= max_distance]
-        for option in (chosen, *spill):
-            self._slot = CAPACITY.try_acquire(option.address, option.limit, self._chain.digests)
+        spill = [other for other in eligible if other.ready and other.distance <= max_distance]
+        for candidate in (chosen, *spill):
+            self._slot = CAPACITY.try_acquire(candidate.address, candidate.concurrency_limit, self._chain.digests)
             if self._slot:
-                return option
+                return candidate
         return None
 
     async def _wait_for_slot(
-        self, chosen: Option, candidates: Sequence[Option], ticket: Ticket, wait_began: float
-    ) -> Option | None:
-        """Wait for a slot of any option of the same rank.
+        self, chosen: Candidate, eligible: Sequence[Candidate], ticket: Ticket, wait_began: float
+    ) -> Candidate | None:
+        """Wait for a slot of any candidate of the same rank.
 
         Returns:
-            The option that has the slot. None after half a second, so that the caller chooses an option again. If no
-            other option has the same rank, ``chosen`` is returned at once: its attempt waits in the address's queue.
+            The candidate with the slot. After half a second, None: the caller chooses a candidate again. If no other
+            candidate has the same rank, ``chosen`` is returned at once, and its attempt waits in the address's queue.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
         """
-        if sum(option.rank == chosen.rank for option in self._chain.options) == 1:
+        if sum(candidate.rank == chosen.rank for candidate in self._chain.candidates) == 1:
             return chosen
-        same_rank = [option for option in candidates if option.ready and option.rank == chosen.rank]
+        same_rank = [candidate for candidate in eligible if candidate.ready and candidate.rank == chosen.rank]
         left_s = self._deadline - self._now
         if left_s <= 0:
             what = f"timed out waiting for a free slot at one of {chain_name(same_rank)}"
             hint = "Raise timeout= or LLM_DEADLINE, or set LLM_SPILL to local or cloud to use the next of LLM_PROVIDERS"
             raise self._progress.build_error(errors.DeadlineExceeded(what, hint=hint))
-        limits = {option.address: option.limit for option in same_rank}
+        limits = {candidate.address: candidate.concurrency_limit for candidate in same_rank}
         with self._progress.waiting(Waiting("queue", chain_name(same_rank))):
             slot = await CAPACITY.wait(limits, self._chain.digests, ticket, min(_QUEUE_POLL_S, left_s))
-        owner = next((option for option in same_rank if slot and option.address == slot.address), None)
+        owner = next((candidate for candidate in same_rank if slot and candidate.address == slot.address), None)
         if slot and owner and owner.ready:
             self._slot = replace(slot, waited_s=self._now - wait_began)
             return owner
-        CAPACITY.release(slot)  # no slot was free, or the breaker of its option opened during the wait
+        CAPACITY.release(slot)  # no slot was free, or the breaker of its candidate opened during the wait
         return None
 
     def _release_slot(self) -> None:
         CAPACITY.release(self._slot)
         self._slot = None
 
-    async def _probe_open_breaker(self, option: Option) -> LLMError | None:
-        """Probe an option with an open circuit breaker. Return the error that opened the breaker.
+    async def _probe_open_breaker(self, candidate: Candidate) -> LLMError | None:
+        """Probe a candidate with an open circuit breaker. Return the error that opened the breaker.
 
-        Return None if the option may be used: the probe succeeded, or no probe can detect that the fault is over.
+        Return None if the candidate may be used: the probe succeeded, or no probe can detect that the fault is over.
         """
-        breaker = option.breaker
+        breaker = candidate.breaker
         if not breaker or not breaker.probeable:
             return None
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._deadline):
-                if await asyncio.shield(option.start_probe()):  # other requests wait for the same probe
+                if await asyncio.shield(candidate.start_probe()):  # other requests wait for the same probe
                     return None
         error = breaker.error.without_text()
         error.attempts = ()
-        tried = Tried(option.name, option.target.model, type(error).__name__, error.status, 0.0)
-        self._progress.tried.append(tried)
+        failed = FailedAttempt(candidate.name, candidate.target.model, type(error).__name__, error.status, 0.0)
+        self._progress.failed_attempts.append(failed)
         return error
 
-    async def _wait_for_load(self, loading: Sequence[Option]) -> list[Option]:
-        """Load the models, or wait for servers that load by themselves. Return the options that are ready first."""
+    async def _wait_for_load(self, loading: Sequence[Candidate]) -> list[Candidate]:
+        """Start the loads, and wait for the first one to end. Return the candidates whose load has succeeded."""
         await asyncio.sleep(_LOAD_POLL_S)  # a server may refuse requests although its pages report no load
-        loads = {option: option.start_load() for option in loading}
+        loads = {candidate: candidate.start_load() for candidate in loading}
         left_s = max(0.0, self._load_deadline - self._now)
         ended, _ = await asyncio.wait(loads.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        late = errors.TimedOut("the model was not loaded within LLM_LOAD_TIMEOUT")
-        for option, load in loads.items():
-            if failure := (load.result() if load in ended else None if ended else late):
-                option.record_failure(failure)
-                option.failure = failure
-        return [option for option, load in loads.items() if load in ended and not load.result()]
+        timeout_error = errors.TimedOut("the model was not loaded within LLM_LOAD_TIMEOUT")
+        for candidate, load in loads.items():
+            if failure := (load.result() if load in ended else None if ended else timeout_error):
+                candidate.record_failure(failure)
+                candidate.failure = failure
+        return [candidate for candidate, load in loads.items() if load in ended and not load.result()]
 
     @property
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
 
-async def _run_attempt(option: Option, call: Call, attempt: Attempt, emit: Emit) -> Completion:
+async def _run_attempt(candidate: Candidate, call: Call, attempt: Attempt, emit: Emit) -> Completion:
     """Run an attempt. Raise only LLMError, although an ``attempt()`` of the application may raise anything."""
     try:
-        return await option.provider.attempt(call, attempt)(emit)
+        return await candidate.provider.attempt(call, attempt)(emit)
     except LLMError:
         raise
     except Exception as error:  # noqa: BLE001  # drop its message, which may quote the prompt
-        failure = exception_error(error, option.name)
+        failure = exception_error(error, candidate.name)
     raise failure

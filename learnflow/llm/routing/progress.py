@@ -13,9 +13,9 @@ from .. import events
 from ..adapter.joining import count_prior_tokens
 from ..base import Call
 from ..completion import Completion, Event, Failover, Resumed, Source, TextDelta, Usage
-from ..errors import LLMError, NotContinued, Tried
+from ..errors import FailedAttempt, LLMError, NotContinued
 from ..stream import Emit, Transcript
-from .option import Option
+from .candidate import Candidate
 
 
 class Progress(Transcript):
@@ -24,7 +24,7 @@ class Progress(Transcript):
     Args:
         emit: receives the events for the caller.
         started: the time when the request began.
-        tried: a list to which the failed attempts are added.
+        failed_attempts: a list to which the failed attempts are added.
         call: the call, which may continue a prior text.
 
     Attributes:
@@ -34,20 +34,22 @@ class Progress(Transcript):
         resumed: the number of continuations.
     """
 
-    def __init__(self, emit: Emit, started: float, tried: list[Tried], call: Call) -> None:
+    def __init__(self, emit: Emit, started: float, failed_attempts: list[FailedAttempt], call: Call) -> None:
         super().__init__(emit)
         self._text.append(call.prior_text)
         self.source: Source = call.prior_source if call.prior_text else "stream"
         self.tokens = count_prior_tokens(call)
         self.partial_thinking = ""
-        self.tried = tried
+        self.failed_attempts = failed_attempts
         self.resumed = 0
         self.started = started
         self._first_text_s: float | None = None
-        self._usage_known = self._cost_known = True  # usage is unknown after a partial answer, cost unless it was free
-        self._option: Option | None = None  # the option of the current attempt
+        self._usage_known = self._cost_known = True  # False after a partial answer, whose usage is not reported
+        self._candidate: Candidate | None = None  # the candidate of the current attempt
         self._continues = False  # the current attempt is a continuation
-        self._first_failure: tuple[Option | None, float] | None = None  # option and time, until text arrives again
+        self._first_failure: tuple[Candidate | None, float] | None = (
+            None  # candidate and time, until text arrives again
+        )
 
     def __call__(self, event: Event) -> None:
         """Record an event, and forward it to the caller."""
@@ -61,31 +63,33 @@ class Progress(Transcript):
             return
         super().__call__(event)
 
-    def begin_attempt(self, option: Option, previous_error: LLMError | None, *, continues: bool) -> None:
+    def begin_attempt(self, candidate: Candidate, previous_error: LLMError | None, *, continues: bool) -> None:
         """Record the beginning of an attempt.
 
         Args:
-            option: the option of the attempt.
+            candidate: the candidate of the attempt.
             previous_error: the failure of the previous attempt; None for the first attempt.
             continues: whether the attempt continues an interrupted text.
         """
-        if previous_error and self._option and self._option is not option:
-            failover = Failover(self._option.name, option.name, previous_error.without_text())
+        if previous_error and self._candidate and self._candidate is not candidate:
+            failover = Failover(self._candidate.name, candidate.name, previous_error.without_text())
             events.emit(failover)
             self(failover)
-        self._option, self._continues = option, continues
+        self._candidate, self._continues = candidate, continues
 
-    def record_failure(self, error: LLMError, tried: Sequence[Tried], now: float, *, is_free: bool) -> None:
+    def record_failure(
+        self, error: LLMError, failed_attempts: Sequence[FailedAttempt], now: float, *, is_free: bool
+    ) -> None:
         """Record the failure of the current attempt.
 
         Args:
             error: the failure.
-            tried: the entries for the list of failed attempts.
+            failed_attempts: the failed attempts to add, several if the provider has retried.
             now: the current time.
             is_free: whether the provider costs nothing, so that the cost stays known.
         """
-        self.tried.extend(tried)
-        self._first_failure = self._first_failure or (self._option, now)
+        self.failed_attempts.extend(failed_attempts)
+        self._first_failure = self._first_failure or (self._candidate, now)
         self._end_continuation("mismatched" if isinstance(error, NotContinued) else "broken")
         if error.partial or error.tokens or self.text:
             self._usage_known = False
@@ -93,10 +97,10 @@ class Progress(Transcript):
             self.partial_thinking = self.partial_thinking or error.thinking
             self.tokens = max(self.tokens, error.tokens)
 
-    def forget_text(self) -> None:
+    def drop_text(self) -> None:
         """Drop the text, so that the next attempt starts the answer from the beginning."""
-        super().forget_text()
-        self._emit.forget_text()
+        super().drop_text()
+        self._emit.drop_text()
         self.partial_thinking, self.tokens = "", 0
 
     def build_completion(self, completion: Completion, began: float, now: float) -> Completion:
@@ -121,13 +125,13 @@ class Progress(Transcript):
             cost=completion.cost if self._cost_known else None,
             first_token_s=first_token_s,
             total_s=now - self.started,
-            attempts=len(self.tried) + completion.attempts,
+            attempts=len(self.failed_attempts) + completion.attempts,
             resumed=self.resumed + completion.resumed,
         )
 
     def build_error(self, error: LLMError) -> LLMError:
         """Return the error for the caller, with all failed attempts and the partial answer."""
-        error.attempts = tuple(self.tried)
+        error.attempts = tuple(self.failed_attempts)
         if text := self.text:
             error.partial, error.thinking = text, self.partial_thinking or error.thinking
         error.thinking = self.thinking or error.thinking
@@ -141,11 +145,11 @@ class Progress(Transcript):
         if self._first_failure:
             failed, failed_at = self._first_failure
             self._first_failure = None
-            if failed and self._option and failed is not self._option:
+            if failed and self._candidate and failed is not self._candidate:
                 seconds = now - failed_at
-                events.emit(events.FailedOver(provider=failed.name, to=self._option.name, seconds=seconds))
+                events.emit(events.FailedOver(provider=failed.name, to=self._candidate.name, seconds=seconds))
 
     def _end_continuation(self, outcome: str) -> None:
-        if self._continues and self._option:
-            events.emit(events.StreamContinued(provider=self._option.name, outcome=outcome))
+        if self._continues and self._candidate:
+            events.emit(events.StreamContinued(provider=self._candidate.name, outcome=outcome))
         self._continues = False

@@ -24,18 +24,18 @@ from ..errors import LLMError
 from ..parameters import CountOrZero, Seconds, check_keywords, validated_as
 from ..process import SharedTasks, switches
 from ..providers import build
-from ..providers.registry import check_name
+from ..providers.registry import check_provider_name
 from ..servers.model_catalog import LONG_PROBE_S
 from ..stream import Emit, Work
 from .breaker import REGISTRY, BreakerRegistry
+from .candidate import PROBE_S, Candidate, chain_name
 from .execution import Execution
-from .option import PROBE_S, Option, chain_name
 from .progress import Progress
 from .selection import Chain
 
 
 def _is_provider(value: object) -> bool:
-    """Return whether a value has the methods of ``LLMProvider``. An attribute that raises is found when it is used."""
+    """Return whether a value has the methods of ``LLMProvider``. Do not fail if one of its attributes raises."""
     try:
         return isinstance(value, LLMProvider)
     except Exception:  # noqa: BLE001  # before Python 3.12, isinstance reads the attributes
@@ -44,8 +44,8 @@ def _is_provider(value: object) -> bool:
 
 _Provider = Annotated[LLMProvider, validated_as(Annotated[Any, Predicate(_is_provider)]), "a provider"]
 Member = str | _Provider  # a provider by its name, or as an object
-Equals = Member | list[Member] | tuple[Member, ...]  # one rank of the chain
-Find = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
+RankMembers = Member | list[Member] | tuple[Member, ...]  # the equal providers of one rank
+FindProviders = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
 _LONG_PROMPT_TOKENS: Final = 1500  # a longer prompt may not fit every provider, so that context lengths are probed
 
@@ -74,59 +74,61 @@ class RouterProvider(AbstractProvider):
 
     def __init__(
         self,
-        primary: Equals | None = None,
-        fallback: Sequence[Equals] | Member = (),
+        primary: RankMembers | None = None,
+        fallback: Sequence[RankMembers] | Member = (),
         *,
         resume: Resume = "continue",
         retries: CountOrZero | None = None,
         routing: Routing | None = None,
         deadline: Seconds | None = None,
-        find: Find | None = None,
+        find: FindProviders | None = None,
         breakers: BreakerRegistry = REGISTRY,
     ) -> None:
         check_keywords(RouterProvider.__init__, locals(), errors.NotConfigured)
-        ranks: list[Equals] = [] if primary is None else [primary]
+        ranks: list[RankMembers] = [] if primary is None else [primary]
         ranks += [fallback] if isinstance(fallback, str) or not isinstance(fallback, Sequence) else fallback
         self._registry = breakers
-        self._options: list[Option] = []
-        for equals in ranks:
-            next_rank = self._options[-1].rank + 1 if self._options else 0
-            options = [option for member in _split(equals) for option in _create_options(member, breakers)]
-            options.sort(key=lambda option: option.rank)  # those of another router may have several ranks
-            self._options += [option.copy_at(next_rank + option.rank) for option in options]
-        for option in self._options if deadline else ():
-            option.deadline_s = min(filter(None, (deadline, option.deadline_s)))
+        self._candidates: list[Candidate] = []
+        for members in ranks:
+            next_rank = self._candidates[-1].rank + 1 if self._candidates else 0
+            candidates = [
+                candidate for member in _flatten(members) for candidate in _create_candidates(member, breakers)
+            ]
+            candidates.sort(key=lambda candidate: candidate.rank)  # those of another router may have several ranks
+            self._candidates += [candidate.copy_at(next_rank + candidate.rank) for candidate in candidates]
+        for candidate in self._candidates if deadline else ():
+            candidate.deadline_s = min(filter(None, (deadline, candidate.deadline_s)))
         self._find = find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
-        given = {"llm_retries": retries, "llm_routing": routing, "llm_deadline": deadline}
-        given = {name: value for name, value in given.items() if value is not None}
-        self._settings = settings.load().model_copy(update=given)
+        overrides = {"llm_retries": retries, "llm_routing": routing, "llm_deadline": deadline}
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        self._settings = settings.load().model_copy(update=overrides)
         if switches.is_command and "llm_patience" not in self._settings.model_fields_set:
             self._settings.llm_patience = 0.0
-        if find is None and not self._options:
+        if find is None and not self._candidates:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
-        creation_errors = [option.creation_error for option in self._options if option.creation_error]
-        if creation_errors and len(creation_errors) == len(self._options):
+        creation_errors = [candidate.creation_error for candidate in self._candidates if candidate.creation_error]
+        if creation_errors and len(creation_errors) == len(self._candidates):
             raise creation_errors[0]
 
-    def _copy_options(self) -> list[Option]:
-        """Return copies of the options for one request, with current facts."""
-        return [option.copy_at(option.rank) for option in self._options]
+    def _copy_candidates(self) -> list[Candidate]:
+        """Return copies of the candidates for one request, with current facts."""
+        return [candidate.copy_at(candidate.rank) for candidate in self._candidates]
 
     def __repr__(self) -> str:
-        members = (repr(option.given) if option.given else option.name for option in self._options)
+        members = (repr(candidate.original) if candidate.original else candidate.name for candidate in self._candidates)
         return f"RouterProvider({', '.join(members)})"
 
     @property
     def name(self) -> str:
         """Return the names of the providers, in the format of LLM_PROVIDERS."""
-        return chain_name(self._options)
+        return chain_name(self._candidates)
 
     @property
     def providers(self) -> list[LLMProvider]:
         """Return the providers that could be created, in order."""
-        return [option.given for option in self._options if option.given]
+        return [candidate.original for candidate in self._candidates if candidate.original]
 
     def start(self, call: Call) -> Work:
         """Return the work of a call: attempts at its providers until one succeeds."""
@@ -140,42 +142,46 @@ class RouterProvider(AbstractProvider):
         call = replace(call, options=options)
         work: Work = partial(run, call)
         if resume == "continue":
-            work = journal.record(self._settings, self._settings.llm_deadline, run, call)
+            work = journal.with_journal(self._settings, self._settings.llm_deadline, run, call)
         return partial(events.run_request, self.name, call.model, template, work)
 
     async def _run(self, resume: Resume, template: Attempt, call: Call, emit: Emit) -> Completion:
         """Run a request through the chain. Raise only LLMError."""
-        progress = Progress(emit, asyncio.get_running_loop().time(), template.tried, call)
+        progress = Progress(emit, asyncio.get_running_loop().time(), template.failed_attempts, call)
         try:
             return await Execution(call, resume, template, await self._build_chain(call), progress).run()
         except errors.Unavailable:
             if self._find:
-                self._options = []  # the next request finds the providers again
+                self._candidates = []  # the next request finds the providers again
             raise
 
     async def list_models(self) -> list[str]:
         """Return the models of all providers that respond. Raise LLMError if no provider responds."""
-        options = await self._find_created_options()
-        results = await asyncio.gather(*(option.provider.list_models() for option in options), return_exceptions=True)
+        candidates = await self._find_created_candidates()
+        results = await asyncio.gather(
+            *(candidate.provider.list_models() for candidate in candidates), return_exceptions=True
+        )
         _raise_failure(results)
         return list(dict.fromkeys(name for models in results if isinstance(models, list) for name in models))
 
     async def health_check(self) -> bool:
         """Return whether a provider is ready for a request. Raise only NotRecorded."""
         try:
-            options = await self._find_created_options()
+            candidates = await self._find_created_candidates()
         except errors.NotRecorded:
             raise
         except LLMError:
             return False
-        return any(await asyncio.gather(*(option.provider.health_check() for option in options)))
+        return any(await asyncio.gather(*(candidate.provider.health_check() for candidate in candidates)))
 
     def get_capabilities(self) -> Capabilities:
         """Return the best value of each capability among the providers.
 
         ``local`` is True only if all providers are local. ``cost`` is that of the first provider.
         """
-        all_capabilities = [option.provider.get_capabilities() for option in self._options if option.given]
+        all_capabilities = [
+            candidate.provider.get_capabilities() for candidate in self._candidates if candidate.original
+        ]
         if not all_capabilities:
             return default_capabilities(cost=None)
         best: dict[str, Any] = {}
@@ -198,101 +204,110 @@ class RouterProvider(AbstractProvider):
             first one.
         """
         try:
-            options = await self._find_created_options()
+            candidates = await self._find_created_candidates()
         except LLMError as error:
             capabilities = self.get_capabilities()
             return Health(state="down", provider=self.name, base_url=None, detail=str(error), capabilities=capabilities)
-        healths = await asyncio.gather(*(option.provider.refresh(within) for option in options))
+        healths = await asyncio.gather(*(candidate.provider.refresh(within) for candidate in candidates))
         return min(healths, key=lambda health: {"ready": 0, "loading": 1}.get(health.state, 2))
 
     async def prepare(self) -> None:
         """Import LiteLLM now; see ``BaseProvider.prepare``."""
-        for option in await self._find_created_options():
-            await option.provider.prepare()
+        for candidate in await self._find_created_candidates():
+            await candidate.provider.prepare()
 
     async def warm_up(self, model: str | None = None) -> None:
         """Load the models of local servers; see ``BaseProvider.warm_up``. Raise LLMError if every load failed."""
-        options = await self._find_created_options()
-        loads = [option.provider.warm_up(model) for option in options if option.distance == 0]
+        candidates = await self._find_created_candidates()
+        loads = [candidate.provider.warm_up(model) for candidate in candidates if candidate.distance == 0]
         _raise_failure(await asyncio.gather(*loads, return_exceptions=True))
 
     async def aclose(self) -> None:
         """Close the idle connections of this event loop; see ``BaseProvider.aclose``."""
-        for option in self._options:
-            if option.given:
-                await option.provider.aclose()
+        for candidate in self._candidates:
+            if candidate.original:
+                await candidate.provider.aclose()
 
     def chain_now(self, call: Call) -> Chain:
-        """Return the chain for a call. Nothing is sent."""
-        chain = Chain(self._copy_options(), call, self._settings)
+        """Return the chain for a call, from the facts known now. No request and no probe is sent."""
+        chain = Chain(self._copy_candidates(), call, self._settings)
         chain.choose_models()
         return chain
 
     def status(self) -> list[dict[str, Any]]:
         """Return the circuit breakers, recent failures and latencies of this process, as one dict for each provider."""
-        return [_describe(option) for option in self._copy_options()]
+        return [_describe(candidate) for candidate in self._copy_candidates()]
 
     async def _build_chain(self, call: Call) -> Chain:
         """Return the chain for a call. Probe providers with unknown or old properties, if these affect the choice."""
-        chain = Chain(await self._find_options(), call, self._settings)
-        options = chain.options
-        if len(options) > 1:
+        chain = Chain(await self._find_candidates(), call, self._settings)
+        candidates = chain.candidates
+        if len(candidates) > 1:
             needs = chain.needs
             needs_facts = needs.capabilities or needs.tokens > _LONG_PROMPT_TOKENS or call.model
             timeout_s = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
-            closed = [option for option in options if option.given and option.gate == "closed"]
-            rank_sizes = Counter(option.rank for option in options)
-            # The first option that needs no probe gets the request. Equal providers share the load by their limits
-            probed = takewhile(lambda one: needs_facts or one.facts.loads or rank_sizes[one.rank] > 1, closed)
-            await asyncio.gather(*(option.update_facts(timeout_s) for option in probed))
+            closed = [
+                candidate for candidate in candidates if candidate.original and candidate.breaker_state == "closed"
+            ]
+            rank_sizes = Counter(candidate.rank for candidate in candidates)
+            # The first candidate that needs no probe gets the request. Equal providers share the load by their limits
+            probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, closed)
+            await asyncio.gather(*(candidate.update_facts(timeout_s) for candidate in probed))
         chain.choose_models()
         return chain
 
-    async def _find_created_options(self) -> list[Option]:
-        """Return the options with a provider that could be created. Raise LLMError if no server was found."""
-        return [option for option in await self._find_options() if option.given]
+    async def _find_created_candidates(self) -> list[Candidate]:
+        """Return the candidates with a provider that could be created. Raise LLMError if no server was found."""
+        return [candidate for candidate in await self._find_candidates() if candidate.original]
 
-    async def _find_options(self) -> list[Option]:
-        """Return copies of the options. If no provider is configured, find some, once for concurrent calls."""
-        if not self._options and self._find:
+    async def _find_candidates(self) -> list[Candidate]:
+        """Return copies of the candidates. If no provider is configured, find some, once for concurrent calls."""
+        if not self._candidates and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
-            if not self._options:
-                new = [Option(provider, registry=self._registry) for provider in providers]
-                self._options = [option.copy_at(rank) for rank, option in enumerate(new)]
-        return self._copy_options()
+            if not self._candidates:
+                created = [Candidate(provider, registry=self._registry) for provider in providers]
+                self._candidates = [candidate.copy_at(rank) for rank, candidate in enumerate(created)]
+        return self._copy_candidates()
 
 
-def _describe(option: Option) -> dict[str, Any]:
-    """Return the entry of ``status`` for an option."""
-    now, target, breaker, statistics = option.registry.clock(), option.target, option.breaker, option.statistics
-    failure = option.creation_error
+def _describe(candidate: Candidate) -> dict[str, Any]:
+    """Return the entry of ``status`` for a candidate."""
+    now, target, breaker, statistics = (
+        candidate.registry.clock(),
+        candidate.target,
+        candidate.breaker,
+        candidate.statistics,
+    )
+    failure = candidate.creation_error
     return {
-        "provider": option.name,
-        "rank": option.rank,
+        "provider": candidate.name,
+        "rank": candidate.rank,
         "in_flight": CAPACITY.in_flight(target.address),
-        "room": option.limit,
-        "cached": statistics.cached,
+        "concurrency_limit": candidate.concurrency_limit,
+        "cached": statistics.cached_share,
         "address": None if failure else target.address,
         "model": target.model,
         "breaker": "misconfigured" if failure else "open" if breaker else "closed",
-        "because": str(failure) if failure else type(breaker.error).__name__ if breaker else None,
-        "opens_in_s": max(0.0, breaker.open_until - now) if breaker else None,
+        "reason": str(failure) if failure else type(breaker.error).__name__ if breaker else None,
+        "open_for_s": max(0.0, breaker.open_until - now) if breaker else None,
         "first_token_s": statistics.first_token_s,
         "answered": statistics.answered,
         "failed": statistics.failed,
-        "recent_failures": [{"error": name, "seconds_ago": now - time} for time, name in statistics.recent],
+        "recent_failures": [{"error": name, "seconds_ago": now - time} for time, name in statistics.recent_failures],
     }
 
 
-def _split(equals: Equals) -> list[Member]:
-    """Return the providers of one rank: "gpu1+gpu2" is two providers."""
-    if isinstance(equals, str):
-        return [*settings.parse_rank(equals)]
-    return [member for entry in equals for member in _split(entry)] if isinstance(equals, list | tuple) else [equals]
+def _flatten(members: RankMembers) -> list[Member]:
+    """Return the providers of one rank as a flat list. The name "gpu1+gpu2" is two providers."""
+    if isinstance(members, str):
+        return [*settings.parse_rank(members)]
+    return (
+        [member for entry in members for member in _flatten(entry)] if isinstance(members, list | tuple) else [members]
+    )
 
 
-def _create_options(member: Member, registry: BreakerRegistry) -> list[Option]:
-    """Return the option of a provider, or all options of a router.
+def _create_candidates(member: Member, registry: BreakerRegistry) -> list[Candidate]:
+    """Return the candidate of a provider, or all candidates of a router.
 
     A provider that cannot be created stays in the chain with its error.
 
@@ -300,17 +315,17 @@ def _create_options(member: Member, registry: BreakerRegistry) -> list[Option]:
         NotConfigured: the name is unknown.
     """
     if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001
-        return member._options  # noqa: SLF001
+        return member._candidates  # noqa: SLF001
     if not isinstance(member, str):
-        return [Option(member, registry=registry)]
+        return [Candidate(member, registry=registry)]
     name = member.strip().lower()
-    check_name(name)
+    check_provider_name(name)
     try:
-        return [Option(build(name), registry=registry)]
+        return [Candidate(build(name), registry=registry)]
     except LLMError as error:
         error.provider = error.provider or name
         events.emit(events.ProviderUnusable(provider=name, error=error, hint=str(error)))
-        return [Option(None, error, registry)]
+        return [Candidate(None, error, registry)]
 
 
 def _raise_failure(results: Sequence[object]) -> None:

@@ -1,4 +1,4 @@
-"""The choice of the next option of a chain for one request.
+"""The choice of the next candidate of a chain for one request.
 
 Sends no request and does not wait.
 """
@@ -16,14 +16,14 @@ from ..base import Call, Routing
 from ..errors import LLMError
 from ..settings import Settings
 from . import decision
-from .option import Option
+from .candidate import Candidate
 
 
 class Chain:
-    """The options of one request.
+    """The candidates of one request.
 
     Args:
-        options: the options in the operator's order.
+        candidates: the candidates in the operator's order.
         call: the arguments of the call.
         settings: the settings of the router.
 
@@ -32,11 +32,11 @@ class Chain:
         interrupted_model_names: the names of the model that wrote the interrupted text; empty without such a text.
     """
 
-    def __init__(self, options: Sequence[Option], call: Call, settings: Settings) -> None:
-        self.options, self.call, self.settings = options, call, settings
+    def __init__(self, candidates: Sequence[Candidate], call: Call, settings: Settings) -> None:
+        self.candidates, self.call, self.settings = candidates, call, settings
         self.digests = prefix_digests(call)
         self.interrupted_model_names: frozenset[str] = frozenset()
-        self._refused_since = math.inf  # the time since which all servers refuse connections
+        self._refused_since = math.inf  # the time since which all candidates refuse connections
 
     @cached_property
     def needs(self) -> Needs:
@@ -44,157 +44,165 @@ class Chain:
         return needs_of(self.call)
 
     def choose_models(self) -> None:
-        """Set the model of each option.
+        """Set the model of each candidate.
 
-        An option uses the requested model if its provider has it. If no provider is known to have it, the options of
-        the first rank use it. All other options use their default model.
+        A candidate uses the requested model if its provider has it. If no provider is known to have it, the candidates
+        of the first rank use it. All other candidates use their default model.
         """
-        usable, requested = [option for option in self.options if not option.creation_error], self.call.model
-        for option in usable:
-            option.set_model(requested)
-        owners = [option for option in usable if requested and option.facts.has_model]
-        owners = owners or [option for option in usable if option.rank == self.options[0].rank]
-        for option in usable:
-            if not requested or option not in owners:
-                vision_model = option.provider.vision_model
-                option.set_model(vision_model if "vision" in self.needs.capabilities else None)
+        usable, requested = [item for item in self.candidates if not item.creation_error], self.call.model
+        for candidate in usable:
+            candidate.set_model(requested)
+        with_model = [candidate for candidate in usable if requested and candidate.facts.has_model]
+        with_model = with_model or [candidate for candidate in usable if candidate.rank == self.candidates[0].rank]
+        for candidate in usable:
+            if not requested or candidate not in with_model:
+                vision_model = candidate.provider.vision_model
+                candidate.set_model(vision_model if "vision" in self.needs.capabilities else None)
 
-    def choose(self, loading: Sequence[Option]) -> tuple[list[Option], Option | None]:
-        """Choose the next option.
+    def choose(self, loading: Sequence[Candidate]) -> tuple[list[Candidate], Candidate | None]:
+        """Choose the next candidate.
 
         Args:
-            loading: the options that are loading a model. Meanwhile, no option farther away is used.
+            loading: the candidates that are loading a model. Meanwhile, no candidate with a greater distance is used.
 
         Returns:
-            The options that can be tried, in order, and the chosen one; None instead if all circuit breakers are open.
+            The candidates that can be tried, in order, and the chosen one. It is None if all circuit breakers are open.
         """
-        for option in self.options:
-            option.set_model(option.model)
-        candidates = [option for option in self.sorted_options() if not option.failure and self.supports(option)]
-        candidates = self.limit_distance(candidates, loading)
-        return candidates, select(candidates, self.settings.llm_routing, self.interrupted_model_names)
+        for candidate in self.candidates:
+            candidate.set_model(candidate.model)
+        eligible = [item for item in self.sorted_candidates() if not item.failure and self.supports(item)]
+        eligible = self.limit_distance(eligible, loading)
+        return eligible, select(eligible, self.settings.llm_routing, self.interrupted_model_names)
 
-    def sorted_options(self) -> list[Option]:
-        """Return the options sorted by LLM_ROUTING. With "order", ranks stay in the operator's order.
+    def sorted_candidates(self) -> list[Candidate]:
+        """Return the candidates sorted by LLM_ROUTING. With "order", ranks stay in the operator's order.
 
-        Within a rank, an option that probably has the prompt in its cache comes first.
+        Within a rank, a candidate that probably has the prompt in its cache comes first.
         """
-        if self.settings.llm_routing == "order" and len({option.rank for option in self.options}) == len(self.options):
-            return list(self.options)
-        usable = [option for option in self.options if not option.creation_error]
-        ordered: list[Option] = []
-        for rank in dict.fromkeys(option.rank for option in usable):
-            equals = [option for option in usable if option.rank == rank]
-            limits = {option.address: option.limit for option in equals if option.ready}
+        if self.settings.llm_routing == "order" and len({item.rank for item in self.candidates}) == len(
+            self.candidates
+        ):
+            return list(self.candidates)
+        usable = [candidate for candidate in self.candidates if not candidate.creation_error]
+        ordered: list[Candidate] = []
+        for rank in dict.fromkeys(candidate.rank for candidate in usable):
+            same_rank = [candidate for candidate in usable if candidate.rank == rank]
+            limits = {candidate.address: candidate.concurrency_limit for candidate in same_rank if candidate.ready}
             order = CAPACITY.sort_addresses(limits, self.digests)
-            ordered += sorted(equals, key=lambda option: order.index(option.address) if option.address in order else -1)
-        not_created = [option for option in self.options if option.creation_error]
-        return sort_options(ordered, self.settings.llm_routing) + not_created
+            ordered += sorted(same_rank, key=lambda item: order.index(item.address) if item.address in order else -1)
+        not_created = [candidate for candidate in self.candidates if candidate.creation_error]
+        return sort_candidates(ordered, self.settings.llm_routing) + not_created
 
-    def missing(self, option: Option) -> list[str]:
-        """Return descriptions of the requirements that an option certainly does not meet.
+    def missing(self, candidate: Candidate) -> list[str]:
+        """Return descriptions of the requirements that a candidate certainly does not meet.
 
-        If it is the sole option, its server decides, unless the provider refuses the request itself.
+        A sole candidate lacks only what its provider checks itself. Everything else is left to its server.
         """
-        if option.creation_error:
-            return [str(option.creation_error)]
-        if not option.facts.permitted(local_only=self.settings.llm_local_only):
+        if candidate.creation_error:
+            return [str(candidate.creation_error)]
+        if not candidate.facts.permitted(local_only=self.settings.llm_local_only):
             return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
-        if len(self.options) == 1:
-            return [name for name in self.needs.capabilities if name in option.facts.denied]
-        return missing_requirements(self.needs, option.facts.capabilities)
+        if len(self.candidates) == 1:
+            return [name for name in self.needs.capabilities if name in candidate.facts.denied]
+        return missing_requirements(self.needs, candidate.facts.capabilities)
 
-    def supports(self, option: Option) -> bool:
-        """Return whether an option may get the request. A sole option may, because its error is more specific."""
-        return len(self.options) == 1 or not self.missing(option)
+    def supports(self, candidate: Candidate) -> bool:
+        """Return whether a candidate may get the request. A sole candidate always may: its error is more specific."""
+        return len(self.candidates) == 1 or not self.missing(candidate)
 
-    def alternatives(self, failed: Option | None) -> list[Option]:
-        """Return the options that could be tried after this one has failed."""
-        others = [option for option in self.options if option is not failed]
-        return [option for option in others if not option.failure and self.supports(option)]
+    def remaining(self, failed: Candidate | None) -> list[Candidate]:
+        """Return the candidates for the next attempt, after this one has failed: supported, and not failed before."""
+        others = [candidate for candidate in self.candidates if candidate is not failed]
+        return [candidate for candidate in others if not candidate.failure and self.supports(candidate)]
 
-    def failed_with(self, kind: type[LLMError]) -> list[Option]:
-        """Return the options that failed with this kind of error."""
-        return [option for option in self.options if isinstance(option.failure, kind)]
+    def failed_with(self, kind: type[LLMError]) -> list[Candidate]:
+        """Return the candidates that failed with this kind of error."""
+        return [candidate for candidate in self.candidates if isinstance(candidate.failure, kind)]
 
-    def retryable(self) -> list[Option]:
-        """Return the options with a transient failure, except those that are loading a model."""
-        failed = [option for option in self.options if option.failure and option.failure.retryable]
-        return [option for option in failed if not isinstance(option.failure, errors.ModelLoading)]
+    def retryable(self) -> list[Candidate]:
+        """Return the candidates with a transient failure, except those that are loading a model."""
+        failed = [candidate for candidate in self.candidates if candidate.failure and candidate.failure.retryable]
+        return [candidate for candidate in failed if not isinstance(candidate.failure, errors.ModelLoading)]
 
     def may_be_restarting(self, now: float) -> bool:
-        """Return whether all options are local servers that refuse connections, for less than LLM_PATIENCE seconds."""
-        used = [option for option in self.options if self.supports(option)]
-        refused = all(option.distance == 0 and decision.may_be_restarting(option.failure) for option in used)
+        """Return whether all candidates are local and refuse connections, for less than LLM_PATIENCE seconds."""
+        used = [candidate for candidate in self.candidates if self.supports(candidate)]
+        refused = all(candidate.distance == 0 and decision.may_be_restarting(candidate.failure) for candidate in used)
         self._refused_since = min(self._refused_since, now) if refused else math.inf
         return refused and now - self._refused_since < self.settings.llm_patience
 
-    def limit_distance(self, options: list[Option], loading: Sequence[Option]) -> list[Option]:
-        """Return the options that are no farther away than those that are loading a model.
+    def limit_distance(self, candidates: list[Candidate], loading: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates that are no farther away than those that are loading a model.
 
-        Return all options if no option is loading a model, or with ``warm-first``.
+        Return all candidates if no candidate is loading a model, or with ``warm-first``.
         """
         if not loading or self.settings.llm_routing == "warm-first":
-            return options
-        max_distance = min(option.distance for option in loading)
-        return [option for option in options if option.distance <= max_distance]
+            return candidates
+        max_distance = min(candidate.distance for candidate in loading)
+        return [candidate for candidate in candidates if candidate.distance <= max_distance]
 
-    def must_reserve_time(self, option: Option) -> bool:
-        """Return whether an attempt must leave time for other options.
+    def must_reserve_time(self, candidate: Candidate) -> bool:
+        """Return whether an attempt must leave time for other candidates.
 
-        While a server loads its model, options farther away are not used and need no time.
+        While a server loads its model, candidates farther away are not used and need no time.
         """
-        waits = option.cold and self.settings.llm_routing != "warm-first"
-        return any(not waits or other.distance <= option.distance for other in self.alternatives(option))
+        waits = candidate.cold and self.settings.llm_routing != "warm-first"
+        return any(not waits or other.distance <= candidate.distance for other in self.remaining(candidate))
 
-    def unsupported(self) -> LLMError:
-        """Return the error for a request that no option supports. It names the missing requirements of each option."""
-        missing = "; ".join(f"{option.name}: no {', no '.join(self.missing(option))}" for option in self.options)
+    def unsupported_error(self) -> LLMError:
+        """Return the error for a request that no candidate supports, with the requirements that each one lacks."""
+        missing = "; ".join(
+            f"{candidate.name}: no {', no '.join(self.missing(candidate))}" for candidate in self.candidates
+        )
         lengths = [
-            None if option.creation_error else option.facts.capabilities["context_served"] for option in self.options
+            None if candidate.creation_error else candidate.facts.capabilities["context_served"]
+            for candidate in self.candidates
         ]
         too_long = all(length is not None and self.needs.tokens > length for length in lengths)
         kind = errors.ContextOverflow if too_long else errors.Unsupported
         return kind(f"no provider can serve this request ({missing})", hint="Add one that can to LLM_PROVIDERS")
 
 
-def sort_options(options: Sequence[Option], routing: Routing) -> list[Option]:
-    """Sort options by a routing rule. Options with an unknown value come last. Ties stay in the operator's order."""
+def sort_candidates(candidates: Sequence[Candidate], routing: Routing) -> list[Candidate]:
+    """Sort candidates by a routing rule. Unknown values come last. Ties stay in the operator's order."""
 
-    def key(option: Option) -> float:
+    def key(candidate: Candidate) -> float:
         if routing == "latency":
-            return math.inf if option.statistics.first_token_s is None else option.statistics.first_token_s
+            return math.inf if candidate.statistics.first_token_s is None else candidate.statistics.first_token_s
         if routing == "cost":
-            return math.inf if option.cost is None else sum(option.cost)
-        return option.distance if routing == "local-first" else 0
+            return math.inf if candidate.cost is None else sum(candidate.cost)
+        return candidate.distance if routing == "local-first" else 0
 
-    return sorted(options, key=key)
+    return sorted(candidates, key=key)
 
 
 def select(
-    options: Sequence[Option], routing: Routing, interrupted_model_names: frozenset[str] = frozenset()
-) -> Option | None:
-    """Choose the first option with a circuit breaker that allows a request; None if no breaker does.
+    candidates: Sequence[Candidate], routing: Routing, interrupted_model_names: frozenset[str] = frozenset()
+) -> Candidate | None:
+    """Choose the first candidate with a circuit breaker that allows a request; None if no breaker does.
 
-    If the model of that option is cold, choose a warm option instead that is no farther away, or with ``warm-first``
-    any warm option. Without a warm option, the cold one is chosen, and the router waits for the load.
+    If the model of that candidate is cold, choose a warm candidate instead that is no farther away. With
+    ``warm-first``, its distance does not matter. Without a warm candidate, the cold one is chosen, and the router waits
+    for the load.
 
     Args:
-        options: the options in order.
+        candidates: the candidates in order.
         routing: the routing rule.
         interrupted_model_names: the names of the model that wrote the interrupted text. This model is preferred.
     """
-    ready = [option for option in options if option.ready]
+    ready = [candidate for candidate in candidates if candidate.ready]
     if not ready:
         return None
     first = ready[0]
     max_distance = math.inf if routing == "warm-first" else first.distance
-    warm = [option for option in ready if not option.cold and option.distance <= max_distance]
+    warm = [candidate for candidate in ready if not candidate.cold and candidate.distance <= max_distance]
     chosen = warm[0] if first.cold and warm else first
-    same = (option for option in warm if interrupted_model_names and interrupted_model_names & option.facts.names)
-    return next((option for option in same if option.distance <= chosen.distance), chosen)
+    same_model = (
+        candidate for candidate in warm if interrupted_model_names and interrupted_model_names & candidate.facts.names
+    )
+    return next((candidate for candidate in same_model if candidate.distance <= chosen.distance), chosen)
 
 
-def last_resort(options: Sequence[Option]) -> Option:
-    """Return the option with the circuit breaker that closes first, for the case that all are open."""
-    return min(options, key=lambda option: option.breaker.open_until if option.breaker else 0.0)
+def last_resort(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the candidate with the circuit breaker that closes first, for the case that all are open."""
+    return min(candidates, key=lambda candidate: candidate.breaker.open_until if candidate.breaker else 0.0)

@@ -30,12 +30,12 @@ from .probe import error_of, fetch, find_server, read_capabilities, suggest_sett
 
 LONG_PROBE_S: Final = 10.0  # timeout of a full probe: the model list of a cloud may be long
 QUICK_PROBE_S: Final = 2.0  # timeout of a probe that delays a request
-MAX_AGE_S: Final = 5.0  # of a result that decides whether a prompt is sent, and how long the response may take
+MAX_AGE_S: Final = 5.0  # of a cached result that decides whether a prompt is sent, or how long the response may take
 
-_LOADED_MODEL: Final = "local-model"  # a placeholder for the loaded model
+_LOADED_MODEL_PLACEHOLDER: Final = "local-model"  # a name in the configuration that means the loaded model
 _MAX_LISTED_MODELS: Final = 12  # in a message
 _MAX_NAME_CHARS: Final = 200
-_END_NOTICE_DAYS: Final = 90
+_SHUTDOWN_NOTICE_DAYS: Final = 90
 _MAX_PROBED_MODELS: Final = 64  # each needs a request
 _STATES: Final[tuple[tuple[type[LLMError], State], ...]] = (
     (errors.AuthenticationFailed, "unauthorised"),
@@ -51,8 +51,8 @@ def state_of(error: LLMError) -> State:
     return next((state for kind, state in _STATES if isinstance(error, kind)), "misconfigured")
 
 
-def detail_of(error: LLMError) -> str:
-    """Return the message of an error without the provider's name, which the caller shows separately."""
+def message_without_provider(error: LLMError) -> str:
+    """Return the message of an error without the name of the provider."""
     return str(error).removeprefix(f"{error.provider}: ").removeprefix(f"{error.provider}, ")
 
 
@@ -83,7 +83,7 @@ class ModelCatalog:
         model: the configured model; None if unset.
         other_models: the other configured models, by the variables that name them.
         overrides: the capabilities that the operator configured. They win over every other source.
-        expires: whether a cached result expires. Not with cassettes: requests must not depend on time.
+        expires: whether cached results expire. With cassettes they do not, because that would depend on time.
 
     Attributes:
         server: the server that the last successful probe found; None before that probe.
@@ -107,10 +107,10 @@ class ModelCatalog:
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
     def alternatives_hint(self, requested: str | None) -> str:
-        """Return a hint with the models of the server and the command to download the requested one; "" if unknown."""
-        return self._list_models(requested, self.server) if requested and self.server and self._spec.local else ""
+        """Return a hint with the models of a local server and the command to download the requested one, else ""."""
+        return self._models_hint(requested, self.server) if requested and self.server and self._spec.local else ""
 
-    def _list_models(self, requested: str, server: Server) -> str:
+    def _models_hint(self, requested: str, server: Server) -> str:
         names = [model.name for model in server.chat_models]
         similar = " or ".join(find_similar(requested, names)) or "another one"
         setting = f"Set {self._spec.variable('model')} or model= to {similar}" if names else ""
@@ -124,7 +124,7 @@ class ModelCatalog:
         command = self._spec.server.pull_command
         return f": `{command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`" if command else ""
 
-    def trouble(self, name: str | None) -> str | None:
+    def expected_failure(self, name: str | None) -> str | None:
         """Return why a request for this model would fail, according to the last probe; None if it would succeed.
 
         A loading model is not a failure, because the request waits for it.
@@ -135,9 +135,9 @@ class ModelCatalog:
                 self._choose(self.server, name)
         except LLMError as choice_error:
             error = choice_error
-        return None if error is None or isinstance(error, errors.ModelLoading) else detail_of(error)
+        return None if error is None or isinstance(error, errors.ModelLoading) else message_without_provider(error)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Clear the models, so that the next request probes again."""
         self._models.clear()
 
@@ -156,7 +156,7 @@ class ModelCatalog:
             state=state_of(error) if error else "ready",
             provider=self._spec.name,
             base_url=self.client.endpoint.base_url,
-            detail=detail_of(error) if error else self._remarks(result),
+            detail=message_without_provider(error) if error else self._remarks(result),
             latency_s=result.latency_s,
             server=server.kind.title if server.kind else None,
             version=server.version,
@@ -166,17 +166,17 @@ class ModelCatalog:
             capabilities=self.capabilities(name),
         )
 
-    async def models(self, timeout_s: float = LONG_PROBE_S, *, every: bool = True) -> list[Model]:
+    async def models(self, timeout_s: float = LONG_PROBE_S, *, all_models: bool = True) -> list[Model]:
         """Probe, and return the chat models.
 
         Args:
             timeout_s: the time limit in seconds.
-            every: read the capabilities of every model, not only of the configured one.
+            all_models: read the capabilities of every model, not only of the configured one.
 
         Raises:
             LLMError: the models could not be listed.
         """
-        result = await self._probe(self._model, timeout_s, every=every)
+        result = await self._probe(self._model, timeout_s, all_models=all_models)
         if result.server and isinstance(result.error, errors.NotConfigured | errors.ModelNotFound | None):
             return result.server.chat_models
         raise result.error or errors.ServerFailed("the models could not be listed")
@@ -199,20 +199,20 @@ class ModelCatalog:
         return name
 
     async def _find_loaded(self) -> str:
-        """Return the name of the loaded model, else of the only one. Use an older result if the pages fail.
+        """Return the name of the loaded model, else of the only one. If the probe fails, use the cached result.
 
-        A router of several servers may send the probe to one that has ended, and the request to another one.
+        A load balancer may send the probe to a server that has ended, and the request to one that runs.
         """
-        known = self._models.get(None)
-        if known is None or not self._is_fresh(None, MAX_AGE_S):
+        model = self._models.get(None)
+        if model is None or not self._is_fresh(None, MAX_AGE_S):
             try:
-                known = await self.find(None)
+                model = await self.probe_model(None)
             except (errors.FirstTokenTimeout, errors.ServerFailed, errors.Overloaded, errors.RateLimited):
-                if known is None or (self.server and self.server.fault):
+                if model is None or (self.server and self.server.fault):
                     raise
-        return known.name
+        return model.name
 
-    async def find(self, requested: str | None) -> Model:
+    async def probe_model(self, requested: str | None) -> Model:
         """Probe, and return the model that a request would use. Raise LLMError if the request would fail."""
         result = await self._probe(requested, LONG_PROBE_S)
         if result.error or result.model is None:
@@ -255,12 +255,13 @@ class ModelCatalog:
         model = self._models.get(self._normalize_name(name))
         return self.client.server_stopped or (model is not None and model.loaded is False)
 
-    def find_other(self, requested: str, served: str | None) -> str | None:
+    def other_model_name(self, requested: str, served: str | None) -> str | None:
         """Return the name of the model that answered, if it is not the requested one, according to the last probe.
 
         Args:
             requested: the requested name.
-            served: the name in the response. If it repeats the requested name, or is None, the server's list decides.
+            served: the name in the response; None if it has none. If it is None or the requested name, the name in the
+                server's list of models is used, because some servers repeat any requested name.
         """
         model = self._models.get(requested) or Model(name=requested)
         if served in (None, requested) or model.has_name(str(served)):
@@ -290,29 +291,32 @@ class ModelCatalog:
                 result = await self._probe(name, timeout_s)
                 if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
                     raise result.error
-            known = self._models.get(name) or Model(name=name)
-            self._models[name] = replace(known, probed_at=asyncio.get_running_loop().time())
+            model = self._models.get(name) or Model(name=name)
+            self._models[name] = replace(model, probed_at=asyncio.get_running_loop().time())
         return self._models[name]
 
-    def is_newer(self, requested: str | None, time: float) -> bool:
-        """Return whether the cached result for a model is newer than this time of the event loop's clock."""
+    def was_probed_since(self, requested: str | None, time: float) -> bool:
+        """Return whether a model was probed at or after this time, on the event loop's clock."""
         model = self._models.get(requested)
         return model is not None and (model.probed_at or -math.inf) >= time
 
     def _is_fresh(self, requested: str | None, max_age_s: float) -> bool:
-        """Return whether a cached result is not older than this."""
+        """Return whether the cached result for a model is at most ``max_age_s`` old."""
         oldest = asyncio.get_running_loop().time() - max_age_s if self._expires else -math.inf
-        return self.is_newer(requested, oldest)
+        return self.was_probed_since(requested, oldest)
 
     def denied(self, name: str | None = None) -> frozenset[str]:
-        """Return the capabilities that the spec, the server or the operator denies. The price map may be outdated."""
-        return frozenset(flag for flag, value in self.capabilities(name, priced=False).items() if value is False)
+        """Return the capabilities that a model lacks, according to the spec, the server or the operator.
 
-    def capabilities(self, name: str | None = None, *, priced: bool = True) -> Capabilities:
+        The price map is not used, because it may be outdated.
+        """
+        return frozenset(flag for flag, value in self.capabilities(name, use_price_map=False).items() if value is False)
+
+    def capabilities(self, name: str | None = None, *, use_price_map: bool = True) -> Capabilities:
         """Return the capabilities of a model, by default the configured one. No request is sent.
 
-        Merge those of the spec, the price map unless ``priced`` is False, the server and the operator. Later sources
-        win.
+        Merge those of the spec, the price map unless ``use_price_map`` is False, the server and the operator. Later
+        sources win.
         """
         spec, name = self._spec, name or self._model
         model = self._models.get(self._normalize_name(name))
@@ -321,7 +325,7 @@ class ModelCatalog:
         )
         cost = {} if runs_locally or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": runs_locally, **cost})  # type: ignore[typeddict-item]
-        by_map = model_prices.capabilities_of(spec, name) if priced else {}
+        by_map = model_prices.capabilities_of(spec, name) if use_price_map else {}
         reported = dict(model.capabilities) if model else {}
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
 
@@ -336,16 +340,16 @@ class ModelCatalog:
         return rejected.union(["reasoning"] if self.capabilities(name)["reasoning"] is False else [])
 
     def _normalize_name(self, name: str | None) -> str | None:
-        """Return the requested name; None if it is empty or the placeholder for the loaded model."""
-        return None if not name or (name == _LOADED_MODEL and self._spec.local) else name
+        """Return the requested name; None if it is empty, or means the loaded model."""
+        return None if not name or (name == _LOADED_MODEL_PLACEHOLDER and self._spec.local) else name
 
-    async def _probe(self, requested: str | None, timeout_s: float, *, every: bool = False) -> ProbeResult:
+    async def _probe(self, requested: str | None, timeout_s: float, *, all_models: bool = False) -> ProbeResult:
         """Probe the server, cache the result, and return it with any error.
 
         Args:
             requested: the requested model; None for the loaded model, else the only one.
             timeout_s: the time limit in seconds.
-            every: read the capabilities of every model, not only of the chosen one.
+            all_models: read the capabilities of every model, not only of the chosen one.
 
         Raises:
             NotRecorded: the cassettes have no response to this probe. No other LLMError is raised.
@@ -363,7 +367,7 @@ class ModelCatalog:
                 model = self._choose(server, requested)
             except LLMError as choice_error:
                 error = choice_error
-            to_read = server.models[:_MAX_PROBED_MODELS] if every else [model] if model else []
+            to_read = server.models[:_MAX_PROBED_MODELS] if all_models else [model] if model else []
             server = await read_capabilities(self.client, server, to_read, started + timeout_s)
             model = next((other for other in server.models if model and other.name == model.name), model)
             error = error or error_of(model)
@@ -373,7 +377,7 @@ class ModelCatalog:
             # A list may repeat a name
             listed = {other.name: replace(other, probed_at=probed_at) for other in server.models}
             server = self.server = replace(server, models=tuple(listed.values()))
-            if every:
+            if all_models:
                 self._models.update(listed)
             if model:
                 model = listed.get(model.name, model)
@@ -391,7 +395,7 @@ class ModelCatalog:
         if name := self._normalize_name(requested):
             model = server.find(name)
             if not model and server.models and spec.api.lists_all_models:
-                hint = self._list_models(name, server)
+                hint = self._models_hint(name, server)
                 raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
             return model or Model(name=name)
         if not spec.local:
@@ -410,7 +414,7 @@ class ModelCatalog:
         raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._pull_command('MODEL') or ' first'}")
 
     async def _refuse_remote(self, name: str) -> None:
-        """Raise NotLocal if the server forwards this model to another machine, or may forward it without a report."""
+        """Raise NotLocal if the server forwards requests for this model to another machine, or may do so unreported."""
         if self.server is None or not self._is_fresh(name, MAX_AGE_S):
             result = await self._probe(name, LONG_PROBE_S)
             if result.server is None and result.error:
@@ -430,11 +434,11 @@ class ModelCatalog:
             return
         raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {forwarder.title} {fault}", hint=hint)
 
-    def _describe_ends(self, server: Server, chosen: Model | None) -> Iterator[str]:
-        """Yield a sentence for each configured model that ends within 90 days, or has ended.
+    def _shutdown_notices(self, server: Server, chosen: Model | None) -> Iterator[str]:
+        """Yield a sentence for each configured model that its vendor shuts down within 90 days, or has shut down.
 
         Args:
-            server: the server, whose list wins over the price map.
+            server: the server. The dates in its list of models win over the price map.
             chosen: the model that a request would use; None if that is ambiguous.
         """
         spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the day of the user
@@ -443,8 +447,8 @@ class ModelCatalog:
             listed = server.find(name)
             if spec.api.lists_all_models and server.models and not listed:
                 continue  # the model of another provider
-            end = (listed and listed.end_date) or model_prices.end_of(spec, name)
-            if end and (end - today).days <= _END_NOTICE_DAYS:
+            end = (listed and listed.end_date) or model_prices.shutdown_date(spec, name)
+            if end and (end - today).days <= _SHUTDOWN_NOTICE_DAYS:
                 variables = " and ".join(variable for variable, model in configured.items() if model == name)
                 yield f"the model {name} {'ended' if end < today else 'ends'} on {end}. Set {variables} to a newer one"
 
@@ -457,7 +461,7 @@ class ModelCatalog:
             remarks.append(f"the server answers with {result.model.name}, not with {self._model}")
         if result.error:
             remarks.append(f"{result.error.what}. {result.error.hint}")
-        remarks += self._describe_ends(result.server or Server(), result.model)
+        remarks += self._shutdown_notices(result.server or Server(), result.model)
         kind = result.server.kind if result.server else None
         if kind and kind.name != self._spec.name:
             setting = suggest_setting(self._spec, kind, self.client.endpoint.server_url)

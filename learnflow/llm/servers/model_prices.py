@@ -1,4 +1,4 @@
-"""Capabilities, prices and last days of cloud models, from the price map in LiteLLM's package.
+"""Capabilities, prices and shutdown dates of cloud models, from the price map in LiteLLM's package.
 
 The map is read as a JSON file: LiteLLM is not imported, and nothing is downloaded. The model catalog uses it for
 clouds, because their lists of models do not report capabilities.
@@ -28,10 +28,10 @@ _CAPABILITY_KEYS: Final = {
     "reasoning": "supports_reasoning",
     "prefill": "supports_assistant_prefill",
 }
-# The endpoints of a model.
+# Values of "supported_endpoints"
 _CHAT: Final = "/v1/chat/completions"
 _RESPONSES: Final = "/v1/responses"
-_SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p")  # what "supports_sampling_params" is about
+_SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p")  # rejected if "supports_sampling_params" is False
 
 
 @cache
@@ -63,15 +63,17 @@ def find_row(spec: ProviderSpec, model: str | None) -> Mapping[str, Any]:
 
 
 def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
-    """Return the capabilities and prices that the price map has for a model. None means unknown."""
+    """Return the capabilities and prices of a model in the price map. None means unknown."""
     row = find_row(spec, model)
     context, output = row.get("max_input_tokens"), row.get("max_output_tokens")
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
-    marks = [key for key in row if key.startswith("supports_")]
-    is_unmarked = spec.dialect.litellm_marks_reasoning and marks and not any("reasoning" in key for key in marks)
+    flags = [key for key in row if key.startswith("supports_")]
+    lacks_reasoning_flag = (
+        spec.dialect.litellm_marks_reasoning and flags and not any("reasoning" in key for key in flags)
+    )
     return {
-        "reasoning": False if is_unmarked else None,
+        "reasoning": False if lacks_reasoning_flag else None,
         **{name: row[key] for name, key in _CAPABILITY_KEYS.items() if isinstance(row.get(key), bool)},
         "context": context if isinstance(context, int) else None,
         "context_served": context if isinstance(context, int) else None,
@@ -96,24 +98,26 @@ def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
     return frozenset(rejected.union(_SAMPLING if row.get("supports_sampling_params") is False else ()))
 
 
-def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, thinks: bool) -> bool:
-    """Return whether a request needs the Responses API: the model has no other, or reasons before it calls tools.
+def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, reasoning: bool) -> bool:
+    """Return whether a request needs the Responses API.
+
+    It does if the model has no other API, or if a reasoning model gets tools.
 
     Args:
         spec: the provider's spec.
         model: the model's name at the provider.
         tools: the request has tools.
-        thinks: the request does not switch reasoning off.
+        reasoning: the request does not turn reasoning off.
     """
     row = find_row(spec, model)
     paths = row.get("supported_endpoints") or ()
     is_served = spec.api.responses_path is not None and (_RESPONSES in paths or row.get("mode") == "responses")
-    reasons = row.get("supports_reasoning") and (thinks or not row.get("supports_none_reasoning_effort"))
+    reasons = row.get("supports_reasoning") and (reasoning or not row.get("supports_none_reasoning_effort"))
     return is_served and bool(_CHAT not in paths or (tools and reasons))
 
 
-def end_of(spec: ProviderSpec, model: str) -> date | None:
-    """Return the day on which a cloud's model ends, for an alias the last day of its snapshots; None if unknown."""
+def shutdown_date(spec: ProviderSpec, model: str) -> date | None:
+    """Return the date on which a vendor shuts a model down; None if unknown. An alias has that of its last snapshot."""
     if spec.local:
         return None
     key = find_key(spec, model) or model

@@ -1,4 +1,4 @@
-"""Read the kind, the state and the models of a server, and their capabilities, from its pages.
+"""Read the kind, state, models and capabilities of a server from its pages: model lists, status, version.
 
 A probe costs nothing, loads no model and sends no prompt. The proxies of the environment are not used for a local
 server.
@@ -21,7 +21,7 @@ from ..transport.untrusted import date_or_none, json_object, non_negative_int, t
 _METHOD_NOT_ALLOWED: Final = 405
 _LIST_KEYS: Final = ("data", "models")  # of a list of models; a bare array counts as "data"
 _NAME_KEYS: Final = ("id", "model", "slug", "name")  # of a model's name; the first one wins
-_CONNECT_SHARE: Final = 0.9  # of the time for a page, so that a dead address differs from a server that is busy
+_CONNECT_SHARE: Final = 0.9  # of the time limit. A dead address then raises ConnectTimeout, a busy server another error
 
 
 async def find_server(
@@ -39,13 +39,13 @@ async def find_server(
     paths = {path: endpoint.server_url + path for path in (spec.server.probe.pages if spec.server.probe else ())}
     model_list = endpoint.base_url + spec.api.models_path
     pages = await _fetch_pages(client, [*paths.values(), model_list], deadline)
-    server = _read(spec, {path: pages[url] for path, url in paths.items()})
+    server = _recognise_kind(spec, {path: pages[url] for path, url in paths.items()})
     error = _first_error(pages[model_list], pages.values())
     kinds = kinds if spec.local or endpoint.looks_local else ()
     if isinstance(error, errors.AuthenticationFailed) or (server and server.fault):
-        return server or await _recognise(client, kinds, deadline), error or error_of(server)
+        return server or await _recognise_any(client, kinds, deadline), error or error_of(server)
     if server is None and not isinstance(error, errors.Unavailable):
-        server = await _recognise(client, kinds, deadline)
+        server = await _recognise_any(client, kinds, deadline)
         server = server or read_model_list(pages[model_list])
     if server and server.fault:
         return server, error_of(server)
@@ -131,17 +131,17 @@ def error_of(subject: Server | Model | None) -> LLMError | None:
     return errors.ModelLoading(sentence) if state == "loading" else errors.ServerFailed(sentence)
 
 
-async def _recognise(client: Client, kinds: Sequence[ProviderSpec], deadline: float) -> Server | None:
+async def _recognise_any(client: Client, kinds: Sequence[ProviderSpec], deadline: float) -> Server | None:
     """Return the server at the endpoint; None if it is of none of these kinds."""
     server_url = client.endpoint.server_url
     urls = [server_url + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages]
     pages = await _fetch_pages(client, urls, deadline)
     by_path = {url.removeprefix(server_url): page for url, page in pages.items()}
-    return next((server for kind in kinds if (server := _read(kind, by_path))), None)
+    return next((server for kind in kinds if (server := _recognise_kind(kind, by_path))), None)
 
 
 async def _has_chat_route(client: Client, deadline: float) -> bool:
-    """Return whether the server has a chat route. It rejects a GET with a 405, but not that of an unknown page."""
+    """Return whether the server has a chat route. It does if GET returns 405 for the route, and not for other paths."""
     chat, unknown = f"{client.endpoint.base_url}/chat/completions", f"{client.endpoint.base_url}/no/such/page"
     pages = await _fetch_pages(client, [chat, unknown], deadline)
     statuses = [page.error and page.error.status for page in pages.values()]
@@ -189,8 +189,8 @@ async def _read_page(client: Client, request: HttpRequest) -> Page:
     return Page(body=content, headers=headers, error=error)
 
 
-def _read(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
-    """Return the server; None if these pages are not of this kind, or have an undocumented shape."""
+def _recognise_kind(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
+    """Return the server if these pages are those of this kind of server, else None."""
     if kind.server.probe is None:
         return None
     try:

@@ -74,7 +74,7 @@ async def test_context_length_grows_with_an_event_and_never_shrinks(events_seen:
         assert sent(server) == [16384, 16384, 16384]
         adjusted = [event for event in events_seen if isinstance(event, events.RequestAdjusted)]
         assert len(adjusted) == 1
-        assert "16384 tokens instead of 2048" in adjusted[0].why
+        assert "16384 tokens instead of 2048" in adjusted[0].change
         assert provider.get_capabilities()["context_served"] == 16384
 
 
@@ -310,8 +310,8 @@ async def test_ceiling_is_lowered_to_room_in_context(events_seen: list[object]) 
         await provider.generate("word " * 100, max_tokens=AtMost(100))
         await provider.generate("word " * 100, max_tokens=25_000)  # a demand
         assert [seen.body["max_tokens"] for seen in server.seen] == [412, 100, 25_000]
-        whys = [event.why for event in events_seen if isinstance(event, events.RequestAdjusted)]
-        assert whys == ["max_tokens=412 instead of 25000, because the context has no more room"]
+        changes = [event.change for event in events_seen if isinstance(event, events.RequestAdjusted)]
+        assert changes == ["max_tokens=412 instead of 25000, because the context has no more room"]
 
 
 async def test_ceiling_is_lowered_again_by_count_of_server() -> None:

@@ -55,7 +55,7 @@ async def test_answer_that_ends_at_max_tokens_is_returned_with_event(events_seen
         server.script = [Fault("refuse", status=200, body=json.dumps(body).encode())]
         done = await provider_for(server).complete("hi", max_tokens=1)
     assert (done.text, done.finish) == ("half", "length")
-    assert [event.max_tokens for event in events_seen if isinstance(event, events.AnswerCut)] == [1]
+    assert [event.max_tokens for event in events_seen if isinstance(event, events.TokenLimitReached)] == [1]
 
 
 async def test_thinking_that_uses_all_tokens_raises_answer_truncated() -> None:

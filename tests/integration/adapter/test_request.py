@@ -124,7 +124,9 @@ async def test_default_that_model_refuses_is_omitted(events_seen: list[Any]) -> 
         assert body["max_completion_tokens"] == 1000
         with pytest.raises(errors.Unsupported, match="temperature"):
             await provider.generate("hi", temperature=0.7)  # the caller's own value is sent
-    assert [event.why for event in events_seen if isinstance(event, events.RequestAdjusted)] == ["without temperature"]
+    assert [event.change for event in events_seen if isinstance(event, events.RequestAdjusted)] == [
+        "without temperature"
+    ]
 
 
 async def test_default_that_server_refuses_is_omitted_from_later_requests() -> None:

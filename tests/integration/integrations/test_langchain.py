@@ -409,7 +409,7 @@ async def test_sync_call_inside_background_loop_raises() -> None:
         return chat.invoke("hi")
 
     with pytest.raises(errors.InvalidRequest, match="ainvoke"):
-        await asyncio.to_thread(BACKGROUND.wait, inside())
+        await asyncio.to_thread(BACKGROUND.run, inside())
 
 
 UNFINISHED = """

@@ -125,8 +125,8 @@ async def test_every_node_uses_chain_of_environment(
         ("b", 0.1, 4000),
         ("b", 0.1, 6000),
     ]
-    whys = [event.why for event in events_seen if isinstance(event, events.RequestAdjusted)]
-    assert whys == ["max_tokens=8191 instead of 25000, because the context has no more room"]
+    changes = [event.change for event in events_seen if isinstance(event, events.RequestAdjusted)]
+    assert changes == ["max_tokens=8191 instead of 25000, because the context has no more room"]
 
 
 def test_unknown_provider_raises_at_initialization(manager: Manager) -> None:

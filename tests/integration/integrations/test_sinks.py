@@ -29,7 +29,7 @@ from learnflow.llm.completion import Completion, ServedModel, TextDelta
 from learnflow.llm.integrations import opentelemetry, prometheus
 from learnflow.llm.providers import AzureProvider, CustomProvider, OllamaProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.routing.option import Option
+from learnflow.llm.routing.candidate import Candidate
 from learnflow.llm.routing.progress import Progress
 from learnflow.llm.stream import Emit
 from learnflow.llm.testing import Fault, FaultServer
@@ -112,7 +112,7 @@ async def test_broken_continuation_is_counted(registry: CollectorRegistry) -> No
 def test_mismatched_continuation_is_counted(registry: CollectorRegistry) -> None:
     progress = Progress(Emit(), 0.0, [], Call("hi"))
     for error in (errors.NotContinued("x"), errors.AnswerCut("x")):
-        progress.begin_attempt(Option(OllamaProvider()), None, continues=True)
+        progress.begin_attempt(Candidate(OllamaProvider()), None, continues=True)
         progress.record_failure(error, [], 2.0, is_free=True)
     samples = shown(registry)
     assert samples["resumes_total{outcome=mismatched,provider=ollama}"] == 1
@@ -153,9 +153,9 @@ async def test_switch_seconds_start_at_first_failure(registry: CollectorRegistry
     now = asyncio.get_running_loop().time()
     progress = Progress(Emit(), now, [], Call("hi"))
     for at in (now - 9.0, now):
-        progress.begin_attempt(Option(CustomProvider(base_url="http://127.0.0.1:1")), None, continues=False)
+        progress.begin_attempt(Candidate(CustomProvider(base_url="http://127.0.0.1:1")), None, continues=False)
         progress.record_failure(errors.AnswerCut("x"), [], at, is_free=True)
-    progress.begin_attempt(Option(OllamaProvider()), None, continues=False)
+    progress.begin_attempt(Candidate(OllamaProvider()), None, continues=False)
     progress(TextDelta("one"))
     remove()
     (switched,) = seen

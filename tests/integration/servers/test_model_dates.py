@@ -103,7 +103,9 @@ def test_alias_ends_with_its_last_snapshot(prices: dict[str, Any]) -> None:
         "d": row("2027-05-01"),
         "e": row("date when the model ends"),
     }
-    ends = {name: str(model_prices.end_of(SPECS["azure"], name)) for name in ("a", "b", "c", "d", "e", "unknown")}
+    ends = {
+        name: str(model_prices.shutdown_date(SPECS["azure"], name)) for name in ("a", "b", "c", "d", "e", "unknown")
+    }
     assert ends == {
         "a": "2027-02-01",
         "b": "None",
@@ -118,7 +120,7 @@ def test_alias_ends_with_its_last_snapshot(prices: dict[str, Any]) -> None:
     ("model", "day"), [("gpt-4o", "2027-01-14"), ("gpt-4.1-mini", "2027-01-14"), ("gpt-5.1", "2027-04-01")]
 )
 def test_announced_dates_are_in_price_map(model: str, day: str) -> None:
-    assert str(model_prices.end_of(SPECS["openai"], model)) == day
+    assert str(model_prices.shutdown_date(SPECS["openai"], model)) == day
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def open_breaker(registry: BreakerRegistry) -> Breaker:
 
 def transcript(*steps: tuple[float, str | LLMError]) -> list[str]:
     """Return the gate at each time, after the event of that time."""
-    clock, gates = Clock(), []
+    clock, states = Clock(), []
     registry = BreakerRegistry(clock)
     for clock.now, event in steps:
         if isinstance(event, LLMError):
@@ -44,11 +44,11 @@ def transcript(*steps: tuple[float, str | LLMError]) -> list[str]:
         elif event in ("ready", "not ready"):
             registry.record_probe(TARGET, ready=event == "ready")
         elif event == "begin":
-            open_breaker(registry).tester = weakref.ref(LOOP)
+            open_breaker(registry).check_loop = weakref.ref(LOOP)
         elif event == "answer":
             registry.record_completion(TARGET, COMPLETION, clock.now)
-        gates.append(registry.gate(TARGET))
-    return gates
+        states.append(registry.state(TARGET))
+    return states
 
 
 def test_breaker_with_visible_fault_closes_after_probe() -> None:
@@ -107,9 +107,9 @@ def test_period_of_breaker_is_bounded() -> None:
     breaker = open_breaker(registry)
     for _ in range(20):
         clock.now = breaker.open_until
-        breaker.tester = weakref.ref(LOOP)
+        breaker.check_loop = weakref.ref(LOOP)
         registry.record_probe(TARGET, ready=False)
     assert breaker.period_s == decision.MAX_DELAY_S
-    clock.now, breaker.tester = breaker.open_until, weakref.ref(LOOP)
-    registry.set_testing(TARGET, testing=False)  # the probe was cancelled
-    assert registry.gate(TARGET) == "probe"
+    clock.now, breaker.check_loop = breaker.open_until, weakref.ref(LOOP)
+    registry.set_checking(TARGET, checking=False)  # the probe was cancelled
+    assert registry.state(TARGET) == "probe"

@@ -49,39 +49,39 @@ def test_back_off_doubles_with_jitter_up_to_maximum(retries: int, jitter: float)
 @pytest.mark.parametrize(
     ("error", "state", "expected"),
     [
-        (errors.ConnectionFailed("x"), {}, ("next", "drop")),
+        (errors.ConnectionFailed("x"), {}, ("next_provider", "drop")),
         (errors.InvalidRequest("x"), {}, ("raise", "keep")),
-        (errors.RequestRefused("x"), {}, ("next", "drop")),
-        (errors.RequestRefused("x"), {"prefilled": True, "has_partial": True}, ("alternative", "keep")),
+        (errors.RequestRefused("x"), {}, ("next_provider", "drop")),
+        (errors.RequestRefused("x"), {"prefilled": True, "has_partial": True}, ("change_prefill", "keep")),
         (errors.ContentFiltered("x"), {"prefilled": True}, ("raise", "keep")),
         (
             errors.Unsupported("x"),
-            {"prefilled": True, "has_partial": True, "text_shown": True},
-            ("alternative", "keep"),
+            {"prefilled": True, "has_partial": True, "text_emitted": True},
+            ("change_prefill", "keep"),
         ),
         (errors.DeadlineExceeded("x"), {"time_left": False}, ("raise", "keep")),
-        (errors.DeadlineExceeded("x"), {"time_left": True}, ("next", "drop")),
-        (errors.ModelLoading("x"), {}, ("next", "keep")),  # the next one is no farther away
-        (errors.ModelLoading("x"), {"has_other_provider": False, "can_wait_for_load": True}, ("load", "keep")),
-        (errors.ServerFailed("x"), {"has_other_provider": False, "can_wait_for_load": True}, ("load", "drop")),
+        (errors.DeadlineExceeded("x"), {"time_left": True}, ("next_provider", "drop")),
+        (errors.ModelLoading("x"), {}, ("next_provider", "keep")),  # the next one is no farther away
+        (errors.ModelLoading("x"), {"has_other_provider": False, "can_wait_for_load": True}, ("wait_for_load", "keep")),
+        (errors.ServerFailed("x"), {"has_other_provider": False, "can_wait_for_load": True}, ("wait_for_load", "drop")),
         (errors.ServerFailed("x"), {"has_other_provider": False, "can_retry": True}, ("retry", "drop")),
         (errors.ServerFailed("x"), {"has_other_provider": False}, ("raise", "drop")),
         (
             errors.AnswerCut("x"),
-            {"has_partial": True, "text_shown": True, "has_other_provider": False, "can_retry": True},
+            {"has_partial": True, "text_emitted": True, "has_other_provider": False, "can_retry": True},
             ("retry", "keep"),
         ),
         (
             errors.AnswerCut("x"),
-            {"only_space_shown": True, "added_text": True},
-            ("next", "keep"),
+            {"only_space_emitted": True, "added_text": True},
+            ("next_provider", "keep"),
         ),  # white space is not shown twice
         (
             errors.NotContinued("x"),
             {"has_partial": True, "prefilled": True, "prefill_before_last_word": True},
-            ("alternative", "keep"),
+            ("change_prefill", "keep"),
         ),
-        (errors.NotContinued("x"), {"has_partial": True, "text_shown": True}, ("next", "keep")),
+        (errors.NotContinued("x"), {"has_partial": True, "text_emitted": True}, ("next_provider", "keep")),
         (
             errors.NotContinued("x"),
             {"has_partial": True, "has_other_provider": False, "can_restart": True},
@@ -89,22 +89,38 @@ def test_back_off_doubles_with_jitter_up_to_maximum(retries: int, jitter: float)
         ),
         (
             errors.NotContinued("x"),
-            {"has_partial": True, "text_shown": True, "has_other_provider": False, "can_restart": True},
+            {"has_partial": True, "text_emitted": True, "has_other_provider": False, "can_restart": True},
             ("raise", "keep"),
         ),
-        (errors.ContextOverflow("x"), {}, ("next", "drop")),
-        (errors.ContextOverflow("x"), {"text_shown": True, "has_partial": True}, ("next", "keep")),  # of a continuation
-        (errors.ContextOverflow("x"), {"text_shown": True, "has_partial": True, "added_text": True}, ("raise", "keep")),
-        (errors.ContextOverflow("x"), {"has_partial": True, "added_text": True}, ("next", "drop")),
-        (errors.AnswerCut("x"), {"text_shown": True, "has_partial": True, "added_text": True}, ("next", "keep")),
+        (errors.ContextOverflow("x"), {}, ("next_provider", "drop")),
+        (
+            errors.ContextOverflow("x"),
+            {"text_emitted": True, "has_partial": True},
+            ("next_provider", "keep"),
+        ),  # of a continuation
+        (
+            errors.ContextOverflow("x"),
+            {"text_emitted": True, "has_partial": True, "added_text": True},
+            ("raise", "keep"),
+        ),
+        (errors.ContextOverflow("x"), {"has_partial": True, "added_text": True}, ("next_provider", "drop")),
         (
             errors.AnswerCut("x"),
-            {"text_shown": True, "has_partial": True, "added_text": True, "can_continue": False},
+            {"text_emitted": True, "has_partial": True, "added_text": True},
+            ("next_provider", "keep"),
+        ),
+        (
+            errors.AnswerCut("x"),
+            {"text_emitted": True, "has_partial": True, "added_text": True, "can_continue": False},
             ("raise", "keep"),
         ),
-        (errors.AnswerCut("x"), {"has_partial": True, "added_text": True}, ("next", "keep")),
-        (errors.AnswerCut("x"), {"has_partial": True, "added_text": True, "can_continue": False}, ("next", "drop")),
-        (errors.AnswerTooLong("x"), {"text_shown": True, "has_partial": True, "added_text": True}, ("raise", "keep")),
+        (errors.AnswerCut("x"), {"has_partial": True, "added_text": True}, ("next_provider", "keep")),
+        (
+            errors.AnswerCut("x"),
+            {"has_partial": True, "added_text": True, "can_continue": False},
+            ("next_provider", "drop"),
+        ),
+        (errors.AnswerTooLong("x"), {"text_emitted": True, "has_partial": True, "added_text": True}, ("raise", "keep")),
     ],
 )
 def test_decision_after_failure(error: LLMError, state: dict[str, Any], expected: tuple[str, str]) -> None:
@@ -115,6 +131,6 @@ def test_decision_after_failure(error: LLMError, state: dict[str, Any], expected
 def test_failure_after_finish_is_not_continued() -> None:
     error = errors.ErrorInAnswer("x")
     error.finished = True
-    shown = decision.RequestState(text_shown=True, has_partial=True, added_text=True)
+    shown = decision.RequestState(text_emitted=True, has_partial=True, added_text=True)
     assert decision.decide(error, shown).action == "raise"
     assert decision.decide(error, decision.RequestState(has_partial=True, added_text=True)).drops_text

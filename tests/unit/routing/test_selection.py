@@ -1,4 +1,4 @@
-"""The order of the options of a chain, their missing capabilities, and the chosen option."""
+"""The order of the candidates of a chain, their missing capabilities, and the chosen candidate."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 
 from learnflow.llm.adapter.context_window import Needs, missing_requirements
 from learnflow.llm.routing import selection
-from learnflow.llm.routing.breaker import Gate, Statistics
+from learnflow.llm.routing.breaker import BreakerState, Statistics
 
 
 @dataclass
-class Option:
+class Candidate:
     position: int
-    gate: Gate = "closed"
+    state: BreakerState = "closed"
     cold: bool = False
     distance: int = 1
     statistics: Statistics = field(default_factory=Statistics)
@@ -23,16 +23,16 @@ class Option:
 
     @property
     def ready(self) -> bool:
-        return self.gate in ("closed", "trial")
+        return self.state in ("closed", "trial")
 
 
-def options(*descriptions: str) -> list[Option]:
-    """Return options from descriptions like "cold far" or "probe near"."""
-    gates = ("open", "probe", "trial")
+def candidates(*descriptions: str) -> list[Candidate]:
+    """Return candidates from descriptions like "cold far" or "probe near"."""
+    states = ("open", "probe", "trial")
     return [
-        Option(
+        Candidate(
             position,
-            gate=next((gate for gate in gates if gate in description), "closed"),  # type: ignore[arg-type]
+            state=next((state for state in states if state in description), "closed"),  # type: ignore[arg-type]
             cold="cold" in description,
             distance=1 if "far" in description else 0,
         )
@@ -40,20 +40,20 @@ def options(*descriptions: str) -> list[Option]:
     ]
 
 
-def positions(ordered: list[Option]) -> list[int]:
-    return [option.position for option in ordered]
+def positions(ordered: list[Candidate]) -> list[int]:
+    return [candidate.position for candidate in ordered]
 
 
-def test_options_are_sorted_by_routing() -> None:
+def test_candidates_are_sorted_by_routing() -> None:
     chain = [
-        Option(0, statistics=Statistics(first_token_s=2.0), cost=(2.5, 10.0)),
-        Option(1, cost=(0.0, 0.0), distance=0),
-        Option(2, statistics=Statistics(first_token_s=0.5), cost=None, distance=0),
+        Candidate(0, statistics=Statistics(first_token_s=2.0), cost=(2.5, 10.0)),
+        Candidate(1, cost=(0.0, 0.0), distance=0),
+        Candidate(2, statistics=Statistics(first_token_s=0.5), cost=None, distance=0),
     ]
-    assert positions(selection.sort_options(chain, "order")) == [0, 1, 2]
-    assert positions(selection.sort_options(chain, "latency")) == [2, 0, 1]
-    assert positions(selection.sort_options(chain, "cost")) == [1, 0, 2]
-    assert positions(selection.sort_options(chain, "local-first")) == [1, 2, 0]
+    assert positions(selection.sort_candidates(chain, "order")) == [0, 1, 2]
+    assert positions(selection.sort_candidates(chain, "latency")) == [2, 0, 1]
+    assert positions(selection.sort_candidates(chain, "cost")) == [1, 0, 2]
+    assert positions(selection.sort_candidates(chain, "local-first")) == [1, 2, 0]
 
 
 def test_unknown_capability_is_not_lacking() -> None:
@@ -82,6 +82,6 @@ def test_unknown_capability_is_not_lacking() -> None:
         (["near trial", "near"], "order", 0),
     ],
 )
-def test_next_option_is_first_that_is_ready_and_warm(chain: list[str], routing: Any, position: int | None) -> None:
-    chosen = selection.select(options(*chain), routing)
+def test_next_candidate_is_first_that_is_ready_and_warm(chain: list[str], routing: Any, position: int | None) -> None:
+    chosen = selection.select(candidates(*chain), routing)
     assert (chosen and chosen.position) == position

@@ -237,7 +237,7 @@ class ChatLearnFlow(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return BACKGROUND.wait(self._agenerate(messages, stop, run_manager, **kwargs))
+        return BACKGROUND.run(self._agenerate(messages, stop, run_manager, **kwargs))
 
     def _stream(
         self,

@@ -14,7 +14,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from pydantic import BaseModel
 
 from ...adapter import structured_output
-from ...errors import AnswerTruncated, InvalidRequest, LLMError, SchemaMismatch, bare
+from ...errors import AnswerTruncated, InvalidRequest, LLMError, SchemaMismatch, clear_cause
 
 
 def tool_choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
@@ -62,7 +62,7 @@ def parse(schema: Any, message: AIMessage) -> Any:
     except SchemaMismatch as error:
         is_truncated = message.response_metadata.get("finish_reason") == "length"
         failure: LLMError = AnswerTruncated(error.what) if is_truncated else error
-    raise bare(failure)
+    raise clear_cause(failure)
 
 
 def _parse(schema: Any, message: AIMessage) -> Any:

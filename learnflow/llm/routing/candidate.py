@@ -1,4 +1,4 @@
-"""An option: one provider of a chain with its facts, circuit breakers and probes, for one request."""
+"""A candidate for a request: one provider of a chain, with its facts, circuit breakers and probes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..errors import LLMError
 from ..process import SharedTasks
 from ..replay.transport import pause_recording
 from ..servers.model_catalog import MAX_AGE_S
-from .breaker import REGISTRY, Breaker, BreakerRegistry, Gate, Statistics, Target
+from .breaker import REGISTRY, Breaker, BreakerRegistry, BreakerState, Statistics, Target
 
 PROBE_S: Final = 1.0  # timeout of a probe
-_PROBE_PAUSE_S: Final = 15.0  # after a probe without a response
+_PROBE_PAUSE_S: Final = 15.0  # from a probe without a response to the next one
 
 
 class _SharedState(SharedTasks):
@@ -29,11 +29,11 @@ class _SharedState(SharedTasks):
     next_probe_at: float = 0.0
 
 
-class Option:
+class Candidate:
     """One provider of a chain. Each request has its own copy.
 
     Args:
-        given: the provider as the application passed it; None if it could not be created.
+        original: the provider as the application passed it, without a wrapper; None if it could not be created.
         creation_error: the reason why it could not be created; None if it was created.
         registry: the registry with the circuit breakers.
 
@@ -41,31 +41,32 @@ class Option:
         name: the name of the provider.
         rank: the position in the chain. Equal providers have the same rank.
         model: the model for the request; None for the provider's default model.
-        failure: the last failure in this request; None if the option may be tried again.
+        failure: the last failure in this request; None if the candidate may be tried again.
         rejects_prefill: the server rejected a prefill in this request.
-        deadline_s: the ``deadline=`` of a router that was flattened; None without one. It limits each attempt.
+        deadline_s: the time limit of each attempt in seconds; None without one. It is the ``deadline=`` of a router
+            inside the chain, whose providers have replaced it.
     """
 
     def __init__(
-        self, given: LLMProvider | None, creation_error: LLMError | None = None, registry: BreakerRegistry = REGISTRY
+        self, original: LLMProvider | None, creation_error: LLMError | None = None, registry: BreakerRegistry = REGISTRY
     ) -> None:
-        self.given, self.creation_error, self.registry = given, creation_error, registry
-        self.name = given.name if given else (creation_error and creation_error.provider) or "?"
+        self.original, self.creation_error, self.registry = original, creation_error, registry
+        self.name = original.name if original else (creation_error and creation_error.provider) or "?"
         self.rank = 0
         self.model: str | None = None
         self.failure: LLMError | None = None
         self.rejects_prefill = False
         self.deadline_s: float | None = None
-        self._provider = routable(given) if given else None
+        self._provider = routable(original) if original else None
         self._shared = _SharedState()
         self._facts: Facts | None = None
 
-    def copy_at(self, rank: int) -> Option:
+    def copy_at(self, rank: int) -> Candidate:
         """Return a copy at this rank, with current facts."""
-        option = copy.copy(self)
-        option.rank = rank
-        option.set_model(self.model)
-        return option
+        candidate = copy.copy(self)
+        candidate.rank = rank
+        candidate.set_model(self.model)
+        return candidate
 
     def set_model(self, model: str | None) -> None:
         """Set the model, and update the facts."""
@@ -111,7 +112,7 @@ class Option:
         return 0 if not self.creation_error and self.facts.capabilities["local"] else 1
 
     @property
-    def limit(self) -> int | None:
+    def concurrency_limit(self) -> int | None:
         """Return the concurrency limit; None if unlimited. Cassettes have no limit."""
         return None if self.creation_error or self.facts.replays else self.facts.concurrency_limit
 
@@ -126,14 +127,14 @@ class Option:
         return Target(self.address, self.model or (self._provider.model if self._provider else None))
 
     @property
-    def gate(self) -> Gate:
-        """Return what the circuit breakers allow now. Cassettes ignore them, because breakers depend on time."""
-        return "closed" if self.replays else self.registry.gate(self.target)
+    def breaker_state(self) -> BreakerState:
+        """Return the strictest state of the breakers. Cassettes ignore them, because breakers depend on time."""
+        return "closed" if self.replays else self.registry.state(self.target)
 
     @property
     def ready(self) -> bool:
         """Return whether the circuit breakers allow a request."""
-        return self.gate in ("closed", "trial")
+        return self.breaker_state in ("closed", "trial")
 
     @property
     def breaker(self) -> Breaker | None:
@@ -156,12 +157,12 @@ class Option:
             error, seconds = self.registry.breakers[opened].error, self.registry.breakers[opened].period_s
             events.emit(events.BreakerOpened(provider=self.name, model=opened.model, error=error, seconds=seconds))
 
-    def set_testing(self, *, testing: bool) -> None:
+    def set_checking(self, *, checking: bool) -> None:
         """Mark the beginning or the end of a probe or a trial request."""
-        self.registry.set_testing(self.target, testing=testing)
+        self.registry.set_checking(self.target, checking=checking)
 
     async def update_facts(self, within: float) -> None:
-        """Probe the kind and the capabilities of the provider, unless they are new. Those of a cloud do not change.
+        """Probe the kind and the capabilities of the provider if the last probe is too old. A cloud is probed once.
 
         Args:
             within: the timeout in seconds.
@@ -169,16 +170,16 @@ class Option:
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.next_probe_at:
             health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
-            may_change = self.distance == 0 and self._provider is self.given  # not of an application's own provider
+            may_change = self.distance == 0 and self._provider is self.original  # not of an application's own provider
             age_s = _PROBE_PAUSE_S if health.state == "down" else MAX_AGE_S if may_change else math.inf
             shared.next_probe_at = now + age_s
             self.set_model(self.model)
 
     def start_recovery(self) -> None:
         """Start a probe or a load of the model in the background, if a request requires one first."""
-        if self.gate == "probe":
+        if self.breaker_state == "probe":
             self.start_probe()
-        elif self.gate == "closed" and self.cold:
+        elif self.breaker_state == "closed" and self.cold:
             self.start_load()
 
     def start_load(self) -> asyncio.Task[LLMError | None]:
@@ -206,7 +207,7 @@ class Option:
                 with pause_recording():  # probes depend on time
                     ready = self.replays or (await self.provider.refresh(PROBE_S)).ready
             except BaseException:
-                self.set_testing(testing=False)
+                self.set_checking(checking=False)
                 raise
             self.registry.record_probe(self.target, ready=ready)
             if not self.breaker:
@@ -214,11 +215,11 @@ class Option:
             return ready
 
         if self._shared.is_idle("probe"):
-            self.set_testing(testing=True)
+            self.set_checking(checking=True)
         return self._shared.start("probe", probe)
 
 
-def chain_name(options: Iterable[Option]) -> str:
+def chain_name(candidates: Iterable[Candidate]) -> str:
     """Return the name of a chain, as in LLM_PROVIDERS: equal providers joined by ``+``, ranks joined by ``,``."""
-    ranks = groupby(options, key=lambda option: option.rank)
-    return ",".join("+".join(option.name for option in rank) for _, rank in ranks) or "local"
+    ranks = groupby(candidates, key=lambda candidate: candidate.rank)
+    return ",".join("+".join(candidate.name for candidate in rank) for _, rank in ranks) or "local"
