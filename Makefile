@@ -23,10 +23,10 @@ demo: install ## ask a local server if one answers, else the embedded model, els
 	@$(BIN)/python examples/demo.py
 
 test: install ## the tests: no network but loopback, no server, no GPU
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-newest: .venv-newest/ready ## the same tests on the newest LiteLLM that resolves (constraints-newest.txt)
-	.venv-newest/bin/python -m pytest -n auto $(ARGS)
+	.venv-newest/bin/python -m pytest -n auto --dist worksteal $(ARGS)
 
 .venv-newest/ready: pyproject.toml constraints-newest.txt
 	$(PYTHON) -m venv .venv-newest

@@ -30,6 +30,7 @@ from learnflow.llm.testing import Fault, FaultServer, replaying
 QUESTION = "Explain RSA encryption"
 BROKEN = "Explain cryptography"
 MAX_TOKENS = 150
+KILLED_AFTER = MAX_TOKENS // 3  # pieces of the answer
 MODEL = model_store.DEFAULT_MODEL
 CASSETTES = Path(__file__).parents[1] / "cassettes"
 FIRST, SECOND = "llamacpp", "ollama"  # the providers of the recorded run
@@ -162,7 +163,7 @@ async def ask(
         async for piece in answer:
             print(piece, end="", flush=True)
             pieces += 1
-            if kill and kill.pid and pieces == MAX_TOKENS // 3:
+            if kill and kill.pid and pieces == KILLED_AFTER:
                 os.kill(kill.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
     done = answer.completion
     end = "ended it" if done.finish == "stop" else f"ended it at max_tokens={max_tokens}"

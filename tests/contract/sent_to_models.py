@@ -22,7 +22,7 @@ from learnflow.llm.base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Call
 from learnflow.llm.errors import CapabilityError, LLMError
 from learnflow.llm.providers import build
 from learnflow.llm.servers.model_prices import needs_responses, price_map
-from learnflow.llm.transport.untrusted import date_or_none
+from learnflow.llm.transport.untrusted import parse_date
 
 TABLE: Final = Path(__file__).with_suffix(".txt")
 TODAY: Final = date(2026, 11, 30)
@@ -63,7 +63,7 @@ def models_of(name: str) -> dict[str, Mapping[str, Any]]:
         for key, row in sorted(price_map().items(), key=lambda item: "/" in item[0])
         if row.get("litellm_provider") == name
         and row.get("mode") in ("chat", "responses")
-        and (date_or_none(row.get("deprecation_date")) or TODAY) >= TODAY
+        and (parse_date(row.get("deprecation_date")) or TODAY) >= TODAY
     }
 
 

@@ -152,7 +152,7 @@ def _is_recorded(name: str) -> bool:
 
 
 def check_provider_name(name: str) -> None:
-    """Raise NotConfigured if a name is invalid or unknown. ``build`` raises the other faults."""
+    """Raise NotConfigured if a name is invalid or unknown. Other faults of the configuration are not checked."""
     try:
         spec_of(name)
     except NotConfigured as error:

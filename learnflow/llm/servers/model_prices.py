@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ..parameters import REASONING_LEVELS
 from ..provider_spec import ProviderSpec
-from ..transport.untrusted import date_or_none
+from ..transport.untrusted import parse_date
 
 _FILE: Final = "model_prices_and_context_window_backup.json"
 _MILLION: Final = 1_000_000
@@ -122,7 +122,7 @@ def shutdown_date(spec: ProviderSpec, model: str) -> date | None:
         return None
     key = find_key(spec, model) or model
     snapshot = re.compile(re.escape(key) + r"-\d{4}-?\d{2}-?\d{2}")
-    own = date_or_none(price_map().get(key, {}).get("deprecation_date"))
-    ends = [date_or_none(row.get("deprecation_date")) for name, row in price_map().items() if snapshot.fullmatch(name)]
+    own = parse_date(price_map().get(key, {}).get("deprecation_date"))
+    ends = [parse_date(row.get("deprecation_date")) for name, row in price_map().items() if snapshot.fullmatch(name)]
     known = [end for end in ends if end]
     return own or (max(known) if ends and len(known) == len(ends) else None)

@@ -16,7 +16,7 @@ from ..errors import LLMError
 from ..provider_spec import Model, Page, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
-from ..transport.untrusted import date_or_none, json_object, non_negative_int, text_or_none
+from ..transport.untrusted import json_object, non_negative_int, parse_date, text_or_none
 
 _METHOD_NOT_ALLOWED: Final = 405
 _LIST_KEYS: Final = ("data", "models")  # of a list of models; a bare array counts as "data"
@@ -118,7 +118,7 @@ def read_model_list(page: Page) -> Server | None:
 
 def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
     context = non_negative_int(row.get("context_length")) or non_negative_int(row.get("max_model_len")) or None
-    end_date = date_or_none(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
+    end_date = parse_date(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
     capabilities = {"context": context, "context_served": context}
     return Model(name=name, chat="embed" not in name.lower(), end_date=end_date, capabilities=capabilities)
 

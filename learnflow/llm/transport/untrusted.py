@@ -57,7 +57,7 @@ def non_negative_int(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < _MAX_COUNT else None
 
 
-def date_or_none(value: Any) -> date | None:
+def parse_date(value: Any) -> date | None:
     """Return the day of a date or time in ISO 8601; None for anything else."""
     with suppress(ValueError, TypeError):
         return date.fromisoformat(value[:10])

@@ -329,7 +329,7 @@ async def test_other_2xx_status_is_read_like_200(status: int) -> None:
 async def test_model_without_chat_completions_is_named() -> None:
     async with FaultServer() as server:
         with pytest.raises(errors.Unsupported, match="not served by chat completions"):
-            await OpenAIProvider(base_url=server.root, api_key="k", model="o1-pro").generate("hi")
+            await OpenAIProvider(base_url=server.root, api_key="k", model="text-embedding-3-small").generate("hi")
         assert server.connections == 0
 
 
