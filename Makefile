@@ -4,6 +4,8 @@ BIN := .venv/bin
 .DEFAULT_GOAL := help
 # Old ones do not know the groups of pyproject.toml, so pip itself comes first.
 PIP := -m pip install --quiet --disable-pip-version-check
+# The tests start many processes, so bytecode is cached even if the environment forbids it (images of containers do).
+PYTEST := -m pytest -n auto --dist worksteal
 PACKAGE := -e '.[langchain,prometheus,opentelemetry,embedded]'
 .PHONY: help install demo test test-newest lint format live engines record vendors models tables docs docs-serve coverage bench
 
@@ -23,10 +25,10 @@ demo: install ## ask a local server if one answers, else the embedded model, els
 	@$(BIN)/python examples/demo.py
 
 test: install ## the tests: no network but loopback, no server, no GPU
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python $(PYTEST) $(ARGS)
 
 test-newest: .venv-newest/ready ## the same tests on the newest LiteLLM that resolves (constraints-newest.txt)
-	.venv-newest/bin/python -m pytest -n auto $(ARGS)
+	PYTHONDONTWRITEBYTECODE= .venv-newest/bin/python $(PYTEST) $(ARGS)
 
 .venv-newest/ready: pyproject.toml constraints-newest.txt
 	$(PYTHON) -m venv .venv-newest

@@ -115,10 +115,10 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
         urls[name] = f"http://127.0.0.1:{port.getsockname()[1]}"
 
     def places() -> dict[str, Any]:
-        specs = registry.discoverable().items()
+        specs = registry.discoverable_specs().items()
         return {name: replace(spec, api=replace(spec.api, default_url=urls.get(name))) for name, spec in specs}
 
-    monkeypatch.setattr(discovery, "discoverable", places)
+    monkeypatch.setattr(discovery, "discoverable_specs", places)
     monkeypatch.setattr(settings_sources, "in_container", lambda: False)
     with sockets:
         yield urls

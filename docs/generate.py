@@ -132,7 +132,7 @@ def spelling_table(language: str) -> str:
     """Return the table of the names of each provider's variables. The first one that is set applies."""
     settings = ("base_url", "model", "api_key", "api_version")
     rows = (
-        (code(name), *(code(*spec.spellings(name)) if name in spec.settings else "" for name in settings))
+        (code(name), *(code(*spec.variable_names(name)) if name in spec.settings else "" for name in settings))
         for name, spec in SPECS.items()
     )
     return markdown(SPELLINGS[language], rows)
@@ -154,7 +154,7 @@ def example() -> str:
     for spec in SPECS.values():
         lines += ["", f"# {spec.title}"]
         for setting in spec.settings:
-            ours, *others = spec.spellings(setting)
+            ours, *others = spec.variable_names(setting)
             values = {"base_url": (spec.api.default_url or "").removesuffix("/v1") if spec.local else ""}
             values |= {"model": spec.example_model or "", "api_version": spec.api.default_version or ""}
             if others:

@@ -30,6 +30,7 @@ from learnflow.llm.testing import Fault, FaultServer, replaying
 QUESTION = "Explain RSA encryption"
 BROKEN = "Explain cryptography"
 MAX_TOKENS = 150
+KILLED_AFTER = MAX_TOKENS // 3  # pieces of the answer
 MODEL = model_store.DEFAULT_MODEL
 CASSETTES = Path(__file__).parents[1] / "cassettes"
 FIRST, SECOND = "llamacpp", "ollama"  # the providers of the recorded run
@@ -53,7 +54,7 @@ async def demo() -> int:
         if provider is None or model is None:
             continue
         provider.model = model
-        print(f"{provider.spec.title} answers at {provider.endpoint.base}: everything below is LIVE.\n")
+        print(f"{provider.spec.title} answers at {provider.endpoint.base_url}: everything below is LIVE.\n")
         try:
             await show_server(provider)
         except LLMError as error:
@@ -141,7 +142,7 @@ async def show_recordings() -> int:
 async def show_providers(*more: BaseProvider) -> None:
     """Print the providers that answer."""
     print("\n1. The providers that are found\n")
-    healths = [place.health for place in await scan(clouds=False) if place.answers]
+    healths = [place.health for place in await scan(clouds=False) if place.responded]
     for health in [*healths, *[await provider.refresh() for provider in more]]:
         print(f"   {health.provider:9} {health.state:7} {', '.join(health.models[:5])}")
 
@@ -162,7 +163,7 @@ async def ask(
         async for piece in answer:
             print(piece, end="", flush=True)
             pieces += 1
-            if kill and kill.pid and pieces == MAX_TOKENS // 3:
+            if kill and kill.pid and pieces == KILLED_AFTER:
                 os.kill(kill.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
     done = answer.completion
     end = "ended it" if done.finish == "stop" else f"ended it at max_tokens={max_tokens}"

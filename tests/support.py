@@ -86,7 +86,9 @@ def store_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def read_variables() -> set[str]:
     """Return the names of all variables that the settings read."""
     common = {name.upper() for name in settings.Settings.model_fields}
-    return common | {name for spec in SPECS.values() for setting in spec.settings for name in spec.spellings(setting)}
+    return common | {
+        name for spec in SPECS.values() for setting in spec.settings for name in spec.variable_names(setting)
+    }
 
 
 def provider_for(server: FaultServer, **options: object) -> BaseProvider:

@@ -53,10 +53,10 @@ RUNNING = sorted(set(SERVICES) - JOBS)
 
 
 def test_every_local_server_has_service() -> None:
-    assert {spec.server.service for spec in SPECS.values() if spec.server.service} <= set(SERVICES)
+    assert {spec.server.compose_service for spec in SPECS.values() if spec.server.compose_service} <= set(SERVICES)
     for spec in SPECS.values():
-        if spec.server.service:
-            inside = SERVICES[spec.server.service]["ports"][0].rpartition(":")[2]
+        if spec.server.compose_service:
+            inside = SERVICES[spec.server.compose_service]["ports"][0].rpartition(":")[2]
             assert spec.api.default_url
             assert spec.api.default_url.partition("://")[2].partition("/")[0].endswith(f":{inside}")
 

@@ -115,7 +115,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
     tool_choice: parameters.ToolChoice
     stop: parameters.Stop
     seed: parameters.Seed
-    n: parameters.One
+    n: parameters.SingleAnswer
     top_p: parameters.Fraction
     top_k: parameters.TopK
     min_p: parameters.Fraction
@@ -133,7 +133,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
 
 
 class TimeOptions(TypedDict, total=False):
-    """The timeouts of a provider in seconds, and its limits; see ``timeouts.Times``.
+    """The timeouts of a provider in seconds, and its limits; see ``timeouts.Timeouts``.
 
     A missing one is read from the environment (``LLM_CONNECT_TIMEOUT``, ``<NAME>_MAX_CONCURRENCY`` and so on).
     """

@@ -44,7 +44,7 @@ class Capabilities(TypedDict):
 
 
 def default_capabilities(*, local: bool = True, **known: Any) -> Capabilities:
-    """Return capabilities that are None, for unknown, except ``known``. A local server costs nothing."""
+    """Return the given capabilities, and defaults or None (unknown) for the others. A local server costs nothing."""
     unknown = dict.fromkeys(Capabilities.__annotations__)
     defaults = {"streaming": True, "local": local, "cost": (0.0, 0.0) if local else None}
     return cast(Capabilities, {**unknown, **defaults, **known})
@@ -109,7 +109,7 @@ _SNAPSHOT: Final = re.compile(r"(?:[-@_][\d-]{3,}|:[\w.-]+)?")
 
 
 def is_same_model(name: str, other: str) -> bool:
-    """Return whether two names may be of one model: without case, folder, date and tag."""
+    """Return whether two names may mean the same model, ignoring case, folder, date and tag."""
     plain = (spelling.lower().rpartition("/")[2].removesuffix("latest").rstrip("-:") for spelling in (name, other))
     short, long = sorted(plain, key=len)
     return long.startswith(short) and _SNAPSHOT.fullmatch(long, len(short)) is not None

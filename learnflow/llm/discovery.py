@@ -1,6 +1,6 @@
 """Find model servers: probe the configured addresses and the default ports concurrently.
 
-The kind of a server is decided by its pages, not by its port. A cloud is probed only if it is named or has a key.
+The responses determine the kind of a server, not its port. A cloud is probed only if it is named or has a key.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .errors import LLMError, NotConfigured
 from .process import register
 from .provider_spec import ProviderSpec, endpoint_spec
 from .providers import EmbeddedProvider, registry
-from .providers.registry import CUSTOM, EMBEDDED, SPECS, build, discoverable, provider_of, spec_of
+from .providers.registry import CUSTOM, EMBEDDED, SPECS, build, discoverable_specs, provider_of, spec_of
 from .replay import active
 from .replay.transport import pause_recording
 from .servers.model_catalog import message_without_provider, state_of
@@ -29,7 +29,7 @@ from .transport.client import NETWORK
 SCAN_TIMEOUT_S: Final = 1.0
 NO_SERVER: Final = "no provider is named, and no model server is ready on this machine"
 _EMBEDDED_HINT: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
-_LOOPBACK: Final = "127.0.0.1"  # and not localhost, because a lookup waits if the name servers are dead
+_LOOPBACK: Final = "127.0.0.1"  # not "localhost", which would wait for a lookup if the name servers are down
 _DOCKER_HOST: Final = "host.docker.internal"
 _announced_models: Final = register("embedded models announced", set[str | None](), learned=True)
 
@@ -51,7 +51,7 @@ class Candidate:
     kind: ProviderSpec | None = None
 
     @property
-    def answers(self) -> bool:
+    def responded(self) -> bool:
         """Return whether a model server responded."""
         health = self.health
         known = health.server is not None or health.state in ("ready", "loading", "model_missing")
@@ -64,12 +64,12 @@ class Candidate:
 
 
 async def scan(
-    within: float = SCAN_TIMEOUT_S, named: Iterable[str] = (), *, clouds: bool = True, embedded: bool = False
+    timeout_s: float = SCAN_TIMEOUT_S, named: Iterable[str] = (), *, clouds: bool = True, embedded: bool = False
 ) -> list[Candidate]:
     """Probe all addresses concurrently.
 
     Args:
-        within: the timeout of the scan in seconds.
+        timeout_s: the timeout of the scan in seconds.
         named: the names of providers to probe even if they are not configured.
         clouds: whether to probe configured clouds.
         embedded: whether to add the embedded model if no provider is named, no local server is configured and none
@@ -80,27 +80,28 @@ async def scan(
     """
     named = set(named)
     cassettes = active.current(settings.load())
-    if cassettes and cassettes.providers is not None:  # cassettes have no default addresses
+    if cassettes and cassettes.providers is not None:  # in a replay, only the recorded providers exist
         names = {*named, *filter(_spec_or_none, cassettes.providers)}
-        return _without_duplicates(await asyncio.gather(*(_probe_configured(name, within) for name in names)))
-    hosts = {_LOOPBACK} | (await _resolvable_hosts(within) if settings_sources.in_container() else set())
-    specs, probed, candidates = discoverable(), set[str](), list[Candidate]()
-    probes = [_probe_configured(name, within) for name in named if name not in specs and (clouds or _is_local(name))]
+        return _without_duplicates(await asyncio.gather(*(_probe_configured(name, timeout_s) for name in names)))
+    hosts = {_LOOPBACK} | (await _resolvable_hosts(timeout_s) if settings_sources.in_container() else set())
+    specs, probed, candidates = discoverable_specs(), set[str](), list[Candidate]()
+    probes = [_probe_configured(name, timeout_s) for name in named if name not in specs and (clouds or _is_local(name))]
     for name, spec in specs.items():
         try:
-            configuration = settings.load_provider(spec)
+            provider_settings = settings.load_provider(spec)
         except LLMError as error:
             candidates.append(_invalid_candidate(name, error))
             continue
-        base_url = configuration.base_url
-        configured = bool(base_url or (configuration.api_key and not spec.local) or name in named)
+        base_url = provider_settings.base_url
+        configured = bool(base_url or (provider_settings.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
-            probes.append(_probe_configured(name, within))
-        others = hosts if base_url or name not in named else hosts - {_LOOPBACK}  # a configured probe covers loopback
-        urls = [url for url in _default_addresses(spec, others) if url not in probed]
+            probes.append(_probe_configured(name, timeout_s))
+        # The probe of a named provider covers loopback.
+        default_hosts = hosts if base_url or name not in named else hosts - {_LOOPBACK}
+        urls = [url for url in _default_addresses(spec, default_hosts) if url not in probed]
         probed.update(urls)  # several kinds have the same default port
-        probes += [_probe_default(spec, url, within) for url in urls]
-    await NETWORK.prepare()  # the time of its imports is not latency
+        probes += [_probe_default(spec, url, timeout_s) for url in urls]
+    await NETWORK.prepare()  # import modules before latencies are measured
     candidates = _without_duplicates(candidates + await asyncio.gather(*probes))
     hidden = set(specs) - set(SPECS)  # uncommon kinds are listed only if a server responds
     candidates = [
@@ -108,25 +109,25 @@ async def scan(
         for candidate in candidates
         if candidate.configured or candidate.health.provider not in hidden or candidate.health.state != "down"
     ]
-    return candidates if named or not embedded else candidates + await _probe_embedded(candidates, within)
+    return candidates if named or not embedded else candidates + await _probe_embedded(candidates, timeout_s)
 
 
-async def _probe_embedded(candidates: Iterable[Candidate], within: float) -> list[Candidate]:
-    """Return the embedded model, unless a local server is configured or responds, or the model cannot be started."""
-    if any(item.answers or (item.configured and _is_local(item.health.provider)) for item in candidates):
+async def _probe_embedded(candidates: Iterable[Candidate], timeout_s: float) -> list[Candidate]:
+    """Return the embedded model, unless a local server is configured or responds, or the model is not installed."""
+    if any(item.responded or (item.configured and _is_local(item.health.provider)) for item in candidates):
         return []
     try:
         provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the file system
     except LLMError as error:
         is_set = settings.load_provider(EMBEDDED).model_fields_set
         return [_invalid_candidate(EMBEDDED.name, error)] if is_set else []
-    return [Candidate(await provider.refresh(within), provider, configured=False)]
+    return [Candidate(await provider.refresh(timeout_s), provider, configured=False)]
 
 
-async def _resolvable_hosts(within: float) -> set[str]:
+async def _resolvable_hosts(timeout_s: float) -> set[str]:
     """Return the names of compose services, and of the Docker host, that resolve in this container."""
-    names = [_DOCKER_HOST, *(spec.server.service for spec in SPECS.values() if spec.server.service)]
-    lookups = await asyncio.gather(*(network.resolve(name, within / 2) for name in names), return_exceptions=True)
+    names = [_DOCKER_HOST, *(spec.server.compose_service for spec in SPECS.values() if spec.server.compose_service)]
+    lookups = await asyncio.gather(*(network.resolve(name, timeout_s / 2) for name in names), return_exceptions=True)
     return {name for name, addresses in zip(names, lookups, strict=True) if isinstance(addresses, list)}
 
 
@@ -135,15 +136,15 @@ def _default_addresses(spec: ProviderSpec, hosts: set[str]) -> list[str]:
     if not spec.local or not spec.api.default_url:
         return []
     port = urlsplit(spec.api.default_url).port
-    return [f"http://{host}:{port}" for host in (_LOOPBACK, spec.server.service, _DOCKER_HOST) if host in hosts]
+    return [f"http://{host}:{port}" for host in (_LOOPBACK, spec.server.compose_service, _DOCKER_HOST) if host in hosts]
 
 
-async def _probe_configured(name: str, within: float) -> Candidate:
+async def _probe_configured(name: str, timeout_s: float) -> Candidate:
     try:
         provider = build(name)
     except LLMError as error:
-        return await _probe_without_kind(name, within) or _invalid_candidate(name, error)
-    return Candidate(await provider.refresh(within), provider, configured=True)
+        return await _probe_without_kind(name, timeout_s) or _invalid_candidate(name, error)
+    return Candidate(await provider.refresh(timeout_s), provider, configured=True)
 
 
 def _invalid_candidate(name: str, error: LLMError) -> Candidate:
@@ -156,55 +157,61 @@ def _invalid_candidate(name: str, error: LLMError) -> Candidate:
     return Candidate(health, None, configured=True)
 
 
-async def _probe_without_kind(name: str, within: float) -> Candidate | None:
-    """Probe an endpoint without ``<NAME>_KIND``, to advise its kind. Return None if the endpoint has another fault."""
+async def _probe_without_kind(name: str, timeout_s: float) -> Candidate | None:
+    """Probe an endpoint without ``<NAME>_KIND``, to suggest the kind. Return None if it has another fault."""
     spec = endpoint_spec(CUSTOM, name)
     try:
-        configuration = settings.load_provider(spec)
-        if registry.kind_of(name) or not configuration.base_url or registry.kind_of(configuration.kind):
+        provider_settings = settings.load_provider(spec)
+        if (
+            registry.spec_of_kind(name)
+            or not provider_settings.base_url
+            or registry.spec_of_kind(provider_settings.kind)
+        ):
             return None
         provider = provider_of(spec)
     except LLMError:
         return None
-    health = await provider.catalog.health(within)
-    kind, variable = _kind_at(provider), spec.variable("kind")
+    health = await provider.catalog.health(timeout_s)
+    kind, variable = _detected_kind(provider), spec.variable("kind")
     advice = f"Set {variable}={kind.name}: the server is {kind.title}" if kind else ""
     advice = advice or f"The server was not recognised: {health.detail}"
-    fault = "does not name a kind of server" if configuration.kind else "is not set"
+    fault = "does not name a kind of server" if provider_settings.kind else "is not set"
     health = replace(health, state="misconfigured", detail=f"{variable} {fault}. {advice}")
     return Candidate(health, None, configured=True, kind=kind)
 
 
-async def _probe_default(spec: ProviderSpec, url: str, within: float) -> Candidate:
+async def _probe_default(spec: ProviderSpec, url: str, timeout_s: float) -> Candidate:
     """Probe a default address, and create the provider for the kind of server that responds."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within
+    deadline = loop.time() + timeout_s
     provider = _create_unconfigured(spec, url)
-    health = await provider.catalog.health(within)  # emits no event, because the application does not use this provider
-    kind = _kind_at(provider)
+    health = await provider.catalog.health(
+        timeout_s
+    )  # not refresh(), which would emit an event for a provider that the application does not use
+    kind = _detected_kind(provider)
     if kind and kind is not spec:
         provider = _create_unconfigured(kind, url)
         health = await provider.catalog.health(max(0.1, deadline - loop.time()))
     return Candidate(health, provider, configured=False)
 
 
-def _kind_at(provider: BaseProvider) -> ProviderSpec | None:
+def _detected_kind(provider: BaseProvider) -> ProviderSpec | None:
     """Return the kind of server that the last probe found; None if it found no server."""
     server = provider.catalog.server
     return (server.kind or CUSTOM) if server else None
 
 
 def _create_unconfigured(spec: ProviderSpec, url: str) -> BaseProvider:
-    """Return the provider for an address that is not configured. Secrets are sent only to the default address."""
-    own = settings.load_provider(spec)
-    is_default = not own.base_url and _normalize(url) == _normalize(spec.api.default_url or "")
-    secrets = (own.api_key, own.headers) if is_default else (None, None)
+    """Create the provider for an address that is not configured. Only a default address gets its key and headers."""
+    provider_settings = settings.load_provider(spec)
+    is_default = not provider_settings.base_url and _normalize(url) == _normalize(spec.api.default_url or "")
+    secrets = (provider_settings.api_key, provider_settings.headers) if is_default else (None, None)
     key, headers = (secret.get_secret_value() if secret else "" for secret in secrets)
     return build(spec.name, base_url=url, api_key=key, headers=headers)
 
 
 def _normalize(url: str) -> str:
-    """Return the form in which two addresses of one server are equal."""
+    """Normalize a URL, so that two URLs of one server are equal."""
     return url.replace("//localhost:", "//127.0.0.1:").removesuffix("/v1")
 
 
@@ -214,7 +221,7 @@ def _without_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
     for candidate in sorted(candidates, key=lambda item: not item.configured):
         health = candidate.health
         unique.setdefault((health.provider, _normalize(health.base_url or "")), candidate)
-    order = {name: index for index, name in enumerate(discoverable())}
+    order = {name: index for index, name in enumerate(discoverable_specs())}
     return sorted(unique.values(), key=lambda item: (order.get(item.health.provider, len(order)), item.health.provider))
 
 
@@ -227,7 +234,7 @@ def _spec_or_none(name: str) -> ProviderSpec | None:
 
 def _is_local(name: str) -> bool:
     spec = _spec_or_none(name)
-    return spec is None or spec.local  # an invalid one is shown with its fault
+    return spec is None or spec.local  # a provider without a valid spec is listed with its error
 
 
 def select_usable(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -24,8 +24,8 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
 
     Args:
         name: the name of a provider, or several names in order of preference, separated by commas.
-        keywords: those of the provider's class, for one provider: ``model``, ``base_url``, ``headers`` and so on; see
-            ``BaseProvider``.
+        keywords: the keywords of ``BaseProvider``, such as ``model``, ``base_url`` and ``headers``. They require
+            exactly one provider.
 
     Returns:
         A router over one or more providers. No request was sent.
@@ -36,7 +36,7 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
     check_keywords(get_provider, locals(), NotConfigured)
     common = settings.load()
     if not switches.is_command and (common.llm_metrics_port or common.llm_opentelemetry):
-        from . import integrations  # noqa: PLC0415  # of extras
+        from . import integrations  # noqa: PLC0415  # requires an extra
 
         integrations.attach(common)
     if _overrides:
@@ -67,7 +67,7 @@ async def discover(within: float = SCAN_TIMEOUT_S) -> list[Health]:
     Returns:
         The health of each server, the ready ones first.
     """
-    servers = [candidate.health for candidate in await scan(within) if candidate.answers]
+    servers = [candidate.health for candidate in await scan(within) if candidate.responded]
     return sorted(servers, key=lambda health: not health.ready)
 
 

@@ -1,6 +1,6 @@
 """The keywords of calls and providers: their valid values, and the sets of keywords that providers support.
 
-The documents of the vendors define the sets. Each file of ``providers`` names its document.
+The sets follow the documentation of the vendors, which each file of ``providers`` names.
 """
 
 from __future__ import annotations
@@ -31,26 +31,29 @@ from .errors import LLMError
 
 Reasoning = Mapping[bool | str, Mapping[str, Any]]
 
-ALWAYS: Final = frozenset(
+COMMON_KEYWORDS: Final = frozenset(
     {"system", "response_format", "tools", "tool_choice", "timeout", "extra_body", "reasoning", "session", "headers"}
 )
 SAMPLING: Final = frozenset(
     {"temperature", "max_tokens", "top_p", "seed", "stop", "frequency_penalty", "presence_penalty"}
 )
 LOCAL_SAMPLING: Final = SAMPLING | {"top_k", "min_p"}
-LEVELS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+REASONING_LEVELS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 # OpenAI's field, for each value of reasoning=.
 REASONING_EFFORT: Final[Reasoning] = {
     False: {"reasoning_effort": "none"},
     True: {"reasoning_effort": "medium"},
-    **{level: {"reasoning_effort": level} for level in LEVELS},
+    **{level: {"reasoning_effort": level} for level in REASONING_LEVELS},
 }
 # The variable of the chat templates of Qwen3, Granite and DeepSeek-V3.1, for each value of reasoning=.
 TEMPLATE_THINKING: Final[Reasoning] = {
     False: {"chat_template_kwargs": {"enable_thinking": False}},
     True: {"chat_template_kwargs": {"enable_thinking": True}},
-    **{key: {"reasoning_effort": key, "chat_template_kwargs": {"enable_thinking": key != "none"}} for key in LEVELS},
+    **{
+        key: {"reasoning_effort": key, "chat_template_kwargs": {"enable_thinking": key != "none"}}
+        for key in REASONING_LEVELS
+    },
 }
 
 
@@ -72,7 +75,9 @@ Temperature: TypeAlias = Annotated[Number, Field(ge=0)]
 Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**53)]  # vLLM: -1 for all
 ApiName: TypeAlias = Literal["chat", "responses"]
-One: TypeAlias = Annotated[Literal[1], "1: a call has one answer. Call it several times, for instance in parallel"]
+SingleAnswer: TypeAlias = Annotated[
+    Literal[1], "1: a call has one answer. Call it several times, for instance in parallel"
+]
 Stop: TypeAlias = Annotated[str | Sequence[str], "a text or a list of texts"]
 
 
@@ -84,7 +89,8 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _has_field_of_type(value: Any) -> bool:
+def _has_declared_field(value: Any) -> bool:
+    """Return whether a tool or a format has the field that its type requires: "function" or "json_schema"."""
     return value["type"] in value or value["type"] not in ("function", "json_schema")
 
 
@@ -114,7 +120,7 @@ class _Message(TypedDict):
     tool_calls: NotRequired[Sequence[Mapping[str, Any]] | None]
 
 
-_Tool: TypeAlias = Annotated[_Typed, Strict(False), Predicate(_has_field_of_type)]
+_Tool: TypeAlias = Annotated[_Typed, Strict(False), Predicate(_has_declared_field)]
 _Text: TypeAlias = Annotated[str, Field(max_length=200), Predicate(str.isprintable)]
 ValidPrompt: TypeAlias = Annotated[
     str | Sequence[Mapping[str, Any]],
@@ -124,7 +130,7 @@ ValidPrompt: TypeAlias = Annotated[
 _Number: TypeAlias = Annotated[Number, Field(ge=-(2**63), lt=2**63)]  # OpenTelemetry's integers have 64 bits
 ResponseFormat: TypeAlias = Annotated[
     dict[str, Any] | type[_T],
-    validated_as(type[BaseModel] | Annotated[_Format, Predicate(_has_field_of_type), Predicate(_is_json)]),
+    validated_as(type[BaseModel] | Annotated[_Format, Predicate(_has_declared_field), Predicate(_is_json)]),
     "a pydantic class, or a dict of type text, json_object or json_schema (with its schema)",
 ]
 Tools: TypeAlias = Annotated[
@@ -144,72 +150,74 @@ Labels: TypeAlias = Annotated[
 
 _NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabilities of its tokens mean nothing"
 _NUM_CTX: Final = "Set <NAME>_CONTEXT, in tokens. Without it, the context length grows if the server allows that"
-# For keywords of other libraries.
+# Hints for keywords that other libraries have.
 _HINTS: Final = {"logprobs": _NO_LOGPROBS, "top_logprobs": _NO_LOGPROBS, "num_ctx": _NUM_CTX}
 _MAX_FAULT_CHARS: Final = 500
 
 
-def check_keywords(function: Any, arguments: Mapping[str, Any], error: type[LLMError], provider: str = "") -> None:
-    """Check the arguments of a function by its annotations. No value is changed.
+def check_keywords(
+    function: Any, arguments: Mapping[str, Any], error_class: type[LLMError], provider: str = ""
+) -> None:
+    """Check the arguments of a function by its annotations. Values are not converted.
 
     Args:
         function: the function. A text in an annotation describes the valid values.
-        arguments: its ``locals()`` at the beginning. An argument with a default may be None.
-        error: the class of the error, which names the keyword and the type of its value, but not the value.
+        arguments: its ``locals()`` before any assignment. An argument with a default may be None.
+        error_class: the class of the error, which names the keyword and the type of its value, but not the value.
         provider: the name of the provider, for the error; "" without one.
 
     Raises:
         LLMError: a keyword does not exist, or its value is invalid.
     """
-    hints, names, rest, adapter = _keywords_of(function)
+    annotations, names, rest, adapter = _keywords_of(function)
     more = arguments.get(rest, {})
-    for name in (name for name in more if name not in hints):
-        similar = difflib.get_close_matches(name, hints, 1)
-        hint = f"Did you mean {similar[0]}=?" if similar else f"The keywords are {', '.join(hints)}."
-        hint += " Parameters of one server go into extra_body=" if "extra_body" in hints else ""
-        raise error(f"there is no keyword {name}=", hint=_HINTS.get(name, hint), provider=provider or None)
+    for name in (name for name in more if name not in annotations):
+        similar = difflib.get_close_matches(name, annotations, 1)
+        hint = f"Did you mean {similar[0]}=?" if similar else f"The keywords are {', '.join(annotations)}."
+        hint += " Parameters of one server go into extra_body=" if "extra_body" in annotations else ""
+        raise error_class(f"there is no keyword {name}=", hint=_HINTS.get(name, hint), provider=provider or None)
     try:
         adapter.validate_python({name: arguments[name] for name in names} | more)
     except ValidationError as invalid:
-        name, fault = next(iter(describe_faults(invalid, hints).items()))
+        name, fault = next(iter(describe_faults(invalid, annotations).items()))
     else:
         return
-    raise error(f"{name}= {fault}", hint="Change or remove it", provider=provider or None)
+    raise error_class(f"{name}= {fault}", hint="Change or remove it", provider=provider or None)
 
 
 @cache
 def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAdapter[Any]]:
-    """Return the annotations of all keywords, the names of the parameters without the last, which is ``**rest``."""
-    names = {"parameters": sys.modules[__name__]}  # in ``base``, only a type checker imports it
-    hints = get_type_hints(function, None, names, include_extras=True)
-    del hints["return"]
+    """Return the annotations of all keywords, the names of the explicit ones, that of ``**rest``, and the validator."""
+    modules = {"parameters": sys.modules[__name__]}  # in ``base``, only a type checker imports it
+    annotations = get_type_hints(function, None, modules, include_extras=True)
+    del annotations["return"]
     rest = getfullargspec(function).varkw or ""
-    more = get_type_hints(get_args(hints.pop(rest))[0], None, names, include_extras=True) if rest else {}
-    fields = {name: hint if name == "prompt" else hint | None for name, hint in (hints | more).items()}
+    more = get_type_hints(get_args(annotations.pop(rest))[0], None, modules, include_extras=True) if rest else {}
+    fields = {name: kind if name == "prompt" else kind | None for name, kind in (annotations | more).items()}
     keywords: Any = TypedDict("keywords", fields, total=False)  # type: ignore[misc]  # for a type checker
     strict = with_config(strict=True, extra="allow", allow_inf_nan=False, arbitrary_types_allowed=True)
-    return hints | more, list(hints), rest, TypeAdapter(strict(keywords))
+    return annotations | more, list(annotations), rest, TypeAdapter(strict(keywords))
 
 
-def describe_faults(invalid: ValidationError, hints: Mapping[str, Any] | None = None) -> dict[str, str]:
+def describe_faults(invalid: ValidationError, annotations: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Return the fault of each value, by its name: the valid values, and the type of the given one.
 
     Args:
         invalid: the error of pydantic.
-        hints: the annotations by name. A text in an annotation replaces pydantic's description of valid values.
+        annotations: the annotations by name. A text in an annotation replaces pydantic's description of valid values.
     """
-    # A union has a fault for each of its types.
+    # pydantic reports a fault for each member of a union.
     groups = groupby(invalid.errors(include_url=False, include_context=False), lambda fault: str(fault["loc"][0]))
-    return {name: _describe([*group], (hints or {}).get(name)) for name, group in groups}
+    return {name: _describe([*group], (annotations or {}).get(name)) for name, group in groups}
 
 
-def _describe(faults: Sequence[Any], hint: Any) -> str:
+def _describe(faults: Sequence[Any], annotation: Any) -> str:
     deepest = max(faults, key=lambda fault: len(fault["loc"]))
     place = "".join(f"[{index}]" for index in deepest["loc"] if isinstance(index, int))
     given = f"(given: {type(deepest['input']).__name__}{place and f' at {place}'})"
     messages = dict.fromkeys(fault["msg"].partition(", unable to")[0] for fault in faults)
     message = " or ".join(text.removeprefix("Input should be ") for text in messages)[:_MAX_FAULT_CHARS]
-    rule = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, str)), None)
+    rule = next((note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, str)), None)
     if rule or faults[0]["msg"].startswith("Input should be "):
         return f"must be {rule or message} {given}"
     return f"is invalid: {message.removeprefix('Value error, ')} {given}"

@@ -44,7 +44,7 @@ def forget() -> None:
 ending_tasks: Final = register("tasks that are ending", set[asyncio.Future[Any]]())
 
 
-async def settle() -> None:
+async def wait_for_ending_tasks() -> None:
     """Wait for the tasks in ``ending_tasks`` of this event loop."""
     await asyncio.sleep(0)  # a stream that was just dropped adds its task first
     while tasks := [future for future in ending_tasks if future.get_loop() is asyncio.get_running_loop()]:
@@ -75,20 +75,20 @@ class Switches:
     """Overrides of the configuration for this process. Tests and the command line set them.
 
     Attributes:
-        allowed: the origins to which connections are allowed; None for all.
-        max_retries: the maximum number of retries, which are then sent without a pause; None for the configured one.
+        allowed_origins: the origins to which connections are allowed; None for all.
+        max_retries: the maximum number of retries, which are then sent without a pause; None for the configured number.
         today: the date; None for the current one.
         is_command: a command of ``learnflow-llm`` runs. It starts no metrics, because the application uses their port,
             and does not wait for a server that restarts, unless LLM_PATIENCE is set.
-        faults: the faults of invalid variables by name. They are collected, and the variables count as unset. None to
-            raise the faults.
+        collected_faults: the dict that collects the faults of invalid variables, which then count as unset; None to
+            raise an error instead.
     """
 
-    allowed: set[tuple[str, str, int]] | None = None
+    allowed_origins: set[tuple[str, str, int]] | None = None
     max_retries: int | None = None
     today: date | None = None
     is_command: bool = False
-    faults: dict[str, str] | None = None
+    collected_faults: dict[str, str] | None = None
 
 
 switches: Final = Switches()

@@ -1,4 +1,4 @@
-"""``ProviderSpec``, and ``Server`` and ``Model``, which a probe returns.
+"""``ProviderSpec`` describes a vendor. ``Server`` and ``Model`` are the result of a probe.
 
 Each file in ``providers`` has the spec of one vendor. The spec also holds the vendor's functions, so that the other
 packages work with any vendor and import none.
@@ -14,12 +14,12 @@ from typing import Any, Final, Literal
 
 from .capabilities import Capabilities, State, default_capabilities
 from .errors import LLMError
-from .parameters import ALWAYS, SAMPLING, Reasoning
+from .parameters import COMMON_KEYWORDS, SAMPLING, Reasoning
 
-SchemaMode = Literal["json_schema", "json_object", "words"]
+SchemaMode = Literal["json_schema", "json_object", "prompt"]
 
 # The types of content parts that LiteLLM forwards. It drops other types.
-PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
+CONTENT_PARTS: Final = frozenset({"text", "image_url", "input_audio", "audio_url", "video_url", "file", "document"})
 CHAT_PATH: Final = "/chat/completions"
 RESPONSES_PATH: Final = "/responses"
 SETTINGS: Final = (
@@ -33,13 +33,13 @@ class Model:
 
     Attributes:
         name: the value for ``model=``.
-        aliases: its other names.
+        aliases: other values for ``model=``.
         loaded: whether it is in memory; None if the server does not report it.
         chat: whether it is a chat model, and not for example an embedding model.
         remote: whether the server forwards requests for it to another machine, as for Ollama's cloud models.
         fault: the state of the model and an explanation if it cannot respond now; None if it can.
-        ends: the day on which the model ends; None if the server does not announce it.
-        known: the capabilities that the server reports, by name.
+        end_date: the day on which the model is shut down; None if the server does not announce it.
+        capabilities: the capabilities that the server reports, by name.
         probed_at: the time of the last probe for it, on the clock of the event loop; None before that probe.
     """
 
@@ -49,8 +49,8 @@ class Model:
     chat: bool = True
     remote: bool = False
     fault: tuple[State, str] | None = None
-    ends: date | None = None
-    known: Mapping[str, Any] = field(default_factory=dict)
+    end_date: date | None = None
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
     probed_at: float | None = None
 
     def has_name(self, name: str) -> bool:
@@ -58,7 +58,7 @@ class Model:
         return name == self.name or name in self.aliases
 
     def resembles(self, name: str) -> bool:
-        """Return whether this is its name, without regard to case and a prefix like "models/" or a publisher."""
+        """Return whether this is its name, ignoring case and a prefix like "models/" or a publisher."""
         return f"/{self.name}".casefold().endswith(f"/{name}".casefold())
 
 
@@ -71,7 +71,7 @@ class Server:
         version: its version; None if it does not report it.
         slots: its concurrency limit; None if it does not report it.
         models: its models.
-        any_name: whether its only model responds to requests with any ``model=``.
+        accepts_any_name: whether its only model responds to requests with any ``model=``.
         fault: the state of the server and an explanation if it cannot respond now; None if it can.
     """
 
@@ -79,7 +79,7 @@ class Server:
     version: str | None = None
     slots: int | None = None
     models: tuple[Model, ...] = ()
-    any_name: bool = False
+    accepts_any_name: bool = False
     fault: tuple[State, str] | None = None
 
     @property
@@ -91,13 +91,13 @@ class Server:
         """Return the model with this name, else one that resembles it, else the only one if any name is accepted."""
         if exact := next((model for model in self.models if model.has_name(name)), None):
             return exact
-        matches = self.models if self.any_name else [model for model in self.models if model.resembles(name)]
+        matches = self.models if self.accepts_any_name else [model for model in self.models if model.resembles(name)]
         return matches[0] if len(matches) == 1 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A page of a server. ``body`` is its JSON object, which is empty if there is an ``error``."""
+    """The response to a GET request. ``body`` is its JSON object, which is empty if there is an ``error``."""
 
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -120,16 +120,16 @@ class Probe:
 
     Attributes:
         pages: the paths to GET. Reading them must be free, and must not load a model.
-        read: a function that parses the pages, by path. It returns None if they are of another kind of server.
-        model_request: a function that returns the path of the page about a model, and the body to POST or None for a
-            GET. It returns None if there is no such page.
-        read_model: a function that adds the properties on that page to a model.
+        parse_pages: a function that parses the pages, by path. It returns None if they are of another kind of server.
+        build_model_request: a function that returns the path of the page about a model, and the body to POST (None for
+            a GET). It returns None if there is no such page.
+        parse_model_page: a function that adds the properties on that page to a model.
     """
 
     pages: tuple[str, ...]
-    read: Callable[[Mapping[str, Page]], Server | None]
-    model_request: Callable[[Model], tuple[str, Mapping[str, Any] | None] | None] = lambda _: None
-    read_model: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
+    parse_pages: Callable[[Mapping[str, Page]], Server | None]
+    build_model_request: Callable[[Model], tuple[str, Mapping[str, Any] | None] | None] = lambda _: None
+    parse_model_page: Callable[[Model, Mapping[str, Any]], Model] = lambda model, _: model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,18 +139,18 @@ class Api:
     Attributes:
         default_url: the base URL if none is configured; None if it must be configured.
         api_path: the path of the API on the server.
-        litellm_path: the beginning of the path that LiteLLM appends. A configured URL is cut there.
+        litellm_path: the path that LiteLLM appends, or its beginning. A configured URL is cut off there.
         removed_suffixes: the endings that are removed from the path of a configured URL.
         cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
         default_version: the default version of the API; None if the vendor requires no version.
-        key_header, key_scheme: the name of the header with the key, and the word before the key.
+        key_header, key_scheme: the header with the key, and its authentication scheme ("Bearer").
         headers: further headers. ``{session}`` is the ``session=`` of the call; without one the header is not sent.
-        variant: a function that returns the spec to use for a base URL and an API version; None if there is only one.
+        choose_variant: a function that returns the spec for a base URL and an API version; None if there is only one.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
         responses_path: the path of requests to the Responses API, with ``{version}``; None if the vendor does not have
             it, or if chat completions serve all its models.
         models_path: the path of the list of models.
-        lists_all: whether the list is complete, so that an unlisted model is an error.
+        lists_all_models: whether the list has every valid model, so that another model is an error.
         has_aliases: whether the operator chooses the names of models, so that responses may have other names.
     """
 
@@ -163,11 +163,11 @@ class Api:
     key_header: str = "authorization"
     key_scheme: str = "Bearer"
     headers: Mapping[str, str] = field(default_factory=dict)
-    variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
+    choose_variant: Callable[[ProviderSpec, str, str | None], ProviderSpec] | None = None
     chat_path: str | None = None
     responses_path: str | None = None
     models_path: str = "/models"
-    lists_all: bool = True
+    lists_all_models: bool = True
     has_aliases: bool = False
 
 
@@ -178,47 +178,47 @@ class Dialect:
     Attributes:
         parser: the ``StreamParser`` for responses; None for OpenAI's format.
         parameters: the supported keywords.
-        parts: the supported types of content parts.
-        reads_urls: whether the server downloads images by URL. Otherwise only data URLs are sent.
+        content_parts: the supported types of content parts.
+        downloads_images: whether the server downloads images by URL. Otherwise only data URLs are sent.
         tool_choices: the supported values of ``tool_choice``; None for all values.
-        schema_modes: the supported ways to request a schema, the best first. "words" is a prompt.
+        schema_modes: the supported ways to request a schema, the best first. "prompt" adds it to the prompt.
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
-        marks_reasoning: whether LiteLLM's price map marks all thinking of the vendor's models. A model with other
-            marks then cannot think, and one without the levels "minimal" and "none" always does.
-        session: the name of the field for ``session=``; None if it is not sent in the body.
-        body: the fields that are added to every body.
+        litellm_marks_reasoning: whether LiteLLM's price map is complete about thinking: a model that it marks, but not
+            with reasoning, cannot think, and a model without the levels "minimal" and "none" always thinks.
+        session_field: the name of the field for ``session=``; None if it is not sent in the body.
+        body_fields: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
             the context length. None if the parameters are fields of the body, as in OpenAI's API.
-        text_path: the path of chat requests if LiteLLM passes a request of texts unchanged. Until LiteLLM is imported,
-            such a request is written without it, because the import takes seconds (ADR 10). None otherwise.
-        stream_usage: whether the server supports ``stream_options``.
-        finishes_turns: whether the server certainly starts a new answer if the last message is the assistant's.
-        prefill: whether the server continues the last message if it is the assistant's.
-        continuation: a function that returns the request to continue a broken answer, given the client, the model, the
-            messages, the body and the attempt. None if ``prefill`` or a prompt continues it.
+        direct_chat_path: the path of text-only chat requests that are written without LiteLLM until it is imported,
+            because the import takes seconds (ADR 10). None if LiteLLM changes such requests.
+        supports_stream_usage: whether the server supports ``stream_options``.
+        ignores_prefill: whether the server is known to start a new answer after a last message of the assistant.
+        supports_prefill: whether the server is known to continue a last message of the assistant.
+        build_continuation: a function that returns the request to continue a broken answer, given the client, model,
+            messages, body and attempt. None if the answer is continued by prefill or by a prompt.
     """
 
     parser: type[Any] | None = None
-    parameters: frozenset[str] = ALWAYS | SAMPLING
-    parts: frozenset[str] = PARTS
-    reads_urls: bool = True
+    parameters: frozenset[str] = COMMON_KEYWORDS | SAMPLING
+    content_parts: frozenset[str] = CONTENT_PARTS
+    downloads_images: bool = True
     tool_choices: tuple[str, ...] | None = None
-    schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "words")
+    schema_modes: tuple[SchemaMode, ...] = ("json_schema", "json_object", "prompt")
     reasoning: Reasoning = field(default_factory=dict)
-    marks_reasoning: bool = False
-    session: str | None = None
-    body: Mapping[str, Any] = field(default_factory=dict)
+    litellm_marks_reasoning: bool = False
+    session_field: str | None = None
+    body_fields: Mapping[str, Any] = field(default_factory=dict)
     format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
-    text_path: str | None = None
-    stream_usage: bool = True
-    finishes_turns: bool = False
-    prefill: bool = False
-    continuation: Callable[..., Awaitable[Any]] | None = None
+    direct_chat_path: str | None = None
+    supports_stream_usage: bool = True
+    ignores_prefill: bool = False
+    supports_prefill: bool = False
+    build_continuation: Callable[..., Awaitable[Any]] | None = None
 
     @property
-    def continues(self) -> bool:
-        """Return whether the server can continue a broken answer without a prompt."""
-        return self.prefill or self.continuation is not None
+    def can_continue(self) -> bool:
+        """Return whether the server can continue a broken answer. Otherwise a prompt asks the model to continue."""
+        return self.supports_prefill or self.build_continuation is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,23 +226,24 @@ class ServerSupport:
     """The features of a local server beyond chat.
 
     Attributes:
-        probe: the probe that recognises it; None if its pages are not distinctive.
+        probe: the probe that recognises the server; None if it has no distinctive pages.
         forwards_requests: whether it can forward requests to another machine. The probe then sets ``Model.remote``.
-        locality_caveat: why its address does not prove that no other machine gets the prompts; None if it does.
-        load_path: the path to POST ``{"model": …}`` to, which loads the model; None if the server cannot load models.
-        launch_options: the fields of a request that a load must have, too: the server loads the model again if they
-            differ.
-        load_for: a function that returns the path and the body to load a model with a ``keep_alive`` time, given its
-            name and the time. None if the server does not support such a time.
+        locality_caveat: why prompts may reach another machine even if the address is local; None if they cannot.
+        load_path: the path that loads a model (POST ``{"model": …}``); None if the server cannot load models.
+        launch_options: the fields that the request to load a model must share with chat requests. If they differ, the
+            server loads the model again.
+        load_with_keep_alive: a function that returns the path and body of a request to load a model for a time, given
+            its name and ``keep_alive``. None if the server does not support it.
         pull_command: the server's command to download ``{model}``; None if it has no such command.
         count_tokens: a function that returns the number of tokens of a prompt, given the client, the model, the
             messages and the tools. None if the server cannot count.
-        context_length: a function that returns the context length to request, or None for the server's default. Its
-            arguments are the tokens of prompt and answer, the loaded context length, and that of the training. None if
-            requests cannot set the context length.
+        choose_context_length: a function that returns the context length to request, or None for the server's default.
+            Its arguments are the tokens of prompt and answer, the loaded context length, and the model's maximum. None
+            if requests cannot set the context length.
         drops_prompts: a function that returns whether the server silently drops the beginning of a prompt that is too
-            long, given its version and whether its own API is used, not OpenAI's. None if it never does.
-        service: the name of the server in the compose file; None if it is not in the file.
+            long. Its arguments are the version, and whether its own API is used instead of OpenAI's. None if it never
+            does.
+        compose_service: the name of the server in the compose file; None if it is not in the file.
         start_command: the commands that start it with a small model, as shown in hints.
         down_hint: the hint if it does not respond; None for the default hint with its address.
         server_variables: the environment variables of the server itself that begin with the provider's name.
@@ -253,12 +254,12 @@ class ServerSupport:
     locality_caveat: str | None = None
     load_path: str | None = None
     launch_options: Mapping[str, Any] = field(default_factory=dict)
-    load_for: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
+    load_with_keep_alive: Callable[[str, str | float], tuple[str, dict[str, Any]]] | None = None
     pull_command: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None
-    context_length: Callable[[int, int | None, int | None], int | None] | None = None
+    choose_context_length: Callable[[int, int | None, int | None], int | None] | None = None
     drops_prompts: Callable[[str | None, bool], bool] | None = None
-    service: str | None = None
+    compose_service: str | None = None
     start_command: str | None = None
     down_hint: str | None = None
     server_variables: tuple[str, ...] = ()
@@ -271,25 +272,26 @@ class ProviderSpec:
     Attributes:
         name: the value for ``LLM_PROVIDER``.
         title: the name in messages.
-        litellm: the name in LiteLLM, whose configuration for it writes requests and maps errors.
-        genai: the name in OpenTelemetry's GenAI conventions; None if it is ``name``.
-        kind: for an operator's endpoint, the name of the vendor's spec that it copies; None for other specs.
+        litellm_provider: the provider in LiteLLM that writes requests and maps errors.
+        otel_name: the value of OpenTelemetry's ``gen_ai.provider.name``; None if it is ``name``.
+        kind: for an operator's endpoint, the ``name`` of the spec that it is a copy of; None for other specs.
         is_tested: whether tests cover the spec; False if it comes from LiteLLM's table of vendors.
         tested_versions: the versions of a real server that the spec was tested with; None if it was tested only with
             cassettes that were written from the vendor's documents.
         local: whether the server is usually local: it then requires no key, and has longer timeouts.
         api, dialect, server: the other groups of properties.
         settings: the supported fields of ``ProviderSettings``. Their variables are ``<NAME>_<SETTING>``.
-        other_spellings: the names of the same variables in other tools, by setting. ``<NAME>_<SETTING>`` wins.
+        other_variable_names: the names of the same variables in other tools, by setting. They are read if
+            ``<NAME>_<SETTING>`` is not set.
         example_model: the model in ``env.example``.
         max_concurrency: the default concurrency limit; None for no limit.
-        known: the capabilities that are certain without a probe.
+        known_capabilities: the capabilities that are certain without a probe.
     """
 
     name: str
     title: str
-    litellm: str
-    genai: str | None = None
+    litellm_provider: str
+    otel_name: str | None = None
     kind: str | None = None
     is_tested: bool = True
     tested_versions: str | None = None
@@ -298,15 +300,15 @@ class ProviderSpec:
     dialect: Dialect = Dialect()
     server: ServerSupport = ServerSupport()
     settings: tuple[str, ...] = SETTINGS
-    other_spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    other_variable_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     example_model: str | None = None
     max_concurrency: int | None = None
-    known: Mapping[str, Any] = field(default_factory=dict)
+    known_capabilities: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def capabilities(self) -> Capabilities:
-        """Return the capabilities before a probe. They are None, for unknown, unless ``known`` has them."""
-        return default_capabilities(local=self.local, **self.known)
+        """Return the capabilities before a probe. They are None (unknown) unless ``known_capabilities`` has them."""
+        return default_capabilities(local=self.local, **self.known_capabilities)
 
     @property
     def starts_server(self) -> bool:
@@ -317,9 +319,9 @@ class ProviderSpec:
         """Return the name of the environment variable of a setting."""
         return f"{self.name.upper().replace('-', '_')}_{setting.upper()}"
 
-    def spellings(self, setting: str) -> tuple[str, ...]:
+    def variable_names(self, setting: str) -> tuple[str, ...]:
         """Return all names of the variable of a setting, ``<NAME>_<SETTING>`` first."""
-        return (self.variable(setting), *self.other_spellings.get(setting, ()))
+        return (self.variable(setting), *self.other_variable_names.get(setting, ()))
 
 
 @lru_cache(maxsize=256)
@@ -331,6 +333,6 @@ def endpoint_spec(spec: ProviderSpec, name: str) -> ProviderSpec:
         kind=spec.kind or spec.name,
         settings=(*(name for name in spec.settings if name != "kind"), "kind"),
         api=replace(spec.api, default_url=None),
-        server=replace(spec.server, service=None, start_command=None),
-        other_spellings={},
+        server=replace(spec.server, compose_service=None, start_command=None),
+        other_variable_names={},
     )

@@ -23,7 +23,7 @@ from .parameters import ApiName, Count, CountOrZero, Seconds, describe_faults
 from .process import switches
 from .provider_spec import ProviderSpec
 
-NODE_PREFIX: Final = "LLM_MODEL_"  # of the variables with the models of nodes
+NODE_PREFIX: Final = "LLM_MODEL_"  # the prefix of variables with the model of a node of LearnFlow's graph
 _SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
 
@@ -64,14 +64,14 @@ def parse_rank(text: str) -> tuple[str, ...]:
 
 
 class EnvSettings(BaseSettings, allow_inf_nan=False):
-    """Base of the settings. ``settings_sources`` reads their values: each file once, and with its faults."""
+    """Base class of the settings. Their values come from ``settings_sources``, not from pydantic-settings."""
 
     @classmethod
     @override
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the only source: the given values."""
+        """Return the only source: the keywords of the constructor."""
         return (init_settings,)
 
 
@@ -81,8 +81,8 @@ class Settings(EnvSettings):
     Attributes:
         llm_provider: the provider: a name of the tables in docs/providers.md, or a name of your own
             (`GPU1_BASE_URL` is the address of `gpu1`).
-        llm_providers: several providers in order of preference: a comma begins the next rank, `+` joins equals
-            (`gpu1+gpu2,openai`). Overrides `LLM_PROVIDER`.
+        llm_providers: several providers in order of preference: a comma begins the next rank, `+` joins providers of
+            the same rank (`gpu1+gpu2,openai`). Overrides `LLM_PROVIDER`.
         llm_fallback_enabled: if `false`, only the first rank is used.
         llm_connect_timeout: seconds for each step of connecting: name look-up, TCP and TLS.
         llm_first_token_timeout: seconds until the first token. Unset: 60, and 180 for self-hosted servers, which
@@ -96,13 +96,13 @@ class Settings(EnvSettings):
         llm_patience: seconds for which a self-hosted server that refuses connections is retried, if no other
             provider can serve the request: it may be restarting. 0: only `LLM_RETRIES` times. The command line
             waits only if it is set.
-        llm_spill: if all equals of a rank are full, a request waits for one of them (`no`), moves to a rank that is
+        llm_spill: if all providers of a rank are full, a request waits for one of them (`no`), moves to a rank that is
             no farther away (`local`), or to any rank (`cloud`).
         llm_routing: the order of the providers: `order` (as named), `latency`, `cost`, `local-first`, or
-            `warm-first` (a loaded model before one that must be loaded first, even if it is a cloud's).
+            `warm-first` (loaded models before models that must be loaded, even if the loaded ones are in a cloud).
         llm_local_only: if `true`, no byte leaves this machine and its private network.
-        llm_local_networks: networks of yours with non-private addresses, for example a VPN's: `100.64.0.0/10`;
-            separated by commas.
+        llm_local_networks: further networks that count as private, separated by commas, for example a VPN:
+            `100.64.0.0/10`.
         llm_log_format: the format of the log lines: `text` (`event='llm.failover' provider='gpu1'`) or `json` (an
             object with level and time).
         llm_log_content: if `true`, prompts and answers are logged, at DEBUG.
@@ -112,7 +112,7 @@ class Settings(EnvSettings):
             host, 0.0.0.0 admits a Prometheus in Docker.
         llm_opentelemetry: if `true`, spans and metrics go to the application's OpenTelemetry (extra
             `[opentelemetry]`).
-        otel_instrumentation_genai_capture_message_content: OpenTelemetry's own switch: if `true`, prompts and
+        otel_instrumentation_genai_capture_message_content: OpenTelemetry's own variable: if `true`, prompts and
             answers are recorded on spans.
         llm_replay: folder of cassettes that are replayed without a server, a key or a network. Unset: requests are
             sent to the servers.
@@ -217,35 +217,37 @@ def load() -> Settings:
 
 def load_provider(spec: ProviderSpec) -> ProviderSettings:
     """Read the settings of one provider. Raise NotConfigured with the variable if a value is invalid."""
-    return _read(ProviderSettings, spec.spellings, spec.name)
+    return _read(ProviderSettings, spec.variable_names, spec.name)
 
 
 def node_models() -> dict[str, str]:
-    """Return the models of the nodes of LearnFlow's graph, by their variables: ``LLM_MODEL_<NODE>``."""
+    """Return the values of ``LLM_MODEL_<NODE>`` by variable: the models of single nodes of LearnFlow's graph."""
     sources = settings_sources.read_sources()
     names = {name for values in sources.values() for name in values if name.startswith(NODE_PREFIX)}
     variables = (next(settings_sources.find_variables([name], sources), None) for name in sorted(names))
     return {variable.name: variable.value for variable in variables if variable}
 
 
-def _read(settings: type[_SettingsT], spellings: Callable[[str], Sequence[str]], provider: str | None) -> _SettingsT:
+def _read(
+    settings_class: type[_SettingsT], names_of: Callable[[str], Sequence[str]], provider: str | None
+) -> _SettingsT:
     """Read settings.
 
     Args:
-        settings: the class of the settings.
-        spellings: returns the names of the variable of a field.
+        settings_class: the class of the settings.
+        names_of: returns the names of the variable for a field, the preferred one first.
         provider: the name of the provider, for an error.
     """
     sources, variables = settings_sources.read_sources(), dict[str, Any]()
-    for name in settings.model_fields:
-        if variable := next(settings_sources.find_variables(spellings(name), sources), None):
+    for name in settings_class.model_fields:
+        if variable := next(settings_sources.find_variables(names_of(name), sources), None):
             variables[name] = variable
     try:
-        return settings(**{name: variable.value for name, variable in variables.items()})
+        return settings_class(**{name: variable.value for name, variable in variables.items()})
     except ValidationError as error:
         faults = {variables.pop(name).name: fault for name, fault in describe_faults(error).items()}
-    if switches.faults is None:
+    if switches.collected_faults is None:
         what = "; ".join(f"{name} {fault}" for name, fault in faults.items())
         raise NotConfigured(what, hint="Correct it in the environment or .env", provider=provider)
-    switches.faults.update(faults)
-    return settings(**{name: variable.value for name, variable in variables.items()})
+    switches.collected_faults.update(faults)
+    return settings_class(**{name: variable.value for name, variable in variables.items()})

@@ -1,6 +1,6 @@
 """Read the sources of settings: the environment of the process, ``.env`` and ``.env.local``, and Docker's secrets.
 
-It also decides from which source an API key or headers are used for an address. Only this module and ``settings`` read
+It also decides which source may provide the API key and headers for an address. Only this module and ``settings`` read
 the environment.
 """
 
@@ -24,7 +24,7 @@ from . import log
 from .errors import NotConfigured
 from .provider_spec import ProviderSpec
 
-# The variables of each source, by upper-case name. A secret is the path of its file.
+# The variables of each source, by upper-case name. The value of a Docker secret is the path of its file.
 Sources = Mapping[str, Mapping[str, str | Path]]
 
 ENVIRONMENT: Final = "the environment"
@@ -32,7 +32,7 @@ SECRETS_FOLDER: Final = Path("/run/secrets")
 _FILES: Final = (".env", ".env.local")
 _MAX_FILE_BYTES: Final = 1024 * 1024
 _MAX_LINES_LOGGED: Final = 20
-_MIN_SECRET_CHARS: Final = 8  # a shorter value is a placeholder
+_MIN_SECRET_CHARS: Final = 8  # a shorter value is no secret, but a placeholder
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|HEADERS", re.IGNORECASE)
 
 
@@ -78,8 +78,8 @@ def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
     """Return a secret of a provider, and a hint if it must not be sent to the configured address.
 
     A ``.env`` file in the working directory may come from an untrusted repository. It must not redirect a secret of the
-    environment to another server. For an address in a file, only a secret that is written in a file is used. A
-    copy of a secret of the environment (``${...}``) does not count.
+    environment to another server. If the address is set in a file, the secret must be written in a file, too, and not
+    be copied from the environment (``${...}``).
 
     Args:
         spec: the provider's spec.
@@ -89,18 +89,18 @@ def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
         NotConfigured: an address in a file contains a secret of the environment.
     """
     sources = read_sources()
-    secrets = list(find_variables(spec.spellings(setting), sources))
+    secrets = list(find_variables(spec.variable_names(setting), sources))
     secret = secrets[0].value.strip() if secrets else ""
-    url = next(find_variables(spec.spellings("base_url"), sources), None)
+    url = next(find_variables(spec.variable_names("base_url"), sources), None)
     if url is None or url.source == ENVIRONMENT:
         return secret, ""
     if _has_secret(url):
         raise NotConfigured(f"{url.name} in {url.source} contains a secret", hint="Remove ${...} from the address")
     if not secrets or secrets[0].source == url.source == str(SECRETS_FOLDER):
         return secret, ""
-    for of_file in secrets:
-        if of_file.source in _FILES and "$" not in _raw_value(of_file):
-            return of_file.value.strip(), ""
+    for file_secret in secrets:
+        if file_secret.source in _FILES and "$" not in _raw_value(file_secret):
+            return file_secret.value.strip(), ""
     return secret, (
         f"{secrets[0].name} is set in {secrets[0].source}, and {url.name} in {url.source}. "
         f"A {'key' if setting == 'api_key' else 'header'} is sent only to an address from the same source. "
@@ -109,7 +109,7 @@ def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
 
 
 def _has_secret(variable: SetVariable) -> bool:
-    """Return whether a variable of a file contains a secret of the environment, directly or by another variable."""
+    """Return whether a variable of a file contains a secret of the environment, possibly through another variable."""
     raw_value = _raw_value(variable)
     if any(_SECRET_NAME.search(name) for name in re.findall(r"\$\{[^}]*", raw_value)):
         return True
@@ -133,12 +133,12 @@ def _read_env_file(name: str) -> tuple[dict[str, str], list[int]]:
     return _parse_env_file(name, _read_text(Path(name)))
 
 
-@lru_cache(maxsize=8)  # every provider reads the files, and thousands of lines take a second
+@lru_cache(maxsize=8)  # every provider reads the files, and parsing thousands of lines takes a second
 def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
-    """Return the values as written, and the numbers of the lines without one, which are also logged once."""
+    """Return the values as written, and the numbers of unreadable lines. Log these numbers once."""
     values, unreadable = dict[str, str](), list[int]()
     for line in parse_stream(io.StringIO(text)):
-        if line.key and line.value is not None and re.fullmatch(r"[\w.]+", line.key):  # not //NAME
+        if line.key and line.value is not None and re.fullmatch(r"[\w.]+", line.key):  # a key such as //NAME is invalid
             values[line.key] = line.value
         elif line.key is not None or line.error:  # not a comment
             statement = line.original.string
@@ -150,7 +150,7 @@ def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
 
 
 def _resolve(written: Mapping[str, str]) -> dict[str, str]:
-    """Return the values of a file with the variables in them (``${...}``) replaced."""
+    """Return the values of a file with variables (``${...}``) replaced by their values."""
     values, known = dict(written), dict[str, str | None](os.environ)
     for name, value in written.items():
         if "$" in value:

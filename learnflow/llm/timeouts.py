@@ -1,4 +1,4 @@
-"""The timeouts and limits of a provider: from its keywords, else from the environment, else defaults.
+"""The timeouts and limits of a provider, from its keywords, the environment or the defaults.
 
 ``transport.reader`` applies the timeouts. ``settings`` reads the environment.
 """
@@ -18,17 +18,17 @@ CLOUD_TIMEOUTS_S: Final = (60.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """The timeouts of a provider in seconds, and its limits.
+class Timeouts:
+    """The timeouts of a provider in seconds, and its other limits.
 
     Attributes:
-        connect: the longest time to connect.
+        connect: the longest time for DNS, TCP and TLS each.
         first_token: the longest time from the request to the first token.
         gap: the longest time between two tokens.
         deadline: the longest time for a request with all its attempts.
         load: the longest time to load a model.
         local_only: whether only connections to this machine or a private network are allowed.
-        max_concurrency: the most requests at the same time; None if not configured.
+        max_concurrency: the concurrency limit; None if not configured.
         own_deadline: the ``deadline=`` of the provider, which limits each attempt of a router; None if not given.
     """
 
@@ -42,23 +42,25 @@ class Times:
     own_deadline: float | None = None
 
 
-def settle_times(spec: ProviderSpec, given: Mapping[str, Any], common: Settings, own: ProviderSettings) -> Times:
-    """Return the timeouts and limits of a provider. A keyword overrides the environment; None does not.
+def choose_timeouts(
+    spec: ProviderSpec, keywords: Mapping[str, Any], common: Settings, provider_settings: ProviderSettings
+) -> Timeouts:
+    """Return the timeouts and limits of a provider. Keywords override the environment, except None.
 
     Args:
         spec: the provider's spec. It decides between the defaults of a local server and of a cloud.
-        given: the checked keywords, see ``TimeOptions``.
+        keywords: the checked keywords, see ``TimeOptions``.
         common: the settings that all providers share.
-        own: the settings of this provider.
+        provider_settings: the settings of this provider.
     """
     first_token, gap = LOCAL_TIMEOUTS_S if spec.local else CLOUD_TIMEOUTS_S
-    return Times(
-        connect=given.get("connect_timeout") or common.llm_connect_timeout,
-        first_token=given.get("first_token_timeout") or common.llm_first_token_timeout or first_token,
-        gap=given.get("gap_timeout") or common.llm_gap_timeout or gap,
-        deadline=given.get("deadline") or common.llm_deadline,
-        own_deadline=given.get("deadline"),
+    return Timeouts(
+        connect=keywords.get("connect_timeout") or common.llm_connect_timeout,
+        first_token=keywords.get("first_token_timeout") or common.llm_first_token_timeout or first_token,
+        gap=keywords.get("gap_timeout") or common.llm_gap_timeout or gap,
+        deadline=keywords.get("deadline") or common.llm_deadline,
+        own_deadline=keywords.get("deadline"),
         load=common.llm_load_timeout,
-        max_concurrency=given.get("max_concurrency") or own.max_concurrency,
-        local_only=common.llm_local_only if given.get("local_only") is None else given["local_only"],
+        max_concurrency=keywords.get("max_concurrency") or provider_settings.max_concurrency,
+        local_only=common.llm_local_only if keywords.get("local_only") is None else keywords["local_only"],
     )

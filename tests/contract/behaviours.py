@@ -213,7 +213,7 @@ async def length(one: Subject) -> None:
 
 async def models(one: Subject) -> None:
     """List the models."""
-    assert one.model in " ".join(await one.provider().list_models()) or not one.provider().spec.api.lists_all
+    assert one.model in " ".join(await one.provider().list_models()) or not one.provider().spec.api.lists_all_models
 
 
 async def health(one: Subject) -> None:

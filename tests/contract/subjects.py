@@ -82,13 +82,13 @@ def fresh(row: str, **more: object) -> Subject:
 def named(row: str) -> Subject | None:
     """Return the subject at the server in the environment; None if the environment names no server."""
     spec = spec_of(row)
-    names = [name for setting in ("base_url", "api_key", "model") for name in spec.spellings(setting)]
+    names = [name for setting in ("base_url", "api_key", "model") for name in spec.variable_names(setting)]
     given = {name: value for name in names if (value := os.environ.get(name))}
-    url = next((given[name] for name in spec.spellings("base_url") if name in given), spec.api.default_url)
-    if not any(name in given for name in spec.spellings("base_url" if spec.local else "api_key")) or not url:
+    url = next((given[name] for name in spec.variable_names("base_url") if name in given), spec.api.default_url)
+    if not any(name in given for name in spec.variable_names("base_url" if spec.local else "api_key")) or not url:
         return None
-    model = next((given[name] for name in spec.spellings("model") if name in given), SUBJECTS[row].model)
-    key = next((given[name] for name in spec.spellings("api_key") if name in given), None)
+    model = next((given[name] for name in spec.variable_names("model") if name in given), SUBJECTS[row].model)
+    key = next((given[name] for name in spec.variable_names("api_key") if name in given), None)
     tiny = TINY in model
     other = {} if tiny else {"answers": None, "thinks": None, "sees": None}
     return fresh(row, base_url=url, key=key, model=model, **other)

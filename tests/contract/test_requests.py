@@ -61,7 +61,7 @@ def test_request_has_the_values_of_the_call(row: str, behaviour: str) -> None:
         (limit,) = filter(None, limits)
         if behaviour != "thinking" or SUBJECTS[row].shows_thinking:
             assert options["temperature"] == 0
-        if behaviour == "usage" and spec_of(row).dialect.stream_usage and row != "responses":
+        if behaviour == "usage" and spec_of(row).dialect.supports_stream_usage and row != "responses":
             assert body["stream_options"] == {"include_usage": True}
         if behaviour == "image":
             assert DOT in messages

@@ -55,7 +55,7 @@ def vendors() -> list[dict[str, Any]]:
 def _rows(litellm: Any) -> Iterator[dict[str, Any]]:
     from litellm.llms.openai.chat.gpt_transformation import OpenAIGPTConfig  # noqa: PLC0415
 
-    by_hand = {spec.litellm for spec in SPECS.values()} | _OURS | set(_SELF) | set(SPECS)
+    by_hand = {spec.litellm_provider for spec in SPECS.values()} | _OURS | set(_SELF) | set(SPECS)
     for provider in litellm.types.utils.LlmProviders:
         name = provider.value
         if name in by_hand or not re.fullmatch(r"[a-z][a-z0-9_-]*", name):

@@ -204,7 +204,9 @@ async def test_cancellation_at_any_step_leaves_no_open_connection() -> None:
 
 
 def pool_connections() -> list[Any]:
-    return [one for own in network._pools.values() for way in own.connections.values() for one in way._pool.connections]
+    return [
+        one for own in network._transports.values() for way in own.by_route.values() for one in way._pool.connections
+    ]
 
 
 WAYS = ("local", "referenced", "unstarted", "read by a task", "raises")

@@ -37,7 +37,7 @@ NAMES = [str(item.relative_to(ROOT)) for item in DOCUMENTS]
 ENGLISH = [name for name in NAMES if ".ru." not in name]
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 # Other programs. Their commands are not checked.
-OTHERS = {".", "ollama", "llama-server", "lms", "git", "cp", "cd", "pip", "python", "pytest", "uv"}
+OTHERS = {".", "ollama", "llama-server", "lms", "git", "cp", "cd", "pip", "python", "python3", "pytest", "uv"}
 
 STORED = hashlib.sha256(b"GGUF").hexdigest()  # of the model in the store
 # Ollama's commands in the documents.
@@ -221,6 +221,16 @@ def test_links_have_targets(name: str) -> None:
     for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)", text):
         page = (ROOT / name).parent / target if target else ROOT / name
         assert anchor in anchors(page.read_text(encoding="utf-8")), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
+def test_readme_links_every_page(name: str) -> None:
+    """A page in Russian, if there is one, stands for the English page. README itself is the first page."""
+    targets = re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
+    linked = {Path(target.lower().replace(".ru.", ".")).name for target in targets}
+    pages = {Path(page).name for page in ENGLISH if page.startswith("docs/") and "/adr/" not in page}
+    pages -= {Path(page).name for page in ENGLISH if page.startswith("docs/learnflow/")}
+    assert pages - linked == {"index.md"}
 
 
 def anchors(text: str) -> set[str]:

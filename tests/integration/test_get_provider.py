@@ -93,7 +93,7 @@ async def test_context_manager_closes_idle_connections() -> None:
 
 
 async def _idle(server: FaultServer) -> list[Any]:
-    routes = (await network.current_pool()).connections.values()
+    routes = (await network.loop_transports()).by_route.values()
     connections = [connection for one in routes for connection in one._pool.connections]
     return [
         connection for connection in connections if connection.is_idle() and str(connection._origin.port) in server.root

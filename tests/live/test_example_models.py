@@ -12,7 +12,7 @@ from datetime import date, timedelta
 import pytest
 from support import ROOT
 
-from learnflow.llm.providers.registry import SPECS, build, kind_of
+from learnflow.llm.providers.registry import SPECS, build, spec_of_kind
 from learnflow.llm.servers import model_prices
 
 pytestmark = pytest.mark.live
@@ -32,7 +32,7 @@ def examples() -> set[tuple[str, str]]:
         text = path.read_text(encoding="utf-8")
         for pattern in (_MODEL, _NODE, _CALL):
             found |= {(name.lower(), model) for name, model in pattern.findall(text)}
-    return {(name, model) for name, model in found if (spec := kind_of(name)) and not spec.local}
+    return {(name, model) for name, model in found if (spec := spec_of_kind(name)) and not spec.local}
 
 
 def test_documents_name_models_of_clouds() -> None:
@@ -42,7 +42,7 @@ def test_documents_name_models_of_clouds() -> None:
 def last_day(name: str, model: str) -> date | None:
     """Return the day on which a model ends at its provider, or for "vendor/model" at its vendor; None if unknown."""
     vendor, _, own_name = model.rpartition("/")
-    spec, maker = kind_of(name), kind_of({"google": "gemini"}.get(vendor, vendor))
+    spec, maker = spec_of_kind(name), spec_of_kind({"google": "gemini"}.get(vendor, vendor))
     assert spec
     return model_prices.shutdown_date(spec, model) or (model_prices.shutdown_date(maker, own_name) if maker else None)
 
@@ -57,9 +57,9 @@ def test_example_model_lives_a_year_longer(name: str, model: str) -> None:
 @pytest.mark.parametrize(("name", "model"), sorted((name, model) for name, model in examples() if "<" not in model))
 async def test_example_model_is_in_list_of_its_cloud(name: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read the list of each cloud whose key is set. ``<NAME>_BASE_URL`` may name another server."""
-    spec = kind_of(name)
+    spec = spec_of_kind(name)
     assert spec
-    named = {variable: ENVIRONMENT[variable] for variable in spec.spellings("api_key") if variable in ENVIRONMENT}
+    named = {variable: ENVIRONMENT[variable] for variable in spec.variable_names("api_key") if variable in ENVIRONMENT}
     if not named:
         pytest.skip("no key is set")
     url = spec.variable("base_url")

@@ -30,7 +30,10 @@ pytestmark = pytest.mark.live
 NAMED = [
     name
     for name, spec in SPECS.items()
-    if any(LIVE.get(variable) for variable in (spec.spellings("base_url") if spec.local else spec.spellings("api_key")))
+    if any(
+        LIVE.get(variable)
+        for variable in (spec.variable_names("base_url") if spec.local else spec.variable_names("api_key"))
+    )
 ]
 rows = pytest.mark.parametrize(
     "row", NAMED or [pytest.param("none", marks=pytest.mark.skip(reason="no server is named in the environment"))]
@@ -59,7 +62,7 @@ def named_environment(own_environment: None, monkeypatch: pytest.MonkeyPatch) ->
     for name in NAMED:
         spec = SPECS[name]
         settings = ("base_url", "model", "api_key", "api_version")
-        for variable in [name for setting in settings for name in spec.spellings(setting)]:
+        for variable in [name for setting in settings for name in spec.variable_names(setting)]:
             if LIVE.get(variable):
                 monkeypatch.setenv(variable, LIVE[variable])
 
@@ -70,7 +73,7 @@ def providers(row: str, monkeypatch: pytest.MonkeyPatch) -> list[BaseProvider]:
     own = build(row)
     found: list[Any] = [get_provider(), own]
     if own.spec.local:
-        root, key = own.endpoint.root, own.endpoint.key
+        root, key = own.endpoint.server_url, own.endpoint.key
         found.append(CustomProvider(base_url=f"{root}/v1", model=own.model or "local-model", api_key=key))
     return found
 
@@ -189,7 +192,7 @@ async def test_health_and_models(row: str) -> None:
         assert health.version or provider.spec.name == "lmstudio"
         assert health.capabilities["context_served"] or health.cold
         assert health.capabilities["vision"] is not None or provider.spec.name == "vllm"
-        wrong = type(provider)(base_url=f"{provider.endpoint.root}/nowhere/v1", model=provider.model)
+        wrong = type(provider)(base_url=f"{provider.endpoint.server_url}/nowhere/v1", model=provider.model)
         assert (await wrong.refresh()).state == "misconfigured"
         missing = type(provider)(model="no-such-model")
         assert (await missing.refresh()).state in ("model_missing", "ready")  # ready: it serves one, whatever the name

@@ -25,7 +25,7 @@ def ask():
     return asyncio.run(provider.generate("Explain RSA encryption", temperature=0, max_tokens=400))
 def server():
     return next(iter(embedded._servers.values()))._process.pid
-asyncio.run(provider._transport.address())
+asyncio.run(provider._transport.ensure_started())
 pid = server()
 print(pid, flush=True)
 """

@@ -376,7 +376,7 @@ async def test_key_is_random_masked_and_on_no_command_line(starts: list[int], ca
 async def test_server_refuses_a_request_without_its_key() -> None:
     provider = EmbeddedProvider()
     await provider.prepare()
-    address = await provider._transport.address()  # type: ignore[union-attr]
+    address = await provider._transport.ensure_started()  # type: ignore[union-attr]
     stranger = build("llamacpp", base_url=address, api_key="another")
     with pytest.raises(errors.AuthenticationFailed):
         await stranger.generate("Say pong", **FIXED)

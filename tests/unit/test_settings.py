@@ -77,7 +77,7 @@ def test_unknown_name_raises_with_the_nearest_name() -> None:
 
 @pytest.mark.parametrize("name", list(SPECS))
 def test_key_is_read_from_every_spelling_and_masked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in SPECS[name].spellings("api_key"):
+    for variable in SPECS[name].variable_names("api_key"):
         monkeypatch.setenv(variable, "sk-secret-0000")
         loaded = settings.load_provider(SPECS[name])
         assert loaded.api_key

@@ -39,7 +39,7 @@ from ..servers.model_prices import find_key, find_row
 from ..transport.client import NETWORK, HttpRequest
 from ..transport.endpoint import Endpoint
 from ..transport.responses_parser import REASONING_ITEMS
-from ..transport.untrusted import dollars
+from ..transport.untrusted import dollars_or_none
 from .options import parts_of, strings_of
 
 # LiteLLM reads these variables when it is imported. They prevent downloads (price map, beta headers, blog posts) and
@@ -82,7 +82,7 @@ async def prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
 
 def is_prepared(spec: ProviderSpec) -> bool:
     """Return whether LiteLLM is imported and prepared for this provider."""
-    return spec.litellm in _prepared
+    return spec.litellm_provider in _prepared
 
 
 def write(
@@ -128,7 +128,7 @@ def classify_error(spec: ProviderSpec, model: str, status: int, message: str) ->
     """
     try:
         cause = _config(spec, model).get_error_class(error_message=message, status_code=status, headers={})
-        _load().exception_type(model=model, original_exception=cause, custom_llm_provider=spec.litellm)
+        _load().exception_type(model=model, original_exception=cause, custom_llm_provider=spec.litellm_provider)
     except Exception as error:  # noqa: BLE001  # ``exception_type`` always raises
         return _find_class(error)
     return None
@@ -153,7 +153,7 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
             completion_tokens=usage.completion_tokens,
             cache_read_input_tokens=usage.cached_tokens or 0,  # included in the prompt's tokens
         )
-        return dollars(sum(parts))
+        return dollars_or_none(sum(parts))
     except Exception:  # noqa: BLE001  # the class differs between versions of LiteLLM
         return None
 
@@ -169,16 +169,16 @@ def _build_request(
     messages = copy.deepcopy(given)
     keywords, extra = _split(config, parameters)
     keywords_json = json.dumps(keywords)  # in the caller's order: a model writes properties in the order of its schema
-    optional = copy.deepcopy(_convert_parameters(spec.litellm, model, endpoint.version, keywords_json))
+    optional = copy.deepcopy(_convert_parameters(spec.litellm_provider, model, endpoint.version, keywords_json))
     by_litellm = optional.pop("extra_body", None) or {}
     optional.pop("fake_stream", None)  # for LiteLLM's own handler
-    litellm_params = {"api_base": endpoint.base, "custom_llm_provider": spec.litellm}
+    litellm_params = {"api_base": endpoint.base_url, "custom_llm_provider": spec.litellm_provider}
     arguments: dict[str, Any] = {"model": model, "optional_params": optional, "litellm_params": litellm_params}
     if spec.api.chat_path:
-        url = endpoint.base + spec.api.chat_path.format(model=quote(model, safe=""), version=endpoint.version)
+        url = endpoint.base_url + spec.api.chat_path.format(model=quote(model, safe=""), version=endpoint.version)
     else:
         key = endpoint.key or _NO_KEY
-        url = config.get_complete_url(api_base=endpoint.base, api_key=key, stream=True, **arguments)
+        url = config.get_complete_url(api_base=endpoint.base_url, api_key=key, stream=True, **arguments)
     body = config.transform_request(messages=messages, headers={}, **arguments)
     if not spec.dialect.format_options:
         _restore(body, given, keywords)
@@ -221,7 +221,7 @@ def _build_responses_request(
         error.hint, error.params = f"Leave it out, or set {spec.variable('api')}=chat", lacking
         raise error
     path = str(spec.api.responses_path).format(version=endpoint.version)
-    return HttpRequest(url=endpoint.base + path, body=body)
+    return HttpRequest(url=endpoint.base_url + path, body=body)
 
 
 def _restore(body: dict[str, Any], messages: list[dict[str, Any]], parameters: Mapping[str, Any]) -> None:
@@ -281,7 +281,7 @@ def _convert_parameters(prefix: str, model: str, version: str | None, keywords_j
 
 def _config(spec: ProviderSpec, model: str) -> Any:
     litellm = _load()
-    provider = litellm.types.utils.LlmProviders(spec.litellm)
+    provider = litellm.types.utils.LlmProviders(spec.litellm_provider)
     return litellm.utils.ProviderConfigManager.get_provider_chat_config(model, provider)
 
 
@@ -307,7 +307,7 @@ def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
         if not is_prepared(spec):
             with suppress(errors.Unsupported):  # LiteLLM has no parameters for this vendor
                 write(spec, endpoint, "-", [{"role": "user", "content": "-"}], {"temperature": 0.0, "max_tokens": 1})
-            _prepared.add(spec.litellm)
+            _prepared.add(spec.litellm_provider)
 
 
 @cache

@@ -19,9 +19,9 @@ from ..provider_spec import ProviderSpec
 from ..servers import model_prices
 from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
 from ..stream import Emit, Transcript, Work
-from ..timeouts import Times
+from ..timeouts import Timeouts
 from ..transport.client import Client, HttpRequest, HttpResponse
-from ..transport.endpoint import add_provider
+from ..transport.endpoint import add_error_context
 from ..transport.error_mapping import change_class, map_exception
 from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
@@ -50,7 +50,7 @@ class Runner:
     Attributes:
         spec: the provider's spec.
         client: the HTTP client for the provider's endpoint.
-        times: the provider's timeouts.
+        timeouts: the provider's timeouts.
         catalog: the models of the provider's server.
         address: the server's address. Requests to the same address share a queue.
         log_content: log prompts and answers at DEBUG.
@@ -64,7 +64,7 @@ class Runner:
 
     spec: ProviderSpec
     client: Client
-    times: Times
+    timeouts: Timeouts
     catalog: ModelCatalog
     address: str
     log_content: bool
@@ -78,13 +78,13 @@ class Runner:
     @property
     def origin(self) -> str:
         """Return the origin of the answers, see ``Completion.origin``. A stored message does not show the address."""
-        return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base_url}".encode()).hexdigest()[:16]
 
     @property
     def concurrency_limit(self) -> int | None:
         """Return the configured concurrency limit, else the slots that the server reports, else the spec's limit."""
         server = self.catalog.server
-        return self.times.max_concurrency or (server and server.slots) or self.spec.max_concurrency
+        return self.timeouts.max_concurrency or (server and server.slots) or self.spec.max_concurrency
 
     @property
     def continuation_spec(self) -> ProviderSpec | None:
@@ -95,7 +95,7 @@ class Runner:
         if self.api == "responses":
             return None
         for spec in (self.spec, self.catalog.server and self.catalog.server.kind):
-            if spec and spec.dialect.continues and spec.dialect.parser is self.spec.dialect.parser:
+            if spec and spec.dialect.can_continue and spec.dialect.parser is self.spec.dialect.parser:
                 return spec
         return None
 
@@ -116,14 +116,14 @@ class Runner:
         validated = structured_output.is_validated(request.response_format)
         if request.buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._start_once, hold=True)
-            limit_s = request.timeout or self.times.deadline
+            limit_s = request.timeout or self.timeouts.deadline
             return partial(
                 structured_output.run_with_corrections, run_once, request, attempt, self.reask, limit_s, self.spec.name
             )
         return self._start_once(request, attempt, hold=hold)
 
     def _start_once(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
-        run, name, base = _AttemptRun(self, request, attempt, hold=hold), self.spec.name, self.client.endpoint.base
+        run, name, base = _AttemptRun(self, request, attempt, hold=hold), self.spec.name, self.client.endpoint.base_url
         return partial(events.run_attempt, name, base, request.sampling, attempt, run.model_and_max_tokens, run.run)
 
     def explain(
@@ -139,7 +139,7 @@ class Runner:
         """
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives_hint(model)
-        add_provider(error, self.spec, self.client.endpoint, model)
+        add_error_context(error, self.spec, self.client.endpoint, model)
         if isinstance(error, errors.ModelNotFound | errors.ConnectionFailed | errors.NotLocal):
             self.catalog.clear()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
@@ -162,7 +162,7 @@ class _AttemptRun:
 
     def __init__(self, runner: Runner, request: Request, attempt: Attempt, *, hold: bool) -> None:
         self._runner, self._request, self._attempt, self._hold = runner, request, attempt, hold
-        self._spec, self._catalog, self._times = runner.spec, runner.catalog, runner.times
+        self._spec, self._catalog, self._timeouts = runner.spec, runner.catalog, runner.timeouts
         self._model = request.model or ""
         self._client = runner.client_for(request)
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.prefill_with_thinking)
@@ -175,7 +175,7 @@ class _AttemptRun:
 
     async def run(self, emit: Emit) -> Completion:
         """Run the attempt and return the completion. Raise only LLMError."""
-        deadline = asyncio.get_running_loop().time() + (self._request.timeout or self._times.deadline)
+        deadline = asyncio.get_running_loop().time() + (self._request.timeout or self._timeouts.deadline)
         try:
             await self._prepare(deadline)
             slot = await self._acquire_slot(deadline, emit)
@@ -192,13 +192,13 @@ class _AttemptRun:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
         # ``looks_local`` does not resolve the host name
-        if self._times.local_only and not (spec.local or runner.client.endpoint.looks_local):
+        if self._timeouts.local_only and not (spec.local or runner.client.endpoint.looks_local):
             hint = "Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent", hint=hint)
         try:
             async with asyncio.timeout_at(deadline):
                 self._model = await self._catalog.choose_name(self._request.model)
-                adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._times.first_token))
+                adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._timeouts.first_token))
                 self._report_adjusted(adjustment, tight=budget.tight)
                 if self._request.user_message_added:
                     self._report_adjusted(_MESSAGE_ADDED)
@@ -244,7 +244,7 @@ class _AttemptRun:
         """Send the request and read the response. If the server rejects a parameter, retry without the parameter."""
         runner, model, name = self._runner, self._model, self._spec.name
         first_variant = variant = runner.variants.get(model) or self._first_variant()
-        finish_missing = self._catalog.overrides.get("finish") is False
+        finish_optional = self._catalog.overrides.get("finish") is False
         only_closing_tag = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         is_continuation = self._attempt.prefix is not None
         while True:
@@ -253,7 +253,7 @@ class _AttemptRun:
             if api == "responses":  # a request of texts may be the first that LiteLLM writes
                 await _litellm.prepare(self._spec, self._client.endpoint)
             make_parser = ResponsesParser if api == "responses" else self._spec.dialect.parser or SSEParser
-            parser = make_parser(self._request.sampling.get("max_tokens"), finish_missing=finish_missing)
+            parser = make_parser(self._request.sampling.get("max_tokens"), finish_optional=finish_optional)
             reader = AnswerReader(parser, self._time_limits(variant), self._load_probe())
             answer = Answer(
                 self._request,
@@ -333,15 +333,15 @@ class _AttemptRun:
         index, rejected = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0, self._catalog.rejected
         return Variant(rejected=rejected(self._model), schema_mode_index=index, api=api)
 
-    def _time_limits(self, variant: Variant) -> Times:
+    def _time_limits(self, variant: Variant) -> Timeouts:
         """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
 
         An answer that is not streamed may take the whole time of the request.
         """
-        times, max_first_s = self._times, self._attempt.max_first_token_s
-        first = max(times.first_token, times.load) if self._budget.must_load_model else times.first_token
-        first = first if self._request.streams(variant) else times.deadline
-        return replace(times, first_token=first if max_first_s is None else min(first, max_first_s))
+        timeouts, max_first_s = self._timeouts, self._attempt.max_first_token_s
+        first = max(timeouts.first_token, timeouts.load) if self._budget.must_load_model else timeouts.first_token
+        first = first if self._request.streams(variant) else timeouts.deadline
+        return replace(timeouts, first_token=first if max_first_s is None else min(first, max_first_s))
 
     def _load_probe(self) -> IsLoading | None:
         """Return a probe for a load that may begin although the model was loaded; None if none can begin."""
@@ -351,7 +351,7 @@ class _AttemptRun:
 
     def _feed(self, answer: Answer, delta: Delta) -> None:
         """Add a delta to the answer. Raise NotLocal if another machine generated it, although LLM_LOCAL_ONLY is set."""
-        if self._times.local_only and answer.parser.is_forwarded:
+        if self._timeouts.local_only and answer.parser.is_forwarded:
             raise errors.NotLocal(
                 "LLM_LOCAL_ONLY is set, and the server forwarded the request to another machine",
                 hint=f"Set {self._spec.variable('model')} to a model that runs on the server, or LLM_LOCAL_ONLY=false",
@@ -374,12 +374,14 @@ class _AttemptRun:
         if attempt.prefix is not None and continuation_spec is None:
             hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
-        prefill = attempt.prefill_with_thinking if continuation_spec and continuation_spec.dialect.prefill else None
+        prefill = (
+            attempt.prefill_with_thinking if continuation_spec and continuation_spec.dialect.supports_prefill else None
+        )
         messages, parameters = self._request.to_litellm(
             variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
-        if continuation_spec and continuation_spec.dialect.continuation:
-            write, body = continuation_spec.dialect.continuation, parameters.get("extra_body", {})
+        if continuation_spec and continuation_spec.dialect.build_continuation:
+            write, body = continuation_spec.dialect.build_continuation, parameters.get("extra_body", {})
             request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
         arguments = spec, self._client.endpoint, model, messages, parameters
@@ -415,7 +417,10 @@ class _AttemptRun:
                 is_specific = isinstance(error, errors.AnswerTruncated) and error.hint != error.advice
                 hint = error.hint if is_specific else remedy
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
-                is_empty, is_full = not (answer.text or answer.parser.calls), not limit or (tokens or limit) < limit
+                is_empty, is_full = (
+                    not (answer.text or answer.parser.partial_calls),
+                    not limit or (tokens or limit) < limit,
+                )
                 failure.failover = is_empty or is_full  # otherwise the next answer would end at the same number
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
@@ -559,7 +564,7 @@ class Answer(Transcript):
     def explain(self, error: LLMError) -> None:
         """Add the partial answer to an error."""
         error.partial, error.thinking, error.tokens = self.text, self.thinking, self.deltas
-        error.partial_calls, error.finished = self.parser.calls, bool(self.parser.finish)
+        error.partial_calls, error.finished = self.parser.partial_calls, bool(self.parser.finish)
 
     def _empty_error(self) -> LLMError:
         if self.parser.refused:

@@ -144,10 +144,10 @@ class ContextBudget:
         self, spec: ProviderSpec, catalog: ModelCatalog, client: Client, request: Request, prefill: str = ""
     ) -> None:
         self._spec, self._catalog, self._client, self._request = spec, catalog, client, request
-        self._base = client.endpoint.base
+        self._base = client.endpoint.base_url
         self._texts = [*request.texts, prefill] if prefill else request.texts
         self._prefill = [{"role": "assistant", "content": prefill}] if prefill else []
-        self._chooses_length = spec.server.context_length is not None and not request.sets_context_length
+        self._chooses_length = spec.server.choose_context_length is not None and not request.sets_context_length
         self._configured_length: int | None = catalog.overrides.get("context_served")
         self._retried = False
         self.context_length: int | None = None
@@ -202,7 +202,7 @@ class ContextBudget:
         if changes and not self._catalog.was_probed_since(self._model, self._began):
             self._catalog.clear()  # another client may have loaded a longer one
             self._server_model = await self._catalog.describe(self._model)
-        limit = self._configured_length or self._server_model.known.get("context")
+        limit = self._configured_length or self._server_model.capabilities.get("context")
         min_tokens = estimate_min_tokens(self._texts)
         if limit and min_tokens > limit:
             what = f"the prompt has at least {min_tokens} tokens, the context length is {limit}"
@@ -218,7 +218,7 @@ class ContextBudget:
     @property
     def _loaded_length(self) -> int | None:
         """Return the context length that the server has loaded or will load; None if unknown."""
-        lengths = _requested.get(self._key), self._server_model.known.get("context_served")
+        lengths = _requested.get(self._key), self._server_model.capabilities.get("context_served")
         return self._configured_length or max(filter(None, lengths), default=None)
 
     def _choose_length(self, prompt_tokens: int, loaded_length: int | None = None) -> int | None:
@@ -230,10 +230,10 @@ class ContextBudget:
         """
         if self._configured_length:
             return self._configured_length
-        assert self._spec.server.context_length  # noqa: S101  # ``_chooses_length`` is true
+        assert self._spec.server.choose_context_length  # noqa: S101  # ``_chooses_length`` is true
         needed = prompt_tokens + int(self._request.sampling.get("max_tokens", 0))
-        trained = self._server_model.known.get("context")
-        return self._spec.server.context_length(needed, loaded_length or self._loaded_length, trained)
+        trained = self._server_model.capabilities.get("context")
+        return self._spec.server.choose_context_length(needed, loaded_length or self._loaded_length, trained)
 
     def _set_length(self, length: int | None) -> str | None:
         """Use this context length for the request. Return a description of the change; None if nothing changes."""
@@ -266,7 +266,7 @@ class ContextBudget:
         count_tokens, client = self._spec.server.count_tokens, self._client
         fits = self._max_prompt_tokens + (self._request.ceiling or 0) <= length
         count = 0
-        if not (fits or count_tokens is None or self._request.images or client.stopped or client.replays):
+        if not (fits or count_tokens is None or self._request.images or client.server_stopped or client.replays):
             with suppress(LLMError, TimeoutError):  # use the estimate
                 async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._prefill]
@@ -304,7 +304,7 @@ class ContextBudget:
         if isinstance(error, errors.ContextOverflow):
             return self._lengthen_after(error)
         failed = isinstance(error, errors.ServerFailed) and error.status == _LOAD_FAILED_STATUS
-        if failed and self.context_length not in (None, self._server_model.known.get("context_served")):
+        if failed and self.context_length not in (None, self._server_model.capabilities.get("context_served")):
             raise self._load_error(error)
         return None
 

@@ -20,7 +20,7 @@ from ..replay import active
 from ..servers import model_prices
 from ..servers.model_catalog import LONG_PROBE_S, ModelCatalog
 from ..stream import Work
-from ..timeouts import settle_times
+from ..timeouts import choose_timeouts
 from ..transport import network
 from ..transport.client import NETWORK, Client
 from ..transport.endpoint import configure_endpoint
@@ -77,21 +77,21 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if replay and not (base_url or own.base_url or spec.api.default_url):
             base_url = replay.base_url(self.cassettes_of, local=spec.local)
         replays = active.is_replay(replay)
-        if spec.api.variant:
-            self.spec = spec.api.variant(spec, base_url or own.base_url or "", own.api_version)
+        if spec.api.choose_variant:
+            self.spec = spec.api.choose_variant(spec, base_url or own.base_url or "", own.api_version)
         if (api := api or own.api) == "responses" and not self.spec.api.responses_path:
             what, hint = f"{spec.title} has no Responses API here", f"Leave {spec.variable('api')} and api= out"
             raise errors.NotConfigured(what, provider=spec.name, hint=hint)
         self.endpoint = configure_endpoint(
-            self.spec, own, base_url, api_key, headers, keyless=replays, networks=common.llm_local_networks
+            self.spec, own, base_url, api_key, headers, keyless=replays, local_networks=common.llm_local_networks
         )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
-        self._times = settle_times(self.spec, times, common, own)
+        self._timeouts = choose_timeouts(self.spec, times, common, own)
         transport = self._transport
         if replay:
             transport = replay.transport(transport or NETWORK, self.cassettes_of)
-        client = Client(self.endpoint, self._times.connect, self._times.local_only, transport, replays)
+        client = Client(self.endpoint, self._timeouts.connect, self._timeouts.local_only, transport, replays)
         overrides, ages = own.configured_capabilities, replay is None
         others = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
         self.catalog = ModelCatalog(
@@ -99,11 +99,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         )
         log_content, reask = common.llm_log_content, common.llm_reask
         self._common = common
-        self.runner = Runner(self.spec, client, self._times, self.catalog, self.address, log_content, reask, api)
+        self.runner = Runner(self.spec, client, self._timeouts, self.catalog, self.address, log_content, reask, api)
 
     def __repr__(self) -> str:
         vision = f", vision_model={self.vision_model!r}" if self.vision_model else ""
-        return f"{type(self).__name__}(base_url={self.endpoint.base!r}, model={self.model!r}{vision})"
+        return f"{type(self).__name__}(base_url={self.endpoint.base_url!r}, model={self.model!r}{vision})"
 
     @property
     def name(self) -> str:
@@ -113,7 +113,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     @property
     def address(self) -> str:
         """Return the key of the circuit breakers and the queue. An endpoint with a configured name has its own."""
-        return f"{self.endpoint.base} ({self.name})" if self.spec.kind else self.endpoint.base
+        return f"{self.endpoint.base_url} ({self.name})" if self.spec.kind else self.endpoint.base_url
 
     def facts(self, model: str | None) -> Facts:
         """Return the known properties, from the spec, the configuration and the last probe.
@@ -121,18 +121,18 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         Args:
             model: the name of the model; None for the default model.
         """
-        spec, endpoint, times, name = self.spec, self.endpoint, self._times, model or self.model
+        spec, endpoint, timeouts, name = self.spec, self.endpoint, self._timeouts, model or self.model
         capabilities = self.get_capabilities(name)
-        if spec.server.context_length and "context_served" not in self.catalog.overrides:
+        if spec.server.choose_context_length and "context_served" not in self.catalog.overrides:
             # The server can load the model with its maximum context length
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
             address=self.address,
             capabilities=capabilities,
-            first_token_s=times.first_token,
-            gap_s=times.gap,
-            deadline_s=times.own_deadline,
+            first_token_s=timeouts.first_token,
+            gap_s=timeouts.gap,
+            deadline_s=timeouts.own_deadline,
             names=comparable_names(name),
             has_model=model is not None and self._has_model(model),
             cold=self.catalog.is_cold(name),
@@ -141,7 +141,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
             near=spec.local or endpoint.looks_local,
-            local_only=times.local_only,
+            local_only=timeouts.local_only,
             denied=self.catalog.denied(name),
         )
 
@@ -164,7 +164,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         work = self.attempt(call, attempt)  # checks the call
         if call.after or self._common.llm_journal:
             run = partial(run_with_prior, self.attempt, attempt, self.name)
-            work = journal.with_journal(self._common, self._times.deadline, run, call)
+            work = journal.with_journal(self._common, self._timeouts.deadline, run, call)
         return partial(events.run_request, self.name, call.model or self.model, attempt, work)
 
     def attempt(self, call: Call, attempt: Attempt) -> Work:
@@ -253,15 +253,15 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             Unsupported: the server does not support ``keep_alive``.
             LLMError: the server cannot be reached, or cannot load the model.
         """
-        if keep_alive is not None and not self.spec.server.load_for:
+        if keep_alive is not None and not self.spec.server.load_with_keep_alive:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
         name = model or self.model
         with self._explain_errors(name):
             try:
-                async with asyncio.timeout(self._times.load):
+                async with asyncio.timeout(self._timeouts.load):
                     await asyncio.gather(self.prepare(), self._load(name, keep_alive))
             except TimeoutError:
-                what = f"not loaded within {self._times.load:g} s"
+                what = f"not loaded within {self._timeouts.load:g} s"
                 raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
 
     @contextmanager
@@ -276,7 +276,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Load a model unless it is loaded."""
         model = await self._wait_for(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            requested = requested_context(self.endpoint.base, model.name)
+            requested = requested_context(self.endpoint.base_url, model.name)
             context_length = self.catalog.overrides.get("context_served") or requested
             await self.catalog.load(model.name, context_length, keep_alive)
             await self._wait_for(name)

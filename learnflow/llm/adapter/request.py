@@ -12,7 +12,7 @@ from typing import Any, Final
 from .. import errors
 from ..base import AtMost, Prompt, may_be_left_out
 from ..errors import InvalidRequest, LLMError, Unsupported
-from ..parameters import LEVELS, LOCAL_SAMPLING, ApiName
+from ..parameters import LOCAL_SAMPLING, REASONING_LEVELS, ApiName
 from ..provider_spec import ProviderSpec
 from ..transport.client import HttpRequest
 from ..transport.endpoint import Endpoint
@@ -93,9 +93,9 @@ class Request:
 
     @property
     def is_passed_by_litellm(self) -> bool:
-        """Return whether LiteLLM would pass it to the server unchanged, see ``Dialect.text_path``."""
+        """Return whether LiteLLM would pass it to the server unchanged, see ``Dialect.direct_chat_path``."""
         has_only_texts = all(m.keys() <= {"role", "content"} and isinstance(m["content"], str) for m in self.messages)
-        return bool(self.spec.dialect.text_path and has_only_texts) and not (self.tools or self.response_format)
+        return bool(self.spec.dialect.direct_chat_path and has_only_texts) and not (self.tools or self.response_format)
 
     @property
     def images(self) -> int:
@@ -141,7 +141,7 @@ class Request:
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
         streams = self.streams(variant)
-        body = {**dialect.body, **self._api_fields(variant), **self._session_field()}
+        body = {**dialect.body_fields, **self._api_fields(variant), **self._session_field()}
         body |= {**self.extra_body} if streams else {"stream": False, **self.extra_body}
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
@@ -165,7 +165,7 @@ class Request:
             response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
             messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
-        if dialect.stream_usage and streams and "stream_options" not in variant.omitted:
+        if dialect.supports_stream_usage and streams and "stream_options" not in variant.omitted:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
@@ -238,7 +238,7 @@ class Request:
 
     def _session_field(self) -> Mapping[str, str]:
         """Return the body field for ``session=``; empty if it is not supported. A long session becomes a digest."""
-        name, session = self.spec.dialect.session, self.session
+        name, session = self.spec.dialect.session_field, self.session
         if name is None or session is None:
             return {}
         return {name: session if len(session) <= _MAX_SESSION_CHARS else hashlib.sha256(session.encode()).hexdigest()}
@@ -281,7 +281,11 @@ class Request:
             value = "high"
         if not rejected & {"reasoning", value or "none"}:
             return fields[value]
-        levels = () if "reasoning" in rejected else [level for level in LEVELS if level in fields.keys() - rejected]
+        levels = (
+            ()
+            if "reasoning" in rejected
+            else [level for level in REASONING_LEVELS if level in fields.keys() - rejected]
+        )
         hint = f"Use {', '.join(levels) or 'another model'}, or leave reasoning= out"
         hint += f". {self.spec.variable('capabilities')}=reasoning sends it anyway"
         raise Unsupported(f"the model does not support reasoning{'' if value is True else f'={value!r}'}", hint=hint)
@@ -293,7 +297,7 @@ def write_texts(
     """Write a request that LiteLLM would pass unchanged; see ``_litellm.write``."""
     body = {"messages": messages, "stream": True, **parameters, **parameters.get("extra_body", {}), "model": model}
     body.pop("extra_body", None)
-    return HttpRequest(url=f"{endpoint.base}{spec.dialect.text_path}", body=body)
+    return HttpRequest(url=f"{endpoint.base_url}{spec.dialect.direct_chat_path}", body=body)
 
 
 def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
@@ -318,7 +322,7 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     messages, system = _check_messages(spec, prompt), others.pop("system", None)
     continues_by_request = others.get("extra_body", {}).get(_CONTINUES_FIELD)
     user_message_added = messages[-1]["role"] == "assistant" and not (
-        spec.dialect.finishes_turns or continues_by_request
+        spec.dialect.ignores_prefill or continues_by_request
     )
     if user_message_added:
         messages.append(dict(_ADDED_MESSAGE))
@@ -355,10 +359,10 @@ def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
     """
     for part in parts_of(message):
         kind, file = part.get("type"), part.get("file")
-        if kind not in spec.dialect.parts:
+        if kind not in spec.dialect.content_parts:
             what = f"{spec.title} does not support a part of type {str(kind)[:_MAX_TYPE_CHARS]!r}"
-            raise Unsupported(what, hint=f"It supports {', '.join(sorted(spec.dialect.parts))}")
-        if kind == "image_url" and not spec.dialect.reads_urls and not _is_data_url(part.get("image_url")):
+            raise Unsupported(what, hint=f"It supports {', '.join(sorted(spec.dialect.content_parts))}")
+        if kind == "image_url" and not spec.dialect.downloads_images and not _is_data_url(part.get("image_url")):
             what = f"{spec.title} does not read images by URL; nothing was sent"
             raise Unsupported(what, hint="Give the image as a data URL: data:image/png;base64,…")
         if isinstance(file, Mapping) and str(file.get("file_id", "")).lower().startswith(("http", "www.")):

@@ -21,7 +21,7 @@ from ..completion import Completion, TextDelta
 from ..errors import CapabilityError, FailedAttempt, LLMError, RequestError, SchemaMismatch
 from ..provider_spec import SchemaMode
 from ..stream import Emit, Work
-from ..transport.untrusted import parse_json, part, printable
+from ..transport.untrusted import object_at, parse_json, printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -316,10 +316,10 @@ def limit_steps(schema: Mapping[str, Any], value: Any) -> None:
         if not _CONTAINS.isdisjoint(schema):
             name, kinds = schema.get("$ref"), [*chain(*(schema.get(word, ()) for word in ("anyOf", "oneOf", "allOf")))]
             if tag := schema.get("discriminator"):  # it selects one kind
-                name, kinds = part(tag, "mapping").get(str(part(value).get(tag["propertyName"]))), []
+                name, kinds = object_at(tag, "mapping").get(str(object_at(value).get(tag["propertyName"]))), []
             counts[key] += sum(count(kind, value) for kind in (*kinds, definitions.get(str(name).rpartition("/")[2])))
-            fields, rest = part(schema, "properties"), [schema.get("items"), schema.get("additionalProperties")]
-            for at, item in enumerate(value) if isinstance(value, list) else part(value).items():
+            fields, rest = object_at(schema, "properties"), [schema.get("items"), schema.get("additionalProperties")]
+            for at, item in enumerate(value) if isinstance(value, list) else object_at(value).items():
                 nested = fields.values() if isinstance(item, dict | list) else ()  # a field may have an alias
                 options = [fields[str(at)]] if str(at) in fields else [*rest, *schema.get("prefixItems", ()), *nested]
                 counts[key] += sum(count(option, item) for option in options)

@@ -57,7 +57,7 @@ def command(function: Callable[..., Any]) -> click.Command:
             notify(str(error), options=[str(item.name) for item in created.params if isinstance(item, click.Option)])
             return _exit_code(error)
         finally:
-            switches.is_command, switches.faults = False, None
+            switches.is_command, switches.collected_faults = False, None
 
     created = click.command(function.__name__.replace("_", "-"))(run)
     created.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Write the log to stderr."))

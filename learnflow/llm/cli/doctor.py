@@ -17,7 +17,7 @@ from ..process import switches
 from ..provider_spec import Page, ProviderSpec
 from ..servers.probe import fetch
 from ..transport.endpoint import is_loopback
-from ..transport.untrusted import text
+from ..transport.untrusted import text_or_none
 from .command import ExitCode, command, provider_option, timeout_option
 from .env_lines import default_lines, print_lines, provider_lines
 from .status import probe, report_replay, select, state
@@ -30,7 +30,7 @@ from .variables import ineffective, known_specs, variables
 @provider_option
 async def doctor(timeout_s: float, provider: str | None) -> int:
     """Show the settings, the servers that respond, common mistakes, and lines for .env."""
-    faults = switches.faults = dict[str, str]()  # collected, so that everything is examined
+    faults = switches.collected_faults = dict[str, str]()  # collected, so that everything is examined
     report_replay()
     write(f"This is {'a' if settings_sources.in_container() else 'not a'} container.")
     specs = known_specs(provider)
@@ -86,7 +86,7 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
     common = settings.load()
     if common.llm_local_only:
         yield "LLM_LOCAL_ONLY is set: cloud providers and models that a local server forwards are refused"
-        specs = [candidate.provider.spec for candidate in candidates if candidate.provider and candidate.answers]
+        specs = [candidate.provider.spec for candidate in candidates if candidate.provider and candidate.responded]
         for spec in specs:
             if spec.server.locality_caveat:
                 yield f"LLM_LOCAL_ONLY cannot check {spec.title}: {spec.server.locality_caveat}"
@@ -98,7 +98,7 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
     """Yield a warning for each configured loopback address without a server, unless the provider has another one."""
-    responding = {candidate.health.provider for candidate in candidates if candidate.answers}
+    responding = {candidate.health.provider for candidate in candidates if candidate.responded}
     for candidate in candidates:
         is_down = candidate.configured and candidate.health.state == "down"
         if not candidate.provider or not is_down or candidate.health.provider in responding:
@@ -106,14 +106,14 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
         address = candidate.provider.endpoint
         if is_loopback(address.origin[1]):
             yield (
-                f"{address.base} is this container itself. Use the name of the service, or host.docker.internal with "
-                "a server that listens on more than loopback"
+                f"{address.base_url} is this container itself. Use the name of the service, or host.docker.internal "
+                "with a server that listens on more than loopback"
             )
 
 
 async def _router_warnings(candidates: Sequence[Candidate], timeout_s: float) -> list[str]:
     """Return a warning for each address of a router of several servers, such as vllm-router and smg."""
-    responding = [candidate.provider for candidate in candidates if candidate.provider and candidate.answers]
+    responding = [candidate.provider for candidate in candidates if candidate.provider and candidate.responded]
     local = [provider for provider in responding if provider.spec.local or provider.endpoint.looks_local]
     return [warning for warning in await asyncio.gather(*(_router_warning(one, timeout_s) for one in local)) if warning]
 
@@ -128,13 +128,13 @@ async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
             page = Page(body=await fetch(provider.catalog.client, "/workers"))
     except (LLMError, TimeoutError):
         return ""
-    workers = [row for row in page.rows("workers") or () if text(row.get("url"))]
+    workers = [row for row in page.rows("workers") or () if text_or_none(row.get("url"))]
     if not workers:
         return ""
     spec, unhealthy = provider.spec, sum(row.get("is_healthy") is False for row in workers)
     limit = "" if settings.load_provider(spec).max_concurrency else f", and set {spec.variable('max_concurrency')}"
     return (
-        f"{provider.endpoint.base} is a router of {len(workers)} servers"
+        f"{provider.endpoint.base_url} is a router of {len(workers)} servers"
         f"{f' ({unhealthy} unhealthy)' if unhealthy else ''}. Start it with --disable-retries, because this package "
         f"retries{limit and f'{limit} to the slots of all servers together'}"
     )

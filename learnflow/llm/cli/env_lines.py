@@ -29,13 +29,13 @@ class Line:
     """A variable to set.
 
     Attributes:
-        spellings: the names of the variable. The first one is set.
+        variable_names: the names of the variable. The first one is set.
         value: the value; "" to use the default.
         comment: a comment above the line.
         is_alternative: the line is printed as a comment.
     """
 
-    spellings: tuple[str, ...]
+    variable_names: tuple[str, ...]
     value: str
     comment: str = ""
     is_alternative: bool = False
@@ -43,7 +43,7 @@ class Line:
     @property
     def target(self) -> str:
         """Return the source in which the line has an effect: the file, unless the environment overrides it."""
-        current = next(find_variables(self.spellings, read_sources()), None)
+        current = next(find_variables(self.variable_names, read_sources()), None)
         return current.source if current and (current.source == ENVIRONMENT or not self.value) else ".env"
 
 
@@ -56,7 +56,7 @@ def print_lines(lines: Iterable[Line]) -> None:
         for line in (line for line in lines if line.target == target):
             if line.comment:
                 write(line.comment, indent="  # ")
-            print(f"  {'# ' if line.is_alternative else ''}{export}{line.spellings[0]}={line.value}")
+            print(f"  {'# ' if line.is_alternative else ''}{export}{line.variable_names[0]}={line.value}")
 
 
 def default_lines(faults: Iterable[str]) -> Iterator[Line]:
@@ -98,9 +98,9 @@ def _missing_lines(candidate: Candidate) -> Iterator[Line]:
     """Yield the line without which a selected provider does not respond."""
     health = candidate.health
     if candidate.kind:
-        yield Line(endpoint_spec(candidate.kind, health.provider).spellings("kind"), candidate.kind.name)
+        yield Line(endpoint_spec(candidate.kind, health.provider).variable_names("kind"), candidate.kind.name)
     elif health.state == "unauthorised":
-        yield Line(spec_of(health.provider).spellings("api_key"), _UNKNOWN, f"the key of {health.provider}")
+        yield Line(spec_of(health.provider).variable_names("api_key"), _UNKNOWN, f"the key of {health.provider}")
     elif candidate.provider and (health.state == "model_missing" or (health.ready and not health.model)):
         yield from _model_lines(candidate.provider.spec, health.models)
 
@@ -111,7 +111,7 @@ def _lines_of(candidate: Candidate, *, is_alternative: bool) -> Iterator[Line]:
     spec, health = candidate.provider.spec, candidate.health
     lines = [_provider_line(spec.name, "or" if is_alternative else "" if spec.local else "prompts leave this machine")]
     if not (candidate.configured or _is_default(candidate.provider)):
-        lines.append(Line(spec.spellings("base_url"), candidate.provider.endpoint.base))
+        lines.append(Line(spec.variable_names("base_url"), candidate.provider.endpoint.base_url))
     lines += _model_lines(spec, [health.model] if health.model else health.models)
     yield from (replace(line, is_alternative=is_alternative) for line in lines)
 
@@ -119,11 +119,14 @@ def _lines_of(candidate: Candidate, *, is_alternative: bool) -> Iterator[Line]:
 def _is_default(provider: BaseProvider) -> bool:
     """Return whether the provider has this address without a setting. A key is sent to it from any source."""
     default = provider.spec.api.default_url or ""
-    root = provider.endpoint.root.replace("//127.0.0.1:", "//localhost:")
-    return not settings.load_provider(provider.spec).base_url and parse_endpoint(provider.spec, default).root == root
+    server_url = provider.endpoint.server_url.replace("//127.0.0.1:", "//localhost:")
+    return (
+        not settings.load_provider(provider.spec).base_url
+        and parse_endpoint(provider.spec, default).server_url == server_url
+    )
 
 
 def _model_lines(spec: ProviderSpec, models: Sequence[str]) -> Iterator[Line]:
     """Yield the line that selects the first model with a name that can be pasted."""
     value, *others = [name for name in models if _PLAIN_NAME.fullmatch(name)] or [_UNKNOWN]
-    yield Line(spec.spellings("model"), value, f"or {', '.join(others[:5])}" if others else "")
+    yield Line(spec.variable_names("model"), value, f"or {', '.join(others[:5])}" if others else "")

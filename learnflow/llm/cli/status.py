@@ -66,7 +66,7 @@ async def status(include_all: bool, as_json: bool, timeout_s: float, provider: s
 def _is_listed(candidate: Candidate, chain: Sequence[str]) -> bool:
     """Return whether to list a provider without ``--all``. A configured cloud is listed only if it is in the chain."""
     is_local = candidate.provider is None or candidate.provider.spec.local
-    return candidate.answers or (candidate.configured and (is_local or candidate.health.provider in chain))
+    return candidate.responded or (candidate.configured and (is_local or candidate.health.provider in chain))
 
 
 def _remarks(chain: Sequence[str], listed: Sequence[Candidate]) -> Iterator[str]:
@@ -80,7 +80,7 @@ def _remarks(chain: Sequence[str], listed: Sequence[Candidate]) -> Iterator[str]
             value = f"is {replacement.health.base_url}" if replacement.health.base_url else "is invalid"
             yield (
                 f"{name} at {candidate.health.base_url} is not used: {variable} {value}. "
-                f"To use it: {variable}={candidate.provider.endpoint.root}"
+                f"To use it: {variable}={candidate.provider.endpoint.server_url}"
             )
 
 
@@ -102,7 +102,7 @@ async def models(store: bool, as_json: bool, timeout_s: float, provider: str | N
     if store:
         return _list_store(as_json=as_json)
     chain, candidates = await probe(provider, timeout_s)
-    responding = [candidate for candidate in candidates if candidate.provider and candidate.answers]
+    responding = [candidate for candidate in candidates if candidate.provider and candidate.responded]
     listed = await asyncio.gather(*(_models(candidate, timeout_s) for candidate in responding))
     rows = [(candidate, model) for candidate, models in zip(responding, listed, strict=True) for model in models]
     if as_json:
@@ -194,7 +194,7 @@ def _model_object(candidate: Candidate, model: Model) -> dict[str, Any]:
 
 
 def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
-    keys = dict.fromkeys(spec.spellings("api_key"))
+    keys = dict.fromkeys(spec.variable_names("api_key"))
     return (f"  {spec.name}", spec.api.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
 
 

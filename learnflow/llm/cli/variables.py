@@ -36,7 +36,7 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
     """Return the variables that are set, of this package and of these providers, in order of precedence."""
     sources = read_sources()
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
-    settings += [spec.spellings(name) for spec in specs for name in spec.settings]
+    settings += [spec.variable_names(name) for spec in specs for name in spec.settings]
     settings += [(name,) for name in node_models()]
     result: list[Variable] = []
     for spellings in settings:
@@ -107,4 +107,4 @@ def _differs_by_word(name: str, known: str, names: Iterable[str]) -> bool:
 
 
 def _names(specs: Iterable[ProviderSpec]) -> set[str]:
-    return {name for spec in specs for setting in spec.settings for name in spec.spellings(setting)}
+    return {name for spec in specs for setting in spec.settings for name in spec.variable_names(setting)}

@@ -117,7 +117,7 @@ class Telemetry:
         spec = SPECS.get(event.provider) or vendor_specs().get(event.provider)
         common: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": (spec.genai or spec.name) if spec else event.provider,
+            "gen_ai.provider.name": (spec.otel_name or spec.name) if spec else event.provider,
             "server.address": address.hostname or "",
             "server.port": address.port or (443 if address.scheme == "https" else 80),
         }

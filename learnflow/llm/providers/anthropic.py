@@ -1,7 +1,7 @@
 """Anthropic, at its OpenAI-compatible address (platform.claude.com/docs/en/api/openai-sdk, read 2026-11).
 
 The server silently ignores ``seed``, penalties and ``reasoning_effort``, so that this spec does not support them. It
-forwards ``thinking``. It enforces a schema with ``strict``, but not ``json_object``. Newer models refuse a last message
+supports ``thinking``. It enforces a schema with ``strict``, but not ``json_object``. Newer models refuse a last message
 of the assistant.
 """
 
@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..parameters import ALWAYS
+from ..parameters import COMMON_KEYWORDS
 from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="anthropic",
     title="Anthropic",
     example_model="claude-sonnet-4-6",
-    litellm="hosted_vllm",  # OpenAI's API; LiteLLM's "anthropic" writes Anthropic's own
-    api=Api(default_url="https://api.anthropic.com/v1", lists_all=False),
+    litellm_provider="hosted_vllm",  # OpenAI's API; LiteLLM's "anthropic" writes Anthropic's own
+    api=Api(default_url="https://api.anthropic.com/v1", lists_all_models=False),
     dialect=Dialect(
-        parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
-        parameters=ALWAYS | {"temperature", "max_tokens", "top_p", "stop"},
+        content_parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
+        parameters=COMMON_KEYWORDS | {"temperature", "max_tokens", "top_p", "stop"},
         reasoning={False: {"thinking": {"type": "disabled"}}},  # the address has no field for a level
-        schema_modes=("json_schema", "words"),
+        schema_modes=("json_schema", "prompt"),
     ),
-    other_spellings={"base_url": ("ANTHROPIC_API_BASE",)},
+    other_variable_names={"base_url": ("ANTHROPIC_API_BASE",)},
 )

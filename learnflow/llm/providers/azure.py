@@ -9,19 +9,19 @@ from ..parameters import REASONING_EFFORT
 from ..provider_spec import RESPONSES_PATH, SETTINGS, Api, Dialect, ProviderSpec
 
 # OpenAI's API, at …/openai/v1 since August 2025.
-_OPENAI_API: Final = Api(api_path="/openai/v1", lists_all=False, has_aliases=True, responses_path=RESPONSES_PATH)
+_OPENAI_API: Final = Api(api_path="/openai/v1", lists_all_models=False, has_aliases=True, responses_path=RESPONSES_PATH)
 
 
-def _variant(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
+def _choose_variant(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
     openai = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
-    return replace(spec, litellm="openai", api=_OPENAI_API) if openai else spec
+    return replace(spec, litellm_provider="openai", api=_OPENAI_API) if openai else spec
 
 
 SPEC: Final = ProviderSpec(
     name="azure",
     title="Azure OpenAI",
-    litellm="azure",
-    genai="azure.ai.openai",
+    litellm_provider="azure",
+    otel_name="azure.ai.openai",
     api=Api(
         api_path="",
         has_aliases=True,  # the names of deployments
@@ -29,19 +29,19 @@ SPEC: Final = ProviderSpec(
         default_version="2024-10-21",
         key_header="api-key",
         key_scheme="",
-        variant=_variant,
+        choose_variant=_choose_variant,
         chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
         responses_path="/openai/responses?api-version={version}",
         models_path="/openai/models",
-        lists_all=False,  # its list has the models that can be deployed
+        lists_all_models=False,  # its list has the models that can be deployed, not the deployments
     ),
-    dialect=Dialect(reasoning=REASONING_EFFORT, marks_reasoning=True, finishes_turns=True),
+    dialect=Dialect(reasoning=REASONING_EFFORT, litellm_marks_reasoning=True, ignores_prefill=True),
     settings=(*SETTINGS, "api", "api_version"),
-    other_spellings={
+    other_variable_names={
         "base_url": ("AZURE_OPENAI_ENDPOINT", "AZURE_API_BASE"),
         "model": ("AZURE_OPENAI_DEPLOYMENT",),
         "api_key": ("AZURE_OPENAI_API_KEY",),
         "api_version": ("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
     },
-    known={"prefill": False},
+    known_capabilities={"prefill": False},
 )

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..parameters import ALWAYS, LOCAL_SAMPLING, REASONING_EFFORT
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING, REASONING_EFFORT
 from ..provider_spec import CHAT_PATH, RESPONSES_PATH, SETTINGS, Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="custom",
     title="OpenAI-compatible server",
     tested_versions="llama.cpp, Ollama behind it",
-    litellm="hosted_vllm",
+    litellm_provider="hosted_vllm",
     local=True,
     api=Api(responses_path=RESPONSES_PATH),
     settings=(*SETTINGS, "api"),
-    dialect=Dialect(text_path=CHAT_PATH, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT),
-    known={"cost": None},
+    dialect=Dialect(
+        direct_chat_path=CHAT_PATH, parameters=COMMON_KEYWORDS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT
+    ),
+    known_capabilities={"cost": None},
 )

@@ -1,7 +1,7 @@
 """The embedded provider: llama.cpp's server in a child process (xllamacpp).
 
-A running server is a llama.cpp server on loopback that requires a random key. While it does not run, the transport
-answers probes as a llama.cpp router with a cold model, so that no other module needs to start it.
+The server listens on loopback and requires a random key. While it is not running, the transport itself responds to
+probes, like llama.cpp in router mode with a cold model. Therefore a probe never starts the server.
 
 Tested with xllamacpp 2026.10.11549 and 2026.5.9093.
 """
@@ -45,14 +45,14 @@ from .model_store import DEFAULT_MODEL
 
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a slot
-_RESTART_PAUSE_S: Final = 10.0  # after a failed start
-_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # a server that ends more often has a fault
-_STOP_S: Final = 2.0  # until a process that does not end is killed
-_MAX_LOG_CHARS: Final = 300  # of a line
+_RESTART_PAUSE_S: Final = 10.0  # after a failed start, requests fail without another start
+_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # if it ends more often, it is not started again
+_STOP_TIMEOUT_S: Final = 2.0  # a process that has not ended by then is killed
+_MAX_LOG_CHARS: Final = 300  # per line
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED: Final = (-9, 137)  # exit codes after SIGKILL
-# Held while a process is created, and during a fork: a forked child must not inherit a pipe that it cannot close.
+# Held while a process is created and during a fork, so that a forked child inherits no pipe that it cannot close.
 _lock: Final = threading.Lock()
 
 
@@ -64,8 +64,8 @@ class ServerConfig:
         provider: the name of the provider in ``LLM_PROVIDER``.
         model: the path of the GGUF file.
         alias: the name of the model in requests.
-        context: the context length of a slot, in tokens. llama.cpp lowers it to that of the model's training.
-        slots: the number of requests that are answered concurrently.
+        context: the context length of a slot in tokens. llama.cpp lowers it to the model's maximum.
+        slots: the number of concurrent requests.
         threads: the number of computing threads.
     """
 
@@ -91,7 +91,7 @@ class EmbeddedServer:
         self.key = secrets.token_urlsafe(32)
         self.users: WeakSet[EmbeddedTransport] = WeakSet()
         self._process: subprocess.Popen[bytes] | None = None
-        self._ready: Future[str] | None = None  # the address of the process, when its model is loaded
+        self._address_future: Future[str] | None = None  # resolved when the model is loaded
         self._failure: tuple[float, LLMError] | None = None  # the time and the error of the last failed start
         self._started_at: deque[float] = deque(maxlen=_MAX_STARTS)
 
@@ -108,7 +108,7 @@ class EmbeddedServer:
     @property
     def starting(self) -> bool:
         """Return whether the server is loading its model."""
-        return self._ready is not None and not self._ready.done()
+        return self._address_future is not None and not self._address_future.done()
 
     @property
     def running(self) -> bool:
@@ -117,7 +117,7 @@ class EmbeddedServer:
 
     @property
     def failure(self) -> LLMError | None:
-        """Return the error that a request raises instead of a start; None if the server may be started."""
+        """Return the error to raise instead of starting the server; None if the server may be started."""
         now, starts = monotonic(), self._started_at
         if self._failure and now - self._failure[0] < _RESTART_PAUSE_S:
             return copy.copy(self._failure[1])
@@ -126,8 +126,8 @@ class EmbeddedServer:
             return errors.ConnectionFailed(what, hint=SPEC.server.down_hint or "")
         return None
 
-    async def address(self, load_timeout_s: float) -> str:
-        """Return the address of the server. Start the server unless it runs.
+    async def ensure_started(self, load_timeout_s: float) -> str:
+        """Start the server unless it is running, and return its address.
 
         Args:
             load_timeout_s: the time limit of the start in seconds.
@@ -137,13 +137,13 @@ class EmbeddedServer:
             ConnectionFailed: the server was killed or stopped during the start, or ended too often.
         """
         with _lock:
-            if self._ready is None or not (self.running or self.starting):
+            if self._address_future is None or not (self.running or self.starting):
                 if failure := self.failure:
                     raise failure
-                self._ready = self._start(load_timeout_s)
-            ready = self._ready
+                self._address_future = self._start(load_timeout_s)
+            address_future = self._address_future
         try:
-            return await asyncio.wrap_future(ready)
+            return await asyncio.wrap_future(address_future)
         except LLMError as error:
             raise copy.copy(error) from None  # several requests raise it
 
@@ -158,17 +158,19 @@ class EmbeddedServer:
         except OSError as error:
             what = f"the process of the embedded server could not be started ({type(error).__name__})"
             raise errors.ConnectionFailed(what) from None
-        self._process, ready = process, Future[str]()
+        self._process, address_future = process, Future[str]()
         self._started_at.append(monotonic())
-        ready.set_running_or_notify_cancel()  # a cancelled request does not cancel the start
-        threading.Thread(target=self._finish_start, args=(process, ready, load_timeout_s), daemon=True).start()
-        return ready
+        address_future.set_running_or_notify_cancel()  # a cancelled request does not cancel the start
+        threading.Thread(target=self._finish_start, args=(process, address_future, load_timeout_s), daemon=True).start()
+        return address_future
 
-    def _finish_start(self, process: subprocess.Popen[bytes], ready: Future[str], load_timeout_s: float) -> None:
-        """Wait until the server is ready or has ended. Set the address or the error as the result of ``ready``."""
+    def _finish_start(
+        self, process: subprocess.Popen[bytes], address_future: Future[str], load_timeout_s: float
+    ) -> None:
+        """Wait until the server is ready or has ended. Resolve the future with the address or the error."""
         assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018  # they are pipes
-        log_lines = list[str]()
-        reader = threading.Thread(target=_read_log, args=(process.stderr, log_lines), daemon=True)
+        explanation = list[str]()
+        reader = threading.Thread(target=_read_log, args=(process.stderr, explanation), daemon=True)
         reader.start()
         timer = threading.Timer(min(load_timeout_s, threading.TIMEOUT_MAX), process.kill)
         timer.start()
@@ -179,49 +181,52 @@ class EmbeddedServer:
             report = json_object(process.stdout.read().strip().rpartition(b"\n")[2]) or {}
         timer.cancel()
         if "address" in report:
-            ready.set_result(str(report["address"]))
+            address_future.set_result(str(report["address"]))
             return
         _end(process)
-        reader.join(_STOP_S)
-        error = _start_error(process.returncode, str(report.get("error", "")), log_lines)
+        reader.join(_STOP_TIMEOUT_S)
+        error = _start_error(process.returncode, str(report.get("error", "")), explanation)
         if self._process is process:
             self._failure = monotonic(), error
         else:
             what = "the embedded server was stopped while it started"
             error = errors.ConnectionFailed(what, hint="Retry: the next request starts it again")
-        ready.set_exception(error)
+        address_future.set_exception(error)
 
-    def ended(self) -> bool:
-        """Return whether the process has ended or ends soon. A dying process refuses connections before it ends."""
+    def wait_ended(self) -> bool:
+        """Wait up to two seconds for the end of the process, and return whether it has ended.
+
+        Shortly before its end it already refuses connections.
+        """
         process = self._process
         with suppress(subprocess.TimeoutExpired):
             if process:
-                process.wait(_STOP_S)
+                process.wait(_STOP_TIMEOUT_S)
         return self.pid is None
 
     def stop(self) -> None:
         """Stop the server, and wait until its process has ended."""
         with _lock:
-            process, self._process, self._ready = self._process, None, None
-            self._started_at.clear()  # it did not end by itself
+            process, self._process, self._address_future = self._process, None, None
+            self._started_at.clear()  # a stop by the application is not a fault
         if process:
             _end(process)
 
     def forget(self) -> None:
-        """Drop the process of the parent in a forked child. The process ends with the parent."""
+        """Drop the references to the process in a forked child. It belongs to the parent, and ends with it."""
         if process := self._process:
             for pipe in filter(None, (process.stdin, process.stderr)):
                 pipe.close()
-            process.returncode = 0  # so that nothing waits for it: it is not a child of this process
-        self._process = self._ready = None
+            process.returncode = 0  # so that Popen does not wait for it: it is not a child of this process
+        self._process = self._address_future = None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Close the pipe of a process, which then ends itself. Kill it if it does not."""
+    """Close the stdin of a process, which then exits. Kill it if it does not."""
     if process.stdin:
         process.stdin.close()
     try:
-        process.wait(_STOP_S)
+        process.wait(_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -249,8 +254,8 @@ if hasattr(os, "register_at_fork"):
 def _read_log(pipe: IO[bytes], explanation: list[str]) -> None:
     """Log the lines of llama.cpp at DEBUG. Store the line that explains a failed start in ``explanation``.
 
-    That is the first error, because later errors only report that the model was not loaded. Without an error it is the
-    last line.
+    The list then has one line: the first error, because later errors only report that the model was not loaded. Without
+    an error it is the last line.
     """
     with pipe:
         for raw in iter(lambda: pipe.readline(_MAX_LOG_CHARS), b""):
@@ -260,7 +265,7 @@ def _read_log(pipe: IO[bytes], explanation: list[str]) -> None:
             log.write_line("debug", "llm.embedded_log", text=text)
 
 
-def _start_error(exit_code: int | None, message: str, log_lines: list[str]) -> LLMError:
+def _start_error(exit_code: int | None, message: str, explanation: list[str]) -> LLMError:
     """Return the error of a server that ended before it was ready."""
     if exit_code in _KILLED:
         return errors.ConnectionFailed(
@@ -268,8 +273,8 @@ def _start_error(exit_code: int | None, message: str, log_lines: list[str]) -> L
             hint="Lower EMBEDDED_CONTEXT or EMBEDDED_SLOTS, set EMBEDDED_MODEL to a smaller model, or raise "
             "LLM_LOAD_TIMEOUT",
         )
-    reason = _ERROR_LINE.sub("", log_lines[0]) if log_lines else printable(message, _MAX_LOG_CHARS)
-    return NotConfigured(  # not retryable: it would end again
+    reason = _ERROR_LINE.sub("", explanation[0]) if explanation else printable(message, _MAX_LOG_CHARS)
+    return NotConfigured(  # not retryable, because the next start would fail, too
         f"the embedded server ended before it was ready ({reason or 'without a log'})",
         hint="Check EMBEDDED_MODEL and the free memory, which EMBEDDED_CONTEXT and EMBEDDED_SLOTS require. "
         "The log is at DEBUG (event llm.embedded_log)",
@@ -285,24 +290,24 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         self._address = ""  # of the last request
 
     @property
-    def stopped(self) -> bool:
-        """Return whether the next request waits for a start."""
+    def server_stopped(self) -> bool:
+        """Return whether the server is not running. The next request starts it."""
         return not self.server.running
 
-    async def address(self) -> str:
-        """Return the address of the server. Start the server unless it runs. Raise LLMError if the start fails."""
+    async def ensure_started(self) -> str:
+        """Start the server unless it is running, and return its address. Raise LLMError if the start fails."""
         self.server.users.add(self)
-        self._address = await self.server.address(self._load_timeout_s)
+        self._address = await self.server.ensure_started(self._load_timeout_s)
         return self._address
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request. While the server does not run, answer a GET here. Raise LLMError if the start fails."""
-        if request.method == "GET" and self.stopped:
-            return self._page(request.url.path)
+        """Send a request. Respond to a GET without a server if it is not running. Raise LLMError if a start fails."""
+        if request.method == "GET" and self.server_stopped:
+            return self._cold_response(request.url.path)
         try:
             return await self._send(request)
         except httpx.ConnectError:  # nothing was sent, so that the request can be repeated
-            if not await asyncio.to_thread(self.server.ended):
+            if not await asyncio.to_thread(self.server.wait_ended):
                 raise
             return await self._send(request)
 
@@ -315,15 +320,15 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
             await network.close_idle(origin(self._address))
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
-        address = httpx.URL(await self.address())
+        address = httpx.URL(await self.ensure_started())
         if request.url.path == llamacpp.SPEC.server.load_path:
             return httpx.Response(200, json={"success": True})
         request.url = request.url.copy_with(scheme=address.scheme, host=address.host, port=address.port)
         request.headers["host"] = f"{address.host}:{address.port}"
         return await NETWORK.handle_async_request(request)
 
-    def _page(self, path: str) -> httpx.Response:
-        """Return a page of a llama.cpp router with a cold model. Raise LLMError if the server must not be started."""
+    def _cold_response(self, path: str) -> httpx.Response:
+        """Return the response of llama.cpp in router mode with a cold model. Raise LLMError if no start is possible."""
         if failure := self.server.failure:
             raise failure
         if path != "/v1/models":
@@ -341,12 +346,12 @@ SPEC: Final = replace(
     api=replace(llamacpp.SPEC.api, default_url=None),
     server=replace(
         llamacpp.SPEC.server,
-        service=None,
+        compose_service=None,
         down_hint="The next request starts it again; its log is at DEBUG (event llm.embedded_log)",
-        start_command=f"`{embedded_model.EXTRA}` and `{embedded_model.DOWNLOAD} {DEFAULT_MODEL}`",
+        start_command=f"`{embedded_model.INSTALL_COMMAND}` and `{embedded_model.PULL_COMMAND} {DEFAULT_MODEL}`",
     ),
     settings=("model", "context", "slots", "threads", "max_concurrency", "capabilities"),
-    other_spellings={},
+    other_variable_names={},
     max_concurrency=_DEFAULT_SLOTS,
 )
 
@@ -357,7 +362,7 @@ class EmbeddedProvider(BaseProvider):
     Args:
         model: the path of a GGUF, or the name of a model in the store (``learnflow-llm pull``). Default:
             ``EMBEDDED_MODEL``, else "smollm2".
-        context: the context length of a request in tokens, at most that of the model's training. Default:
+        context: the context length of a request in tokens, at most the model's maximum. Default:
             ``EMBEDDED_CONTEXT``, else 8,192.
         slots: the number of concurrent requests. Default: ``EMBEDDED_SLOTS``, else 2.
         threads: the number of computing threads. Default: ``EMBEDDED_THREADS``, else the cores that this process may
@@ -388,13 +393,13 @@ class EmbeddedProvider(BaseProvider):
         common, own = settings.load(), settings.load_provider(self.spec)
         if base_url or own.base_url or api_key or own.api_key or vision_model or own.vision_model:
             raise NotConfigured(
-                "an embedded server has no configurable address, key or second model",
+                "an embedded server has no configurable address, key or vision model",
                 provider=self.spec.name,
                 hint=f"Unset {', '.join(map(self.spec.variable, ('base_url', 'api_key', 'vision_model')))}. "
                 f"For a running server use {self.spec.variable('kind') if self.spec.kind else 'LLM_PROVIDER'}=llamacpp",
             )
         replay = active.current(common)
-        # With cassettes there is no default model, because their model list names the recorded one.
+        # A replay has no default model: the recorded model list determines it.
         key, model = None, model or own.model or (None if replay else DEFAULT_MODEL)
         alias = embedded_model.alias_of(model) if model else None
         if not active.is_replay(replay):
@@ -422,7 +427,7 @@ class EmbeddedProvider(BaseProvider):
     @property
     def address(self) -> str:
         """Return the key of the circuit breaker, which the providers of one server share."""
-        return f"{self.endpoint.base} ({id(self._transport.server)})" if self._transport else super().address
+        return f"{self.endpoint.base_url} ({id(self._transport.server)})" if self._transport else super().address
 
     async def prepare(self) -> None:
         """Import LiteLLM, and start the server. Return when it is ready. Raise LLMError if the start fails."""
@@ -431,7 +436,7 @@ class EmbeddedProvider(BaseProvider):
     async def _start_server(self) -> None:
         if self._transport:
             with self._explain_errors(self.model):
-                await self._transport.address()
+                await self._transport.ensure_started()
 
     async def aclose(self) -> None:
         """Stop the server if no other provider uses it, and close its connections. The next request starts it again."""

@@ -1,4 +1,4 @@
-"""The requirements of an embedded server: a model file, xllamacpp and cores."""
+"""The requirements of an embedded server: a model file, xllamacpp and CPU cores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..transport.untrusted import printable
 from . import model_store
 from .model_store import DEFAULT_MODEL
 
-EXTRA: Final = "pip install 'learnflow-llm[embedded]'"
-DOWNLOAD: Final = "learnflow-llm pull"
+INSTALL_COMMAND: Final = "pip install 'learnflow-llm[embedded]'"
+PULL_COMMAND: Final = "learnflow-llm pull"
 _MAX_PATH_CHARS: Final = 300
 _MAX_NAME_CHARS: Final = 60
 
@@ -33,7 +33,7 @@ def find_file(spec: ProviderSpec, model: str) -> Path:
     """Return the file of a model.
 
     Args:
-        spec: the spec of the provider that an error names.
+        spec: the spec of the provider, for errors.
         model: the path of a GGUF, or the name of a model in the store.
 
     Raises:
@@ -48,10 +48,10 @@ def find_file(spec: ProviderSpec, model: str) -> Path:
         path = Path(model)
     if is_path:
         what = f"the model file {printable(str(path), _MAX_PATH_CHARS)} does not exist"
-        hint = f"Set {variable} to the path of a GGUF, or to a name in the store: {DOWNLOAD} {DEFAULT_MODEL}"
+        hint = f"Set {variable} to the path of a GGUF, or to a name in the store: {PULL_COMMAND} {DEFAULT_MODEL}"
     else:
         what = f"the model {printable(model, _MAX_NAME_CHARS)!r} is not in the store ({model_store.folder()})"
-        hint = f"`{DOWNLOAD} {DEFAULT_MODEL}` downloads a small model (98 MB), `{DOWNLOAD} https://…` any GGUF"
+        hint = f"`{PULL_COMMAND} {DEFAULT_MODEL}` downloads a small model (98 MB), `{PULL_COMMAND} https://…` any GGUF"
         hint += f"; or set {variable} to another model"
     raise NotConfigured(what, provider=spec.name, hint=hint)
 
@@ -71,6 +71,6 @@ def require_xllamacpp(provider: str) -> None:
         raise NotConfigured(
             "xllamacpp, which runs the embedded model, is not installed",
             provider=provider,
-            hint=f"Install it: {EXTRA}. If it has no wheel for this platform, start llama.cpp's own server and set "
-            "LLM_PROVIDER=llamacpp",
+            hint=f"Install it: {INSTALL_COMMAND}. If it has no wheel for this platform, start llama.cpp's own server "
+            "and set LLM_PROVIDER=llamacpp",
         )

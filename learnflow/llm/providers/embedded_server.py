@@ -1,7 +1,7 @@
 """The program of the child process: serve one GGUF file with llama.cpp's server until the parent process ends.
 
-The parent starts this file by its path. It imports no other module of the package, because the package may be a copy
-in the tree of an application.
+The parent starts this file by its path. The file imports no other module of the package, because the package may be
+vendored into an application under another name.
 
     stdin   one JSON line: model, alias, context (tokens of a slot), slots, threads, key. Its end stops the server.
     stdout  one JSON line with ``address`` when the server is ready, or with ``error`` if it could not be started.
@@ -25,24 +25,26 @@ def _stop_with_parent() -> None:
     os._exit(0)  # at once, even if llama.cpp's threads are busy
 
 
-def server_parameters(x: Any, config: dict[str, Any]) -> Any:
+def server_parameters(xllamacpp: Any, config: dict[str, Any]) -> Any:
     """Return llama.cpp's parameters for a configuration."""
-    p = x.CommonParams()
-    p.model.path = config["model"]
-    p.model_alias = {config["alias"]}
-    p.n_parallel = config["slots"]
-    p.n_ctx = config["context"] * config["slots"]  # llama.cpp divides it among the slots
-    p.cpuparams.n_threads = config["threads"]
-    p.cpuparams.poll = 0  # idle threads sleep, so that two servers can share the cores
-    p.hostnames = ["127.0.0.1"]
-    p.port = 0  # the kernel chooses
-    p.api_keys = [config["key"]]
-    p.use_jinja = True
-    p.endpoint_slots = True
-    p.fit_params = False  # a context that does not fit is an error; the default silently serves a smaller one
-    if hasattr(p, "ui"):  # not in xllamacpp 2026.5
-        p.ui = False
-    return p
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = config["model"]
+    parameters.model_alias = {config["alias"]}
+    parameters.n_parallel = config["slots"]
+    parameters.n_ctx = config["context"] * config["slots"]  # llama.cpp divides it among the slots
+    parameters.cpuparams.n_threads = config["threads"]
+    parameters.cpuparams.poll = 0  # idle threads sleep, so that two servers can share the cores
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = 0  # the kernel chooses
+    parameters.api_keys = [config["key"]]
+    parameters.use_jinja = True
+    parameters.endpoint_slots = True
+    parameters.fit_params = (
+        False  # a context that does not fit in memory is an error; the default silently serves a smaller one
+    )
+    if hasattr(parameters, "ui"):  # not in xllamacpp 2026.5
+        parameters.ui = False
+    return parameters
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def main() -> None:
     config = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever is printed from here on goes to stderr
+    os.dup2(2, 1)  # later output of libraries goes to stderr
     try:
         import xllamacpp  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415
 

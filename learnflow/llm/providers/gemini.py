@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..parameters import ALWAYS, REASONING_EFFORT, SAMPLING
+from ..parameters import COMMON_KEYWORDS, REASONING_EFFORT, SAMPLING
 from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="gemini",
     title="Google Gemini",
     example_model="gemini-3.5-flash",
-    litellm="hosted_vllm",  # OpenAI's API; LiteLLM's "gemini" writes Google's own
+    litellm_provider="hosted_vllm",  # OpenAI's API; LiteLLM's "gemini" writes Google's own
     api=Api(
         default_url="https://generativelanguage.googleapis.com/v1beta/openai",
         api_path="/v1beta/openai",
-        lists_all=False,  # its names begin with "models/", which requests do not need
+        lists_all_models=False,  # its names begin with "models/", which requests do not need
     ),
     dialect=Dialect(
         # An unknown field is a 400 ("Cannot find field").
-        parameters=(ALWAYS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
+        parameters=(COMMON_KEYWORDS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
         reasoning=REASONING_EFFORT,
-        marks_reasoning=True,
+        litellm_marks_reasoning=True,
     ),
-    other_spellings={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
+    other_variable_names={"base_url": ("GEMINI_API_BASE",), "api_key": ("GOOGLE_API_KEY",)},
 )

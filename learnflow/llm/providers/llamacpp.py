@@ -1,7 +1,7 @@
 """llama.cpp's server (0c1e570), recognised by a header of its responses.
 
-``/props`` has the context length of a slot and the features of the template. A server in router mode has several
-models. It loads the model of ``/props?model=``, unless the request has ``autoload=false``.
+``/props`` has the context length of a slot and the features of the chat template. A server in router mode has several
+models. There, a request for ``/props?model=`` loads the model, unless it has ``autoload=false``.
 """
 
 from __future__ import annotations
@@ -13,37 +13,41 @@ from urllib.parse import quote
 
 from .. import errors
 from ..capabilities import State
-from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING, TEMPLATE_THINKING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport.client import Client
-from ..transport.untrusted import flag, non_negative_int, part, text, texts
+from ..transport.untrusted import bool_or_none, non_negative_int, object_at, text_list, text_or_none
 
 HEADERS: Final = {"server": "llama.cpp"}  # of every response
 _OWNER: Final = "llamacpp"
 _LOADED_STATES: Final = ("loaded", "sleeping")
 
 
-def _read(pages: Mapping[str, Page]) -> Server | None:
+def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
     rows = pages["/v1/models"].rows("data") or []
     has_header = any(is_llamacpp_page(page) for page in pages.values())
-    if not has_header and not any(row.get("owned_by") == _OWNER or "n_ctx_train" in part(row, "meta") for row in rows):
+    if not has_header and not any(
+        row.get("owned_by") == _OWNER or "n_ctx_train" in object_at(row, "meta") for row in rows
+    ):
         return None
     props = pages["/props"].body
-    router = props.get("role") == "router" or any(part(row, "status") for row in rows)
-    models = tuple(_with_props(_model(row), {} if router else props) for row in rows if text(row.get("id")))
+    router = props.get("role") == "router" or any(object_at(row, "status") for row in rows)
+    models = tuple(
+        _add_props(_parse_model(row), {} if router else props) for row in rows if text_or_none(row.get("id"))
+    )
     loading = isinstance(pages["/health"].error, errors.ModelLoading)
     return Server(
-        version=text(props.get("build_info")),
+        version=text_or_none(props.get("build_info")),
         models=models,
         slots=non_negative_int(props.get("total_slots")) or None,
-        any_name=not router,
+        accepts_any_name=not router,
         fault=("loading", "the server is loading its model") if loading else None,
     )
 
 
 def is_llamacpp_page(page: Page) -> bool:
-    """Return whether llama.cpp's server sent a page. It also has pages of other servers, like Ollama's."""
+    """Return whether llama.cpp's server sent a page. It also serves pages of other APIs, such as Ollama's."""
     return page.headers.get("server") == HEADERS["server"]
 
 
@@ -53,21 +57,21 @@ def cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]
     Args:
         name: the name of the model.
         context: the context length in tokens.
-        loading: the model is being loaded.
+        loading: whether the model is being loaded.
     """
     status = {"value": "loading" if loading else "unloaded"}
     return {"data": [{"id": name, "owned_by": _OWNER, "meta": {"n_ctx": context}, "status": status}]}
 
 
-def _model(row: Mapping[str, Any]) -> Model:
-    meta, state = part(row, "meta"), part(row, "status")
-    status = text(state.get("value"))
+def _parse_model(row: Mapping[str, Any]) -> Model:
+    meta, state = object_at(row, "meta"), object_at(row, "status")
+    status = text_or_none(state.get("value"))
     return Model(
         name=str(row["id"]),
-        aliases=texts(row.get("aliases")),
+        aliases=text_list(row.get("aliases")),
         loaded=status in _LOADED_STATES if status else True,
         fault=_find_fault(state),
-        known={
+        capabilities={
             "context": non_negative_int(meta.get("n_ctx_train")) or None,
             "context_served": non_negative_int(meta.get("n_ctx")) or None,
             "vision": _vision(row.get("architecture")),
@@ -87,20 +91,20 @@ def _vision(architecture: Any) -> bool | None:
     return "image" in inputs if isinstance(inputs, list) else None
 
 
-def _model_request(model: Model) -> tuple[str, None] | None:
-    """Return the page with the context length of a model that is loaded in router mode; None if it is known."""
-    is_unknown = model.loaded and model.known.get("context_served") is None
+def _build_model_request(model: Model) -> tuple[str, None] | None:
+    """Return the path of the page with a model's context length; None if it is known or the model is not loaded."""
+    is_unknown = model.loaded and model.capabilities.get("context_served") is None
     return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if is_unknown else None
 
 
-def _with_props(model: Model, props: Mapping[str, Any]) -> Model:
+def _add_props(model: Model, props: Mapping[str, Any]) -> Model:
     reported = {
-        "context_served": non_negative_int(part(props, "default_generation_settings").get("n_ctx")) or None,
-        "vision": flag(part(props, "modalities").get("vision")),
-        "tools": flag(part(props, "chat_template_caps").get("supports_tools")),
+        "context_served": non_negative_int(object_at(props, "default_generation_settings").get("n_ctx")) or None,
+        "vision": bool_or_none(object_at(props, "modalities").get("vision")),
+        "tools": bool_or_none(object_at(props, "chat_template_caps").get("supports_tools")),
     }
-    known = {**model.known, **{name: value for name, value in reported.items() if value is not None}}
-    return replace(model, known=known)
+    capabilities = {**model.capabilities, **{name: value for name, value in reported.items() if value is not None}}
+    return replace(model, capabilities=capabilities)
 
 
 async def _count_tokens(client: Client, model: str, messages: Sequence[Any], tools: Sequence[Any]) -> int:
@@ -121,21 +125,29 @@ SPEC: Final = ProviderSpec(
     name="llamacpp",
     title="llama.cpp",
     tested_versions="0c1e570",
-    litellm="hosted_vllm",
+    litellm_provider="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:8080/v1"),
     server=ServerSupport(
-        service="llamacpp",
+        compose_service="llamacpp",
         count_tokens=_count_tokens,
-        load_path="/models/load",  # in router mode; otherwise its only model is always loaded
+        load_path="/models/load",  # exists in router mode; otherwise the only model is always loaded
         pull_command="llama-server -hf {model}",
         probe=Probe(
-            pages=("/v1/models", "/props", "/health"), read=_read, model_request=_model_request, read_model=_with_props
+            pages=("/v1/models", "/props", "/health"),
+            parse_pages=_parse_pages,
+            build_model_request=_build_model_request,
+            parse_model_page=_add_props,
         ),
         start_command="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     ),
-    dialect=Dialect(text_path=CHAT_PATH, prefill=True, parameters=ALWAYS | LOCAL_SAMPLING, reasoning=TEMPLATE_THINKING),
-    other_spellings={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
+    dialect=Dialect(
+        direct_chat_path=CHAT_PATH,
+        supports_prefill=True,
+        parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
+        reasoning=TEMPLATE_THINKING,
+    ),
+    other_variable_names={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
     max_concurrency=4,
-    known={"json_schema": True, "prefill": True},
+    known_capabilities={"json_schema": True, "prefill": True},
 )

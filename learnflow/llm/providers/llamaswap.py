@@ -5,43 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..parameters import ALWAYS, LOCAL_SAMPLING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
-from ..transport.untrusted import flag, non_negative_int, part, text, texts
+from ..transport.untrusted import bool_or_none, non_negative_int, object_at, text_list, text_or_none
 
 _MODELS: Final = "/v1/models"
 _LOCAL_TYPES: Final = ("model", "alias")
 
 
-def _read(pages: Mapping[str, Page]) -> Server | None:
+def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
     rows = pages[_MODELS].rows("data")
     if not rows or any(row.get("owned_by") != "llama-swap" for row in rows):
         return None
     local_names = {row.get("id") for row in rows if _type(row) in _LOCAL_TYPES}
-    return Server(models=tuple(_model(row, local_names) for row in rows if text(row.get("id"))))
+    return Server(models=tuple(_parse_model(row, local_names) for row in rows if text_or_none(row.get("id"))))
 
 
 def _type(row: Mapping[str, Any]) -> Any:
-    return part(row, "meta", "llamaswap").get("type", "model")  # older versions report no type
+    return object_at(row, "meta", "llamaswap").get("type", "model")  # older versions report no type
 
 
-def _model(row: Mapping[str, Any], local_names: set[Any]) -> Model:
-    meta = part(row, "meta", "llamaswap")
-    status = text(part(row, "status").get("value"))
+def _parse_model(row: Mapping[str, Any], local_names: set[Any]) -> Model:
+    meta = object_at(row, "meta", "llamaswap")
+    status = text_or_none(object_at(row, "status").get("value"))
     # A "peer" is another machine. A "selector" is local if all its targets are. The targets of a "profile" are unknown.
-    targets = set(texts(meta.get("targets"))) if _type(row) == "selector" else set()
+    targets = set(text_list(meta.get("targets"))) if _type(row) == "selector" else set()
     selects_local = bool(targets) and targets <= local_names
     context = non_negative_int(row.get("context_length")) or None
     return Model(
         name=str(row["id"]),
-        aliases=texts(meta.get("aliases")),
+        aliases=text_list(meta.get("aliases")),
         loaded=status == "loaded" if status else None,
         remote=not selects_local and _type(row) not in _LOCAL_TYPES,
-        known={
+        capabilities={
             "context": context,
             "context_served": context,
-            "vision": flag(part(row, "capabilities").get("vision")),
-            "tools": flag(part(row, "capabilities").get("function_calling")),
+            "vision": bool_or_none(object_at(row, "capabilities").get("vision")),
+            "tools": bool_or_none(object_at(row, "capabilities").get("function_calling")),
         },
     )
 
@@ -50,14 +50,14 @@ SPEC: Final = ProviderSpec(
     name="llamaswap",
     title="llama-swap",
     tested_versions="0bdb372",
-    litellm="hosted_vllm",
+    litellm_provider="hosted_vllm",
     local=True,
-    api=Api(default_url="http://localhost:8080/v1", lists_all=False, has_aliases=True),
+    api=Api(default_url="http://localhost:8080/v1", lists_all_models=False, has_aliases=True),
     server=ServerSupport(
         # Its list marks the models of other machines. With LLM_LOCAL_ONLY a model that is not listed is an error.
         forwards_requests=True,
-        probe=Probe(pages=(_MODELS,), read=_read),
+        probe=Probe(pages=(_MODELS,), parse_pages=_parse_pages),
     ),
-    dialect=Dialect(text_path=CHAT_PATH, parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"}),
-    known={"cost": None},
+    dialect=Dialect(direct_chat_path=CHAT_PATH, parameters=(COMMON_KEYWORDS | LOCAL_SAMPLING) - {"reasoning"}),
+    known_capabilities={"cost": None},
 )

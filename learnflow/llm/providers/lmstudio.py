@@ -11,55 +11,57 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from .. import errors
-from ..parameters import ALWAYS, LOCAL_SAMPLING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
-from ..transport.untrusted import flag, non_negative_int, part, text
+from ..transport.untrusted import bool_or_none, non_negative_int, object_at, text_or_none
 
 _MODELS: Final = "/api/v1/models"
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)")
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
-def _read(pages: Mapping[str, Page]) -> Server | None:
+def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
     newer, older = pages[_MODELS].rows("models"), pages["/api/v0/models"].rows("data")
     if newer and any("loaded_instances" in row and "key" in row for row in newer):
-        return Server(models=tuple(_model_v1(row) for row in newer if text(row.get("key"))))
+        return Server(models=tuple(_parse_model_v1(row) for row in newer if text_or_none(row.get("key"))))
     if older and any("state" in row and "type" in row for row in older):
-        return Server(models=tuple(_model_v0(row) for row in older if text(row.get("id"))))
+        return Server(models=tuple(_parse_model_v0(row) for row in older if text_or_none(row.get("id"))))
     key_errors = [page.error for page in pages.values() if isinstance(page.error, errors.AuthenticationFailed)]
     return Server() if any("LM Studio" in error.server_message for error in key_errors) else None
 
 
-def _model_v1(row: Mapping[str, Any]) -> Model:
+def _parse_model_v1(row: Mapping[str, Any]) -> Model:
     instances = Page(body=row).rows("loaded_instances") or []
-    lengths = [non_negative_int(part(instance, "config").get("context_length")) for instance in instances]
-    features = part(row, "capabilities")
-    known = {
+    lengths = [non_negative_int(object_at(instance, "config").get("context_length")) for instance in instances]
+    features = object_at(row, "capabilities")
+    capabilities = {
         "context": non_negative_int(row.get("max_context_length")) or None,
         "context_served": min(filter(None, lengths), default=None),  # any instance may answer
-        "vision": flag(features.get("vision")),
-        "tools": flag(features.get("trained_for_tool_use")) or None,  # the others get a prompt with the tools
+        "vision": bool_or_none(features.get("vision")),
+        "tools": bool_or_none(features.get("trained_for_tool_use")) or None,  # other models get the tools as a prompt
         # The field is absent "when not exposed": a model without it may still think.
         "reasoning": True if "reasoning" in features else None,
     }
-    names = tuple(str(instance["id"]) for instance in instances if text(instance.get("id")))
+    names = tuple(str(instance["id"]) for instance in instances if text_or_none(instance.get("id")))
     chat = row.get("type") != "embedding"
-    return Model(name=str(row["key"]), aliases=names, loaded=bool(instances), chat=chat, known=known)
+    return Model(name=str(row["key"]), aliases=names, loaded=bool(instances), chat=chat, capabilities=capabilities)
 
 
-def _model_v0(row: Mapping[str, Any]) -> Model:
+def _parse_model_v0(row: Mapping[str, Any]) -> Model:
     features, kind = row.get("capabilities"), row.get("type")
-    known = {
+    capabilities = {
         "context": non_negative_int(row.get("max_context_length")) or None,
         "context_served": non_negative_int(row.get("loaded_context_length")) or None,
         "vision": {"vlm": True, "llm": False}.get(str(kind)),
         "tools": True if isinstance(features, list) and "tool_use" in features else None,
     }
-    return Model(name=str(row["id"]), loaded=row.get("state") == "loaded", chat=kind != "embeddings", known=known)
+    return Model(
+        name=str(row["id"]), loaded=row.get("state") == "loaded", chat=kind != "embeddings", capabilities=capabilities
+    )
 
 
-def _load_for(model: str, keep_alive: str | float) -> tuple[str, dict[str, Any]]:
-    """Return a chat request that loads a model for a time. The load route of 0.4.25 rejects ``ttl``."""
+def _load_with_keep_alive(model: str, keep_alive: str | float) -> tuple[str, dict[str, Any]]:
+    """Return a chat request that loads a model for a ``keep_alive`` time. The load route of 0.4.25 rejects ``ttl``."""
     match = _DURATION.fullmatch(str(keep_alive).strip())
     seconds = round(float(match[1]) * _SECONDS[match[2]]) if match else 0
     if seconds < 1:
@@ -73,27 +75,27 @@ SPEC: Final = ProviderSpec(
     name="lmstudio",
     title="LM Studio",
     example_model="local-model",
-    litellm="hosted_vllm",
+    litellm_provider="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:1234/v1"),
     server=ServerSupport(
         # Documentation of LM Studio, developer/core/lmlink (February 2026)
         locality_caveat="with LM Link, a linked machine may run its models, and no API reports it",
         load_path=f"{_MODELS}/load",
-        load_for=_load_for,
+        load_with_keep_alive=_load_with_keep_alive,
         pull_command="lms get {model}",
-        probe=Probe(pages=(_MODELS, "/api/v0/models"), read=_read),
+        probe=Probe(pages=(_MODELS, "/api/v0/models"), parse_pages=_parse_pages),
     ),
     dialect=Dialect(
-        text_path=CHAT_PATH,
-        parameters=(ALWAYS | LOCAL_SAMPLING) - {"reasoning"},
+        direct_chat_path=CHAT_PATH,
+        parameters=(COMMON_KEYWORDS | LOCAL_SAMPLING) - {"reasoning"},
         tool_choices=("auto", "none", "required"),
-        schema_modes=("json_schema", "words"),
+        schema_modes=("json_schema", "prompt"),
     ),
-    other_spellings={
+    other_variable_names={
         "base_url": ("LM_STUDIO_BASE_URL", "LM_STUDIO_API_BASE"),
         "api_key": ("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
     },
     max_concurrency=4,
-    known={"json_schema": True},
+    known_capabilities={"json_schema": True},
 )

@@ -16,7 +16,7 @@ from ..adapter.options import parts_of, text_of
 from ..base import Attempt
 from ..completion import Usage
 from ..errors import LLMError
-from ..parameters import ALWAYS, LOCAL_SAMPLING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING
 from ..provider_spec import Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
 from ..servers.probe import fetch
 from ..transport import error_mapping
@@ -24,7 +24,7 @@ from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
 from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, dialect_error
 from ..transport.tool_calls import collect_extra
-from ..transport.untrusted import non_negative_int, part, text, word
+from ..transport.untrusted import non_negative_int, object_at, short_text, text_or_none
 from . import llamacpp
 
 _NUM_CTX: Final = re.compile(r"^num_ctx[ \t]+([0-9]{1,9})[ \t]*$", re.MULTILINE)
@@ -33,22 +33,23 @@ _CLOUD: Final = re.compile(r"[:-]cloud$")
 _DEFAULT_CONTEXT: Final = 4096
 # Ollama ends an answer that repeats one token more than 30 times (llm/server.go, since 0.30 llm/llama_server.go).
 _MAX_EQUAL_TOKENS: Final = 30
-# Ollama starts the runner of a model with these, since 0.30 also with ``shift`` (``num_ctx`` is chosen for a request).
+# Fields that the runner of a model is started with, so that another value reloads the model: ``shift`` since 0.30.
+# ``num_ctx`` is such an option, too, but is chosen for each request.
 _LAUNCH_OPTIONS: Final = {"shift": False}
 _DEFAULT_TAG: Final = ":latest"
 _THINK_TAG: Final = "<think>"
 _ANSWER_MARKER: Final = "[learnflow: the answer begins here]"
 
 
-def _read(pages: Mapping[str, Page]) -> Server | None:
-    version, rows = text(pages["/api/version"].body.get("version")), pages["/api/tags"].rows("models")
+def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
+    version, rows = text_or_none(pages["/api/version"].body.get("version")), pages["/api/tags"].rows("models")
     if version is None or rows is None or llamacpp.is_llamacpp_page(pages["/api/version"]):
         return None
     running = pages["/api/ps"].rows("models")
     lengths = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
     loaded = None if running is None else lengths
     return Server(
-        version=version, models=tuple(_parse_listed_model(row, loaded) for row in rows if text(row.get("name")))
+        version=version, models=tuple(_parse_listed_model(row, loaded) for row in rows if text_or_none(row.get("name")))
     )
 
 
@@ -62,45 +63,45 @@ def _parse_listed_model(row: Mapping[str, Any], loaded: Mapping[str, int | None]
         loaded=None if remote or loaded is None else name in loaded,
         chat="completion" in features if isinstance(features, list) else "embed" not in name.lower(),
         remote=remote,
-        known={
+        capabilities={
             **_parse_features(features),
-            "context": non_negative_int(part(row, "details").get("context_length")) or None,
+            "context": non_negative_int(object_at(row, "details").get("context_length")) or None,
             "context_served": (loaded or {}).get(name),
         },
     )
 
 
 def _parse_features(features: Any) -> dict[str, Any]:
-    """Return the capabilities that a model's list of features states; empty without a list."""
+    """Return the capabilities according to a model's list of features; empty without a list."""
     if not isinstance(features, list):
         return {}
     return {"vision": "vision" in features, "tools": "tools" in features, "reasoning": "thinking" in features}
 
 
-def _add_model_details(model: Model, page: Mapping[str, Any]) -> Model:
-    info, features = part(page, "model_info"), page.get("capabilities")
+def _add_details(model: Model, page: Mapping[str, Any]) -> Model:
+    info, features = object_at(page, "model_info"), page.get("capabilities")
     trained = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = page.get("parameters")
     num_ctx = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
-    served = model.known.get("context_served") or (int(num_ctx[1]) if num_ctx else None)
+    served = model.capabilities.get("context_served") or (int(num_ctx[1]) if num_ctx else None)
     return replace(
         model,
         chat="completion" in features if isinstance(features, list) else model.chat,
         remote=model.remote or bool(page.get("remote_host") or page.get("remote_model")),
-        known={
-            **model.known,
+        capabilities={
+            **model.capabilities,
             **_parse_features(features),
-            "context": trained or model.known.get("context"),
+            "context": trained or model.capabilities.get("context"),
             "context_served": served,
         },
     )
 
 
-def _context_length(needed: int, loaded: int | None, trained: int | None) -> int | None:
-    """Choose ``num_ctx`` for a request of ``needed`` tokens. Another value than the loaded one reloads the model.
+def _choose_context_length(needed: int, loaded: int | None, trained: int | None) -> int | None:
+    """Choose ``num_ctx`` for a request of ``needed`` tokens. A value other than the loaded one reloads the model.
 
     Return the loaded context length if it is enough. Otherwise return the next power of two, so that a slightly longer
-    prompt does not reload the model again. The result is at most the context length of the training, but at least the
+    prompt does not reload the model again. The result is at most the model's maximum (``trained``), but at least the
     loaded one.
     """
     if needed <= (loaded or _DEFAULT_CONTEXT):
@@ -118,9 +119,9 @@ def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> 
 def _drops_prompts(version: str | None, own_api: bool) -> bool:
     """Return whether a low number of prompt tokens shows that Ollama dropped the beginning of the prompt.
 
-    At ``/v1`` every version drops it. At Ollama's own API the number is reliable since 0.4, and nothing is dropped
-    since 0.12.6, which supports ``truncate`` and ``shift`` (commit 6544e1473). A version that cannot be parsed counts
-    as a new one.
+    At ``/v1`` every version drops the beginning. At Ollama's own API the number is reliable since 0.4, and nothing is
+    dropped since 0.12.6, which supports ``truncate`` and ``shift`` (commit 6544e1473). A version that cannot be parsed
+    counts as new.
     """
     if not own_api:
         return True
@@ -129,7 +130,7 @@ def _drops_prompts(version: str | None, own_api: bool) -> bool:
     return is_number and (0, 4) <= tuple(map(int, parts)) < (0, 12, 6)
 
 
-async def _continuation(
+async def _build_continuation(
     client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], attempt: Attempt
 ) -> HttpRequest:
     """Return the request that continues an answer: the prompt as rendered by the server, followed by the answer so far.
@@ -144,7 +145,7 @@ async def _continuation(
         raise errors.Unsupported("images and tool calls cannot be rendered as text, so the answer is not continued")
     texts = [{"role": message["role"], "content": "".join(map(text_of, parts_of(message)))} for message in messages]
     think = {"think": body["think"]} if "think" in body else {}
-    # With other options the server would reload the model.
+    # Other values of these options would reload the model.
     options = {name: body[name] for name in ("options", "truncate", "shift") if name in body}
     prompt: str | None = None
     if attempt.thinking:  # if the template renders thinking, the marker shows where the answer begins
@@ -160,18 +161,18 @@ async def _continuation(
             else attempt.prefill_with_thinking
         )
     request = {"model": model, "prompt": prompt, "raw": True, "stream": True, **options}
-    return HttpRequest(url=f"{client.endpoint.root}/api/generate", body=request)
+    return HttpRequest(url=f"{client.endpoint.server_url}/api/generate", body=request)
 
 
 async def _render(client: Client, body: Mapping[str, Any]) -> str:
     """Return the prompt that the server renders with its template. Raise LLMError if it cannot render one."""
     request = {**body, "stream": False, "_debug_render_only": True}
-    text = None
+    rendered_prompt = None
     with suppress(errors.Misconfigured, errors.ErrorBody):  # the response is not JSON, or an error object
-        text = part(await fetch(client, "/api/chat", request), "_debug_info").get("rendered_template")
-    if not isinstance(text, str):
+        rendered_prompt = object_at(await fetch(client, "/api/chat", request), "_debug_info").get("rendered_template")
+    if not isinstance(rendered_prompt, str):
         raise errors.Unsupported("this version of Ollama cannot render its template, so the answer is not continued")
-    return text
+    return rendered_prompt
 
 
 def _has_more_than_text(message: Mapping[str, Any]) -> bool:
@@ -180,23 +181,23 @@ def _has_more_than_text(message: Mapping[str, Any]) -> bool:
 
 
 class NDJSONParser(StreamParser):
-    """Parser of lines with JSON objects. The last line has ``"done": true``; a buffered response is one line."""
+    """A parser of lines with JSON objects. The last line has ``"done": true``; a buffered response is one line."""
 
-    def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
-        super().__init__(max_tokens, finish_missing=finish_missing)
-        self._repeated: tuple[str, int] = ("", 0)  # the last token without blanks, and how often it was repeated
+    def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
+        super().__init__(max_tokens, finish_optional=finish_optional)
+        self._repeated: tuple[str, int] = ("", 0)  # the last token without white space, and the length of its run
 
     def _parse_line(self, line: bytes) -> None:
         if not line.strip():
             return
         record = self._parse_object(line, "a line of the stream")
-        has_earlier_lines, self._seen = self._seen, True
+        has_earlier_lines, self._has_events = self._has_events, True
         if record.get("error"):
-            raise error_mapping.map_error_object(record, began=has_earlier_lines)
+            raise error_mapping.map_error_object(record, answer_started=has_earlier_lines)
         if not {"done", "message", "response"} & set(record):
             raise dialect_error("a line of the stream")
         message = record.get("message") or {}
-        self.served_model = self.served_model or word(record.get("model"), MAX_NAME_CHARS) or None
+        self.served_model = self.served_model or short_text(record.get("model"), MAX_NAME_CHARS) or None
         self.is_forwarded = self.is_forwarded or bool(record.get("remote_model") or record.get("remote_host"))
         content = message.get("content") if message else record.get("response")  # of /api/generate
         text, thinking = self._parse_text(content, "text"), self._parse_text(message.get("thinking"), "thinking")
@@ -207,7 +208,7 @@ class NDJSONParser(StreamParser):
         # LiteLLM writes the field "thinking" of a message from OpenAI's format
         collect_extra(self.extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
-            self.ended = True
+            self.has_end_mark = True
             prompt = non_negative_int(record.get("prompt_eval_count"))
             answer = non_negative_int(record.get("eval_count"))
             total = prompt + answer if prompt is not None and answer is not None else None
@@ -216,15 +217,15 @@ class NDJSONParser(StreamParser):
         self._deltas += [Delta(text, thinking, calls)] if text or thinking or pieces else []
 
     def _parse_rest(self, rest: bytes) -> None:
-        self._parse(self._parse_line, rest)
+        self._parse_guarded(self._parse_line, rest)
         if isinstance(self.fault, errors.MalformedAnswer):
             what = "the stream ended in the middle of a line"
-            self.fault = errors.AnswerCut(what) if self._seen else errors.BodyCut(what)
+            self.fault = errors.AnswerCut(what) if self._has_events else errors.BodyCut(what)
 
     def _no_finish_error(self) -> LLMError:
         if self._repeated[1] > _MAX_EQUAL_TOKENS:
             return errors.TokenRepeated("the model repeated one token, and the server ended the answer")
-        if self._seen:
+        if self._has_events:
             return errors.AnswerNotDone('the server ended the answer with "done": false')
         return super()._no_finish_error()
 
@@ -233,21 +234,21 @@ SPEC: Final = ProviderSpec(
     name="ollama",
     title="Ollama",
     tested_versions="0.33, 0.24",
-    litellm="ollama_chat",
+    litellm_provider="ollama_chat",
     dialect=Dialect(
         parser=NDJSONParser,
-        parts=frozenset({"text", "image_url"}),
-        reads_urls=False,
-        continuation=_continuation,
-        parameters=ALWAYS | LOCAL_SAMPLING,
+        content_parts=frozenset({"text", "image_url"}),
+        downloads_images=False,
+        build_continuation=_build_continuation,
+        parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         format_options=_format_options,
         tool_choices=("auto", "none"),
         reasoning={level: {"think": level} for level in (False, True, "low", "medium", "high", "max")},
         # By default Ollama silently drops the beginning of a long prompt, and shifts the context while it answers. With
         # these fields it returns an error (0.33); older versions ignore them.
-        body={"truncate": False, **_LAUNCH_OPTIONS},
-        text_path="/api/chat",
-        stream_usage=False,
+        body_fields={"truncate": False, **_LAUNCH_OPTIONS},
+        direct_chat_path="/api/chat",
+        supports_stream_usage=False,
     ),
     api=Api(
         default_url="http://localhost:11434",
@@ -260,22 +261,22 @@ SPEC: Final = ProviderSpec(
         forwards_requests=True,
         load_path="/api/generate",
         launch_options=_LAUNCH_OPTIONS,
-        load_for=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
+        load_with_keep_alive=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
         pull_command="ollama pull {model}",
-        context_length=_context_length,
-        service="ollama",
+        choose_context_length=_choose_context_length,
+        compose_service="ollama",
         drops_prompts=_drops_prompts,
         probe=Probe(
             pages=("/api/version", "/api/tags", "/api/ps"),
-            read=_read,
-            model_request=lambda model: ("/api/show", {"model": model.name}),
-            read_model=_add_model_details,
+            parse_pages=_parse_pages,
+            build_model_request=lambda model: ("/api/show", {"model": model.name}),
+            parse_model_page=_add_details,
         ),
         server_variables=("OLLAMA_MODELS", "OLLAMA_CONTEXT_LENGTH"),
         start_command="`ollama serve` and `ollama pull qwen3:0.6b`",
     ),
     local=True,
-    other_spellings={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
+    other_variable_names={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
     max_concurrency=4,
-    known={"json_schema": True},
+    known_capabilities={"json_schema": True},
 )

@@ -11,15 +11,15 @@ SPEC: Final = ProviderSpec(
     name="openai",
     title="OpenAI",
     example_model="gpt-6-luna",
-    litellm="openai",
+    litellm_provider="openai",
     api=Api(default_url="https://api.openai.com/v1", responses_path=RESPONSES_PATH),
     dialect=Dialect(
         reasoning=REASONING_EFFORT,
-        marks_reasoning=True,
-        session="prompt_cache_key",  # https://developers.openai.com/docs/guides/prompt-caching
-        finishes_turns=True,
+        litellm_marks_reasoning=True,
+        session_field="prompt_cache_key",  # https://developers.openai.com/docs/guides/prompt-caching
+        ignores_prefill=True,
     ),
     settings=(*SETTINGS, "api"),
-    other_spellings={"base_url": ("OPENAI_API_BASE",)},
-    known={"prefill": False},
+    other_variable_names={"base_url": ("OPENAI_API_BASE",)},
+    known_capabilities={"prefill": False},
 )

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..parameters import ALWAYS, LEVELS, LOCAL_SAMPLING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING, REASONING_LEVELS
 from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="openrouter",
     title="OpenRouter",
     example_model="meta-llama/llama-3.3-70b-instruct",
-    litellm="openrouter",
+    litellm_provider="openrouter",
     api=Api(
         default_url="https://openrouter.ai/api/v1",
-        lists_all=False,  # the suffixes ":free" and ":nitro" are not listed
+        lists_all_models=False,  # the suffixes ":free" and ":nitro" are not listed
     ),
     dialect=Dialect(
-        parameters=ALWAYS | LOCAL_SAMPLING,
+        parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         reasoning={
             False: {"reasoning": {"enabled": False}},
             True: {"reasoning": {"enabled": True}},
-            **{level: {"reasoning": {"effort": level}} for level in LEVELS},
+            **{level: {"reasoning": {"effort": level}} for level in REASONING_LEVELS},
         },
-        # The key of sticky routing: https://openrouter.ai/docs/guides/best-practices/prompt-caching
-        session="session_id",
+        # Requests with the same value go to the same provider: https://openrouter.ai/docs/guides/best-practices/prompt-caching
+        session_field="session_id",
     ),
-    other_spellings={"base_url": ("OPENROUTER_API_BASE",)},
+    other_variable_names={"base_url": ("OPENROUTER_API_BASE",)},
 )

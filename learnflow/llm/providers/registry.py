@@ -1,6 +1,6 @@
 """The specs of providers by name, and ``build``, which creates a provider by its name.
 
-A name is that of a vendor with a class, of a vendor of LiteLLM's table, or of an operator's endpoint.
+A name belongs to a vendor with a class, to a vendor in LiteLLM's table, or to an endpoint that the operator configured.
 """
 
 from __future__ import annotations
@@ -47,29 +47,29 @@ _VENDORS: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anth
 SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _VENDORS})
 CUSTOM: Final = custom.SPEC  # any other server with OpenAI's API
 EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server responds
-# The kinds of server that probes recognise. Proxies come first, because they forward the pages of other servers.
-# llama.cpp is next: it imitates their pages, but marks every page with its header.
+# The kinds of server that probes recognise. Proxies come first, because they forward requests for
+# pages of other servers. llama.cpp is next: it imitates those pages, but all its responses have its header.
 KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
 CLASSES: Final[dict[str, type[BaseProvider]]] = {}  # by the name of their spec, filled by ``providers``
 _KIND_NAMES: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
-_OWN_APIS: Final = (
+_PROXY_HINT: Final = (
     "A vendor without OpenAI's API, such as Bedrock, Vertex AI or Cohere, needs a proxy that has it: "
     "LLM_PROVIDER=litellm_proxy for LiteLLM's. Embeddings are not supported"
 )
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,59}")
-_MAX_SHOWN_CHARS: Final = 60  # of an invalid name
+_MAX_SHOWN_CHARS: Final = 60  # length of an invalid name in an error
 _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make vendors`
 
 
 @cache
 def vendor_specs() -> Mapping[str, ProviderSpec]:
-    """Return the specs of the vendors without a class: LiteLLM's table (``vendors.json``), and two proxies."""
+    """Return the specs of the vendors without a class: those of LiteLLM's table (``vendors.json``), and two proxies."""
     vendors = [_spec_of_row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))]
     return MappingProxyType({spec.name: spec for spec in (*vendors, llamaswap.SPEC, litellm_proxy.SPEC)})
 
 
-def discoverable() -> Mapping[str, ProviderSpec]:
+def discoverable_specs() -> Mapping[str, ProviderSpec]:
     """Return the specs that discovery probes at their default addresses."""
     return {**SPECS, **{spec.name: spec for spec in KINDS}}
 
@@ -79,7 +79,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
     return ProviderSpec(
         name=row["name"],
         title=row["name"],
-        litellm=row["name"],
+        litellm_provider=row["name"],
         is_tested=False,
         local=row["local"],
         api=Api(
@@ -88,12 +88,12 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
             litellm_path=row["path"] or None,  # LiteLLM adds it
             responses_path=f"{row['path']}{RESPONSES_PATH}",
             models_path=f"{row['path']}/models",
-            lists_all=False,
+            lists_all_models=False,
         ),
         dialect=Dialect(reasoning=REASONING_EFFORT),
         settings=(*SETTINGS, "api"),
-        other_spellings={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
-        known={"cost": None},
+        other_variable_names={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
+        known_capabilities={"cost": None},
     )
 
 
@@ -102,55 +102,57 @@ def spec_of(name: str, *, has_address: bool = False, default_kind: str | None = 
 
     Args:
         name: the provider's name, in lower or upper case.
-        has_address: the caller has the address of the endpoint, so that ``<NAME>_BASE_URL`` is not required.
+        has_address: whether the caller has the address, so that ``<NAME>_BASE_URL`` is not required.
         default_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
 
     Raises:
         NotConfigured: the name is invalid or unknown, or the kind of the endpoint is not set.
     """
-    return kind_of(name) or _find_endpoint(name.strip().lower(), has_address=has_address, default_kind=default_kind)
+    return spec_of_kind(name) or _find_endpoint(
+        name.strip().lower(), has_address=has_address, default_kind=default_kind
+    )
 
 
 def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) -> ProviderSpec:
     """Return the spec of an operator's endpoint.
 
-    The ``provider`` of an error is None if the name is invalid or unknown. Otherwise it is the endpoint's name.
+    If the name is invalid or unknown, the ``provider`` of the error is None. Otherwise it is the endpoint's name.
     """
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"
         raise NotConfigured(what, hint="Use up to 60 letters, digits, - and _, starting with a letter")
     spec = endpoint_spec(CUSTOM, name)
-    own = settings.load_provider(spec)
-    if not (own.base_url or has_address or own.kind or _is_recorded(name)):
+    provider_settings = settings.load_provider(spec)
+    if not (provider_settings.base_url or has_address or provider_settings.kind or _is_recorded(name)):
         hint = (
             f"Use {', '.join(SPECS)}, or one of {len(vendor_specs())} more (learnflow-llm status --all); for your own "
             f"server set {spec.variable('base_url')}, and {spec.variable('kind')} to its kind"
         )
         if similar := find_similar(name, [*SPECS, *vendor_specs()], 1):
             hint = f"Did you mean {similar[0]}? learnflow-llm status --all lists all names"
-        raise NotConfigured(f"unknown provider {name!r}", hint=f"{hint}. {_OWN_APIS}")
-    kind = kind_of(own.kind or default_kind)
+        raise NotConfigured(f"unknown provider {name!r}", hint=f"{hint}. {_PROXY_HINT}")
+    kind = spec_of_kind(provider_settings.kind or default_kind)
     if kind is None:
-        what = f"{spec.variable('kind')} is {'not a kind of server' if own.kind else 'not set'}"
+        what = f"{spec.variable('kind')} is {'not a kind of server' if provider_settings.kind else 'not set'}"
         hint = f"Set it to the kind of server ({_KIND_NAMES}); `learnflow-llm status -p {name}` probes the server"
         raise NotConfigured(what, provider=name, hint=hint)
     return endpoint_spec(kind, name)
 
 
-def kind_of(kind: str | None) -> ProviderSpec | None:
+def spec_of_kind(kind: str | None) -> ProviderSpec | None:
     """Return the spec for a value of ``<NAME>_KIND``; None if the value is unknown or not set."""
     name = (kind or "").strip().lower()
     return SPECS.get(name) or vendor_specs().get(name)
 
 
 def _is_recorded(name: str) -> bool:
-    """Return whether the replayed cassettes have this provider, which then needs no address."""
+    """Return whether the replayed cassettes include this provider, which then needs no address."""
     cassettes = active.current(settings.load())
     return bool(cassettes and cassettes.providers and name in cassettes.providers)
 
 
 def check_provider_name(name: str) -> None:
-    """Raise NotConfigured if a name is invalid or unknown. ``build`` raises the other faults."""
+    """Raise NotConfigured if a name is invalid or unknown. Other faults of the configuration are not checked."""
     try:
         spec_of(name)
     except NotConfigured as error:

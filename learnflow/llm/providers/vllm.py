@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from typing import Final
 
 from .. import errors
-from ..parameters import ALWAYS, LOCAL_SAMPLING, TEMPLATE_THINKING
+from ..parameters import COMMON_KEYWORDS, LOCAL_SAMPLING, TEMPLATE_THINKING
 from ..provider_spec import CHAT_PATH, Api, Dialect, Model, Page, Probe, ProviderSpec, Server, ServerSupport
-from ..transport.untrusted import non_negative_int, text
+from ..transport.untrusted import non_negative_int, text_or_none
 
 
-def _read(pages: Mapping[str, Page]) -> Server | None:
-    version, health, model_list = text(pages["/version"].body.get("version")), pages["/health"], pages["/v1/models"]
+def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
+    version, health, model_list = (
+        text_or_none(pages["/version"].body.get("version")),
+        pages["/health"],
+        pages["/v1/models"],
+    )
     rows, error = model_list.rows("data") or [], model_list.error
-    # The error of vLLM for a rejected key; its health page is then an empty 200.
+    # If vLLM rejects the key, it sends this error, and its health page is an empty 200.
     rejects_key = isinstance(error, errors.AuthenticationFailed) and error.server_message == "Unauthorized"
     rejects_key = rejects_key and health.error is None and not health.body
     if not version or not (rejects_key or any(row.get("owned_by") == "vllm" for row in rows)):
@@ -22,11 +26,11 @@ def _read(pages: Mapping[str, Page]) -> Server | None:
     lengths = {row.get("id"): non_negative_int(row.get("max_model_len")) or None for row in rows}
     models = tuple(
         # The context length of an adapter is that of its base model.
-        Model(name=name, loaded=True, known={"context_served": lengths[name] or lengths.get(row.get("parent"))})
+        Model(name=name, loaded=True, capabilities={"context_served": lengths[name] or lengths.get(row.get("parent"))})
         for row in rows
-        if (name := text(row.get("id")))
+        if (name := text_or_none(row.get("id")))
     )
-    # vllm-router lists its dead servers in such an error; the others respond
+    # vllm-router lists dead servers in the message of such an error, while its other servers respond
     failed = isinstance(health.error, errors.Overloaded | errors.ServerFailed) and not health.error.server_message
     sentence = "the engine is dead according to /health: check the server's log and restart it"
     return Server(version=version, models=models, fault=("down", sentence) if failed else None)
@@ -36,18 +40,20 @@ SPEC: Final = ProviderSpec(
     name="vllm",
     title="vLLM",
     tested_versions="0.32",
-    litellm="hosted_vllm",
+    litellm_provider="hosted_vllm",
     local=True,
     api=Api(default_url="http://localhost:8000/v1"),
-    server=ServerSupport(service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), read=_read)),
-    dialect=Dialect(
-        text_path=CHAT_PATH,
-        prefill=True,
-        parameters=ALWAYS | LOCAL_SAMPLING,
-        reasoning=TEMPLATE_THINKING,
-        finishes_turns=True,
+    server=ServerSupport(
+        compose_service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), parse_pages=_parse_pages)
     ),
-    other_spellings={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
+    dialect=Dialect(
+        direct_chat_path=CHAT_PATH,
+        supports_prefill=True,
+        parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
+        reasoning=TEMPLATE_THINKING,
+        ignores_prefill=True,
+    ),
+    other_variable_names={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
     max_concurrency=64,
-    known={"json_schema": True, "prefill": True},
+    known_capabilities={"json_schema": True, "prefill": True},
 )

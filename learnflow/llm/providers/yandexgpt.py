@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..parameters import ALWAYS
+from ..parameters import COMMON_KEYWORDS
 from ..provider_spec import Api, Dialect, ProviderSpec
 
 SPEC: Final = ProviderSpec(
     name="yandexgpt",
     title="YandexGPT",
     example_model="gpt://<folder>/yandexgpt/latest",
-    litellm="hosted_vllm",
-    api=Api(default_url="https://llm.api.cloud.yandex.net/v1", key_scheme="Api-Key", lists_all=False),
-    dialect=Dialect(parts=frozenset({"text"}), parameters=(ALWAYS | {"temperature", "max_tokens"}) - {"reasoning"}),
-    other_spellings={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
-    known={"vision": False},
+    litellm_provider="hosted_vllm",
+    api=Api(default_url="https://llm.api.cloud.yandex.net/v1", key_scheme="Api-Key", lists_all_models=False),
+    dialect=Dialect(
+        content_parts=frozenset({"text"}), parameters=(COMMON_KEYWORDS | {"temperature", "max_tokens"}) - {"reasoning"}
+    ),
+    other_variable_names={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
+    known_capabilities={"vision": False},
 )

@@ -100,7 +100,7 @@ def convert_request(request: httpx.Request, endpoint: Endpoint, provider: str) -
     url = urlsplit(str(request.url))
     own = {pair for pair in endpoint.query.split("&") if not pair.startswith("api-version=")}
     query = "&".join(pair for pair in url.query.split("&") if pair not in own)
-    path = url.path.removeprefix(urlsplit(endpoint.root).path.rstrip("/")) + (f"?{query}" if query else "")
+    path = url.path.removeprefix(urlsplit(endpoint.server_url).path.rstrip("/")) + (f"?{query}" if query else "")
     credentials = {name: _placeholder(name, value, provider) for name, value in endpoint.credentials.items()}
     body = json.loads(request.content) if request.content else None
     return RecordedRequest(request.method, f"http://{provider}.example{path}", credentials, body)

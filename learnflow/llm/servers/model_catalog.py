@@ -18,11 +18,11 @@ from typing import Any, Final
 from .. import errors
 from ..capabilities import Capabilities, Health, State, find_similar, is_same_model, merge_capabilities
 from ..errors import LLMError
-from ..parameters import LEVELS
+from ..parameters import REASONING_LEVELS
 from ..process import switches
 from ..provider_spec import Model, ProviderSpec, Server
 from ..transport.client import Client
-from ..transport.endpoint import add_provider
+from ..transport.endpoint import add_error_context
 from ..transport.network import is_local
 from ..transport.untrusted import printable
 from . import model_prices
@@ -148,14 +148,14 @@ class ModelCatalog:
         ambiguous = isinstance(result.error, errors.NotConfigured) and result.server is not None
         error = None if ambiguous else result.error
         if error:
-            add_provider(error, self._spec, self.client.endpoint, None)
+            add_error_context(error, self._spec, self.client.endpoint, None)
         name = result.model.name if result.model else self._model
         if self._model and result.model and result.model.resembles(self._model):
             name = self._model
         return Health(
             state=state_of(error) if error else "ready",
             provider=self._spec.name,
-            base_url=self.client.endpoint.base,
+            base_url=self.client.endpoint.base_url,
             detail=message_without_provider(error) if error else self._remarks(result),
             latency_s=result.latency_s,
             server=server.kind.title if server.kind else None,
@@ -232,8 +232,8 @@ class ModelCatalog:
         """
         spec = self._spec
         path, body = str(spec.server.load_path), dict[str, Any](model=name)
-        if spec.server.load_for and keep_alive is not None:
-            path, body = spec.server.load_for(name, keep_alive)
+        if spec.server.load_with_keep_alive and keep_alive is not None:
+            path, body = spec.server.load_with_keep_alive(name, keep_alive)
         if context_length and spec.dialect.format_options:
             body["options"] = spec.dialect.format_options({}, context_length)
         await fetch(self.client, path, {**body, **spec.server.launch_options})
@@ -253,7 +253,7 @@ class ModelCatalog:
     def is_cold(self, name: str | None) -> bool:
         """Return whether the server must load this model before it responds, according to the last probe."""
         model = self._models.get(self._normalize_name(name))
-        return self.client.stopped or (model is not None and model.loaded is False)
+        return self.client.server_stopped or (model is not None and model.loaded is False)
 
     def other_model_name(self, requested: str, served: str | None) -> str | None:
         """Return the name of the model that answered, if it is not the requested one, according to the last probe.
@@ -273,7 +273,7 @@ class ModelCatalog:
         known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
             if model.has_name(name):
-                self._models[key] = replace(model, loaded=True, known={**model.known, **known})
+                self._models[key] = replace(model, loaded=True, capabilities={**model.capabilities, **known})
 
     async def describe(self, name: str, timeout_s: float = QUICK_PROBE_S, max_age_s: float = math.inf) -> Model:
         """Return this model from the cache, else from a probe. If the probe fails, the model has only a name.
@@ -326,7 +326,7 @@ class ModelCatalog:
         cost = {} if runs_locally or not spec.local else {"cost": None}  # a remote server may be a paid service
         by_spec = Capabilities(**{**spec.capabilities, "local": runs_locally, **cost})  # type: ignore[typeddict-item]
         by_map = model_prices.capabilities_of(spec, name) if use_price_map else {}
-        reported = dict(model.known) if model else {}
+        reported = dict(model.capabilities) if model else {}
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
 
     def rejected(self, name: str) -> frozenset[str]:
@@ -336,7 +336,7 @@ class ModelCatalog:
         """
         rejected = model_prices.rejected_by(self._spec, name)
         if self.overrides.get("reasoning"):
-            rejected -= frozenset(LEVELS)
+            rejected -= frozenset(REASONING_LEVELS)
         return rejected.union(["reasoning"] if self.capabilities(name)["reasoning"] is False else [])
 
     def _normalize_name(self, name: str | None) -> str | None:
@@ -394,7 +394,7 @@ class ModelCatalog:
         spec = self._spec
         if name := self._normalize_name(requested):
             model = server.find(name)
-            if not model and server.models and spec.api.lists_all:
+            if not model and server.models and spec.api.lists_all_models:
                 hint = self._models_hint(name, server)
                 raise errors.ModelNotFound("the server does not have the model", model=name, hint=hint)
             return model or Model(name=name)
@@ -445,9 +445,9 @@ class ModelCatalog:
         configured = {spec.variable("model"): chosen.name if chosen else None, **self._other_models}
         for name in filter(None, dict.fromkeys(configured.values())):
             listed = server.find(name)
-            if spec.api.lists_all and server.models and not listed:
+            if spec.api.lists_all_models and server.models and not listed:
                 continue  # the model of another provider
-            end = (listed and listed.ends) or model_prices.shutdown_date(spec, name)
+            end = (listed and listed.end_date) or model_prices.shutdown_date(spec, name)
             if end and (end - today).days <= _SHUTDOWN_NOTICE_DAYS:
                 variables = " and ".join(variable for variable, model in configured.items() if model == name)
                 yield f"the model {name} {'ended' if end < today else 'ends'} on {end}. Set {variables} to a newer one"
@@ -464,7 +464,7 @@ class ModelCatalog:
         remarks += self._shutdown_notices(result.server or Server(), result.model)
         kind = result.server.kind if result.server else None
         if kind and kind.name != self._spec.name:
-            setting = suggest_setting(self._spec, kind, self.client.endpoint.root)
+            setting = suggest_setting(self._spec, kind, self.client.endpoint.server_url)
             remarks.append(f"the server is {kind.title}. {setting} to use its features")
         if not self._spec.is_tested:
             remarks.append("untested: the provider's settings come from its documentation and LiteLLM's table")

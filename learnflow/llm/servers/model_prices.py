@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from ..parameters import LEVELS
+from ..parameters import REASONING_LEVELS
 from ..provider_spec import ProviderSpec
 from ..transport.untrusted import parse_date
 
@@ -53,7 +53,7 @@ def find_key(spec: ProviderSpec, model: str | None) -> str | None:
 
     A key with the prefix of the vendor wins over a plain name.
     """
-    keys = (f"{spec.kind or spec.name}/{model}", f"{spec.litellm}/{model}", model)
+    keys = (f"{spec.kind or spec.name}/{model}", f"{spec.litellm_provider}/{model}", model)
     return None if spec.local else next((key for key in keys if key in price_map()), None)
 
 
@@ -69,7 +69,9 @@ def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
     flags = [key for key in row if key.startswith("supports_")]
-    lacks_reasoning_flag = spec.dialect.marks_reasoning and flags and not any("reasoning" in key for key in flags)
+    lacks_reasoning_flag = (
+        spec.dialect.litellm_marks_reasoning and flags and not any("reasoning" in key for key in flags)
+    )
     return {
         "reasoning": False if lacks_reasoning_flag else None,
         **{name: row[key] for name, key in _CAPABILITY_KEYS.items() if isinstance(row.get(key), bool)},
@@ -83,11 +85,15 @@ def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
 def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
     """Return the sampling parameters and the levels of reasoning that a model rejects according to the price map."""
     row = find_row(spec, model)
-    levels = row.get("reasoning_effort_levels") or LEVELS
+    levels = row.get("reasoning_effort_levels") or REASONING_LEVELS
     rejected = {
-        level for level in LEVELS if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
+        level
+        for level in REASONING_LEVELS
+        if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
     }
-    always_thinks = spec.dialect.marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected
+    always_thinks = (
+        spec.dialect.litellm_marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected
+    )
     rejected |= {"none"} if always_thinks or row.get("thinking_always_on") is True else set()
     return frozenset(rejected.union(_SAMPLING if row.get("supports_sampling_params") is False else ()))
 

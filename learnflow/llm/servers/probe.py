@@ -16,7 +16,7 @@ from ..errors import LLMError
 from ..provider_spec import Model, Page, ProviderSpec, Server
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
-from ..transport.untrusted import json_object, non_negative_int, parse_date, text
+from ..transport.untrusted import json_object, non_negative_int, parse_date, text_or_none
 
 _METHOD_NOT_ALLOWED: Final = 405
 _LIST_KEYS: Final = ("data", "models")  # of a list of models; a bare array counts as "data"
@@ -36,8 +36,8 @@ async def find_server(
         deadline: the time at which the probe ends, on the event loop's clock.
     """
     endpoint = client.endpoint
-    paths = {path: endpoint.root + path for path in (spec.server.probe.pages if spec.server.probe else ())}
-    model_list = endpoint.base + spec.api.models_path
+    paths = {path: endpoint.server_url + path for path in (spec.server.probe.pages if spec.server.probe else ())}
+    model_list = endpoint.base_url + spec.api.models_path
     pages = await _fetch_pages(client, [*paths.values(), model_list], deadline)
     server = _recognise_kind(spec, {path: pages[url] for path, url in paths.items()})
     error = _first_error(pages[model_list], pages.values())
@@ -51,10 +51,10 @@ async def find_server(
         return server, error_of(server)
     if server and spec.dialect.parser and server.kind and server.kind.name != spec.name:
         what = f"the server is {server.kind.title}, not {spec.title}"
-        hint = suggest_setting(spec, server.kind, endpoint.root)
+        hint = suggest_setting(spec, server.kind, endpoint.server_url)
         return server, errors.Misconfigured(what, provider=spec.name, hint=hint)
     if server is None and error is None:
-        error = error_mapping.not_a_server()
+        error = error_mapping.no_model_api_error()
     if isinstance(error, errors.Misconfigured | errors.RequestRefused | errors.MalformedAnswer | errors.ErrorBody):
         if await _has_chat_route(client, deadline):  # an API without a list of models
             return server or Server(), None
@@ -69,15 +69,15 @@ async def read_capabilities(client: Client, server: Server, models: Iterable[Mod
         return server
 
     async def read_model(model: Model) -> Model:
-        request = probe.model_request(model)
+        request = probe.build_model_request(model)
         if request is None:
             return model
         path, body = request
-        page = await _fetch_page(client, client.endpoint.root + path, body, deadline)
+        page = await _fetch_page(client, client.endpoint.server_url + path, body, deadline)
         if isinstance(page.error, errors.NotRecorded):
             raise page.error
         try:
-            return model if page.error else probe.read_model(model, page.body)
+            return model if page.error else probe.parse_model_page(model, page.body)
         except Exception:  # noqa: BLE001  # an undocumented shape
             return model
 
@@ -96,31 +96,31 @@ async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None
     Raises:
         LLMError: the server cannot be reached, sent an error, or did not send JSON.
     """
-    page = await _read_page(client, HttpRequest(url=client.endpoint.root + path, body=body))
+    page = await _read_page(client, HttpRequest(url=client.endpoint.server_url + path, body=body))
     if page.error:
         raise page.error
     return page.body
 
 
-def suggest_setting(spec: ProviderSpec, kind: ProviderSpec, root: str) -> str:
+def suggest_setting(spec: ProviderSpec, kind: ProviderSpec, server_url: str) -> str:
     """Return the hint for a server of another kind than the configured one: the variables to set."""
     if spec.kind:
         return f"Set {spec.variable('kind')}={kind.name}"
-    return f"Use LLM_PROVIDER={kind.name} with {kind.variable('base_url')}={root}"
+    return f"Use LLM_PROVIDER={kind.name} with {kind.variable('base_url')}={server_url}"
 
 
 def read_model_list(page: Page) -> Server | None:
     """Return a server with the listed models and their context lengths; None if the page has no list of models."""
     rows = next((rows for key in _LIST_KEYS if (rows := page.rows(key)) is not None), None)
-    named = [(next(filter(None, (text(row.get(key)) for key in _NAME_KEYS)), None), row) for row in rows or ()]
+    named = [(next(filter(None, (text_or_none(row.get(key)) for key in _NAME_KEYS)), None), row) for row in rows or ()]
     return None if rows is None else Server(models=tuple(_listed_model(name, row) for name, row in named if name))
 
 
 def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
     context = non_negative_int(row.get("context_length")) or non_negative_int(row.get("max_model_len")) or None
-    ends = parse_date(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
-    known = {"context": context, "context_served": context}
-    return Model(name=name, chat="embed" not in name.lower(), ends=ends, known=known)
+    end_date = parse_date(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
+    capabilities = {"context": context, "context_served": context}
+    return Model(name=name, chat="embed" not in name.lower(), end_date=end_date, capabilities=capabilities)
 
 
 def error_of(subject: Server | Model | None) -> LLMError | None:
@@ -133,16 +133,16 @@ def error_of(subject: Server | Model | None) -> LLMError | None:
 
 async def _recognise_any(client: Client, kinds: Sequence[ProviderSpec], deadline: float) -> Server | None:
     """Return the server at the endpoint; None if it is of none of these kinds."""
-    root = client.endpoint.root
-    urls = [root + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages]
+    server_url = client.endpoint.server_url
+    urls = [server_url + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages]
     pages = await _fetch_pages(client, urls, deadline)
-    by_path = {url.removeprefix(root): page for url, page in pages.items()}
+    by_path = {url.removeprefix(server_url): page for url, page in pages.items()}
     return next((server for kind in kinds if (server := _recognise_kind(kind, by_path))), None)
 
 
 async def _has_chat_route(client: Client, deadline: float) -> bool:
     """Return whether the server has a chat route. It does if GET returns 405 for the route, and not for other paths."""
-    chat, unknown = f"{client.endpoint.base}/chat/completions", f"{client.endpoint.base}/no/such/page"
+    chat, unknown = f"{client.endpoint.base_url}/chat/completions", f"{client.endpoint.base_url}/no/such/page"
     pages = await _fetch_pages(client, [chat, unknown], deadline)
     statuses = [page.error and page.error.status for page in pages.values()]
     return [status == _METHOD_NOT_ALLOWED for status in statuses] == [True, False]
@@ -184,8 +184,8 @@ async def _read_page(client: Client, request: HttpRequest) -> Page:
     data = data.lstrip(b"\xef\xbb\xbf \t\r\n")
     content = json_object(b'{"data": %b}' % data if data[:1] == b"[" else data)  # a bare array lists the models
     if content is None:
-        return Page(headers=headers, error=error_mapping.not_a_server(200))
-    error = error_mapping.map_error_object(content, began=False) if content.get("error") else None
+        return Page(headers=headers, error=error_mapping.no_model_api_error(200))
+    error = error_mapping.map_error_object(content, answer_started=False) if content.get("error") else None
     return Page(body=content, headers=headers, error=error)
 
 
@@ -194,7 +194,7 @@ def _recognise_kind(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | N
     if kind.server.probe is None:
         return None
     try:
-        server = kind.server.probe.read(pages)
+        server = kind.server.probe.parse_pages(pages)
     except Exception:  # noqa: BLE001  # an undocumented shape
         return None
     return server and replace(server, kind=kind)

@@ -86,8 +86,8 @@ def no_model_calls() -> Iterator[None]:
 
     This includes requests of providers that were created before the block.
     """
-    previous, switches.allowed = switches.allowed, RUNNING
+    previous, switches.allowed_origins = switches.allowed_origins, RUNNING
     try:
         yield
     finally:
-        switches.allowed = previous
+        switches.allowed_origins = previous

@@ -30,7 +30,7 @@ COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 _MAX_INFLATED_BYTES: Final = 64 * 1024  # the largest decompressed piece
 # After this many reads, other tasks run. Reading data that has already arrived never suspends the task.
 _READS_BEFORE_YIELD: Final = 64
-_NO_RESPONSE: Final = "without sending a response"  # in httpcore's error if the server closed the connection
+_NO_RESPONSE: Final = "without sending a response"  # part of httpcore's message if the server closed the connection
 # Errors that httpx raises before it connects: a missing socks package, a missing CA file or an invalid proxy URL.
 _SETUP_ERRORS: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 
@@ -130,9 +130,9 @@ class Client:
     replays: bool = False
 
     @property
-    def stopped(self) -> bool:
-        """Return whether the server is an embedded one that does not run. The next request starts it."""
-        return bool(getattr(self.transport, "stopped", False))
+    def server_stopped(self) -> bool:
+        """Return whether the transport has an embedded server that is not running. The next request starts it."""
+        return bool(getattr(self.transport, "server_stopped", False))
 
     async def send(self, request: HttpRequest) -> HttpResponse:
         """Send a request.
@@ -227,19 +227,19 @@ class NetworkTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request. Raise an LLMError or an error of httpx if no response arrives."""
-        if switches.allowed is not None and origin(str(request.url)) not in switches.allowed:
+        if switches.allowed_origins is not None and origin(str(request.url)) not in switches.allowed_origins:
             raise errors.NotRecorded(
                 "real model calls are forbidden in this test", hint="Use cassettes or a FaultServer"
             )
         extensions = request.extensions
-        local_only, networks = extensions["local_only"], extensions["endpoint"].networks
+        local_only, local_networks = extensions["local_only"], extensions["endpoint"].local_networks
         try:
-            loop_pool, proxy = await network.current_pool(), None
+            transports, proxy = await network.loop_transports(), None
             if not local_only:
                 timeout_s = extensions["timeout"]["connect"]
-                proxy = await network.choose_proxy(loop_pool.proxies, request.url, timeout_s, networks)
-            route = network.Route(request.url.scheme, proxy, local_only, networks)
-            connections = loop_pool.connections_for(route)
+                proxy = await network.choose_proxy(transports.proxies, request.url, timeout_s, local_networks)
+            route = network.Route(request.url.scheme, proxy, local_only, local_networks)
+            transport = transports.for_route(route)
         except _SETUP_ERRORS as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
@@ -247,11 +247,11 @@ class NetworkTransport(httpx.AsyncBaseTransport):
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
             ) from None
-        return await _send(request, connections)
+        return await _send(request, transport)
 
     async def prepare(self) -> None:
         """Create and close a transport, so that the first request does not wait for one-time initialization."""
-        await network.Connections(network.Route("http")).aclose()
+        await network.RouteTransport(network.Route("http")).aclose()
 
 
 NETWORK: Final = NetworkTransport()
@@ -278,7 +278,7 @@ class _Body(httpx.AsyncByteStream):
         await self._stream.aclose()
 
 
-async def _send(request: httpx.Request, connections: network.Connections) -> httpx.Response:
+async def _send(request: httpx.Request, transport: network.RouteTransport) -> httpx.Response:
     """Send a request. If a reused connection breaks before the response begins, send the request again on a new one."""
     new_stream: httpcore.AsyncNetworkStream | None = None  # None if the request reuses an idle connection
 
@@ -290,16 +290,16 @@ async def _send(request: httpx.Request, connections: network.Connections) -> htt
     request.extensions = {**request.extensions, "trace": trace}
     try:
         try:
-            response = await connections.handle_async_request(request)
+            response = await transport.handle_async_request(request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
             malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
             if new_stream or malformed:
                 raise
-            await connections.close_idle(origin(str(request.url)))  # they are probably stale, too
-            response = await connections.handle_async_request(request)
+            await transport.close_idle(origin(str(request.url)))  # they are probably stale, too
+            response = await transport.handle_async_request(request)
     except asyncio.CancelledError:
         if new_stream:
-            await connections.discard(new_stream)
+            await transport.discard(new_stream)
         raise
     response.stream = _Body(cast(httpx.AsyncByteStream, response.stream), response.extensions.get("network_stream"))
     return response

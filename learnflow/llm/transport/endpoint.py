@@ -42,16 +42,16 @@ _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[\t -~\xa0-\xff]+")
 
 
-def is_private(address: str, networks: Sequence[str] = ()) -> bool:
+def is_private(address: str, local_networks: Sequence[str] = ()) -> bool:
     """Return whether an IP address is on this machine or a private network (RFC 1918, RFC 4193).
 
     Args:
         address: the IP address.
-        networks: further private networks, for example "100.64.0.0/10" (``LLM_LOCAL_NETWORKS``).
+        local_networks: further networks that count as private, for example "100.64.0.0/10" (``LLM_LOCAL_NETWORKS``).
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
-    private = (*_PRIVATE, *map(ipaddress.ip_network, networks))
+    private = (*_PRIVATE, *map(ipaddress.ip_network, local_networks))
     return ip not in _METADATA and any(ip in network for network in private if network.version == ip.version)
 
 
@@ -77,31 +77,31 @@ class Endpoint:
     """The address of a provider, its API key and its headers. The repr does not show secrets.
 
     Attributes:
-        root: the URL of the server.
-        base: the URL to which LiteLLM appends its path.
+        server_url: the URL of the server, without the path of its API.
+        base_url: the URL to which LiteLLM appends its path.
         key: the API key; None if no key belongs to this address.
         key_hint: what to do if the server requires a key.
         credentials: the header with the key; empty without a key.
         headers: further headers, which are secrets. A value with ``{session}`` is sent only in a call with a session.
         version: the API version; None if the provider has no versions.
-        networks: further private networks (``LLM_LOCAL_NETWORKS``).
+        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
         query: the query of the configured URL, which every request has. It may contain a key.
     """
 
-    root: str
-    base: str
+    server_url: str
+    base_url: str
     key: str | None = field(default=None, repr=False)
     key_hint: str = field(default="", repr=False)
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     version: str | None = None
-    networks: tuple[str, ...] = ()
+    local_networks: tuple[str, ...] = ()
     query: str = field(default="", repr=False)
 
     @property
     def origin(self) -> tuple[str, str, int]:
         """Return scheme, host and port. The key is sent to this origin only."""
-        return origin(self.base)
+        return origin(self.base_url)
 
     @property
     def looks_local(self) -> bool:
@@ -109,7 +109,7 @@ class Endpoint:
 
         ``network.is_local`` checks the addresses of the name instead.
         """
-        return looks_local(self.origin[1], self.networks)
+        return looks_local(self.origin[1], self.local_networks)
 
     @property
     def all_headers(self) -> dict[str, str]:
@@ -129,7 +129,7 @@ class Endpoint:
 
     @property
     def secrets(self) -> list[str]:
-        """Return the values of the headers, also without a scheme such as "Bearer", and of the base URL's query."""
+        """Return the secret values of the headers, with and without a scheme such as "Bearer", and of the query."""
         query = [value for name, value in parse_qsl(self.query) if name != "api-version"]
         values = [*self.headers.values(), *query]
         return list(dict.fromkeys(secret for value in values for secret in (value, value.rpartition(" ")[2])))
@@ -140,9 +140,9 @@ class Endpoint:
 
 
 @lru_cache(maxsize=256)  # the router calls it for every provider and request
-def looks_local(host: str, networks: tuple[str, ...]) -> bool:
+def looks_local(host: str, local_networks: tuple[str, ...]) -> bool:
     """Return whether a host is a private IP address, or has the form of a name that is never public."""
-    return is_private(host, networks) if _ip(host) else bool(_LOCAL_NAME.search(host))
+    return is_private(host, local_networks) if _ip(host) else bool(_LOCAL_NAME.search(host))
 
 
 @lru_cache(maxsize=256)
@@ -160,21 +160,21 @@ def configure_endpoint(
     headers: Mapping[str, str] | str | None = None,
     *,
     keyless: bool = False,
-    networks: tuple[str, ...] = (),
+    local_networks: tuple[str, ...] = (),
 ) -> Endpoint:
     """Return the endpoint of a provider. Arguments win over the environment.
 
-    The key and the headers of the environment are sent only to one origin. It is that of the configured address, else
-    of the provider's default address, else of ``url``. Those that are arguments are sent to any address.
+    A key or header from the environment is sent to one origin only: that of ``<NAME>_BASE_URL``, else that of the
+    provider's default address, else that of ``url``. A key or header that is an argument is sent to any address.
 
     Args:
         spec: the provider's spec.
         settings: the provider's settings in the environment.
-        url: the URL that the application gives; None for that of the environment, else the default.
-        key: the key that the application gives; "" for no key, None for that of the environment.
-        headers: the headers that the application gives; empty for no headers, None for those of the environment.
+        url: the URL; None for that of the environment, else the default.
+        key: the key; "" for no key, None for that of the environment.
+        headers: the headers; empty for no headers, None for those of the environment.
         keyless: do not require a key.
-        networks: further private networks (``LLM_LOCAL_NETWORKS``).
+        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
 
     Raises:
         NotConfigured: the address is missing or invalid, the key has invalid characters, or a header is invalid.
@@ -184,9 +184,9 @@ def configure_endpoint(
     if not address:
         raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
     parsed = parse_endpoint(spec, address, version=settings.api_version)
-    own_origin = parse_endpoint(spec, settings.base_url or spec.api.default_url or address).origin
-    key, key_hint = _choose_secret(spec, "api_key", key, parsed, own_origin)
-    headers, headers_hint = _choose_secret(spec, "headers", headers, parsed, own_origin)
+    secrets_origin = parse_endpoint(spec, settings.base_url or spec.api.default_url or address).origin
+    key, key_hint = _choose_secret(spec, "api_key", key, parsed, secrets_origin)
+    headers, headers_hint = _choose_secret(spec, "headers", headers, parsed, secrets_origin)
     key = str(key).strip()
     hint = key_hint or headers_hint or f"Set {spec.variable('api_key')}, or give api_key="
     if not key.isascii() or not key.isprintable():
@@ -195,28 +195,30 @@ def configure_endpoint(
         raise KeyMissing("there is no key for this address", provider=spec.name, hint=hint)
     credentials = {spec.api.key_header: f"{spec.api.key_scheme} {key}".strip()} if key else {}
     headers = {**spec.api.headers, **parse_headers(spec, headers, NotConfigured)}
-    return replace(parsed, key=key or None, key_hint=hint, credentials=credentials, headers=headers, networks=networks)
+    return replace(
+        parsed, key=key or None, key_hint=hint, credentials=credentials, headers=headers, local_networks=local_networks
+    )
 
 
 def _choose_secret(
-    spec: ProviderSpec, setting: str, given: Any, endpoint: Endpoint, own_origin: tuple[str, str, int]
+    spec: ProviderSpec, setting: str, given: Any, endpoint: Endpoint, secrets_origin: tuple[str, str, int]
 ) -> tuple[Any, str]:
-    """Return the given secret, else that of the environment. Return "" and a hint if the endpoint must not get it."""
+    """Return the given secret, else that of the environment. Return "" and a hint if it must not be sent there."""
     secret, mismatch_hint = provider_secret(spec, setting) if given is None else (given, "")
     default_url = spec.api.default_url
     if mismatch_hint and endpoint.origin != (default_url and parse_endpoint(spec, default_url).origin):
         return "", mismatch_hint
-    if given is not None or not secret or endpoint.origin == own_origin:
+    if given is not None or not secret or endpoint.origin == secrets_origin:
         return secret, ""
     variables = [spec.variable(name) for name in (setting, "base_url")]
-    return "", f"{variables[0]} belongs to {own_origin[1]}. Give {setting}=, or set {variables[1]}"
+    return "", f"{variables[0]} belongs to {secrets_origin[1]}. Give {setting}=, or set {variables[1]}"
 
 
-def parse_headers(spec: ProviderSpec, given: Any, error: type[LLMError]) -> dict[str, str]:
-    """Return headers with lower-case names. The format is a mapping, a JSON object, or "Name: value; Name: value".
+def parse_headers(spec: ProviderSpec, given: Any, error_class: type[LLMError]) -> dict[str, str]:
+    """Parse headers: a mapping, a JSON object, or "Name: value; Name: value". The returned names are in lower case.
 
     Raises:
-        LLMError: the class is ``error``. The format, a name or a value is invalid, or this package sets the header.
+        LLMError: of ``error_class``. The format, a name or a value is invalid, or this package sets the header.
     """
     if isinstance(given, str):
         parts = [part.partition(":") for part in given.split(";") if part.strip()]
@@ -234,7 +236,7 @@ def parse_headers(spec: ProviderSpec, given: Any, error: type[LLMError]) -> dict
         elif not _HEADER_VALUE.fullmatch(headers[key]):
             fault = f"the value of the header {name} is empty, or has characters that are not allowed"
     if fault:
-        raise error(fault, provider=spec.name, hint=f"Correct headers=, or {spec.variable('headers')}")
+        raise error_class(fault, provider=spec.name, hint=f"Correct headers=, or {spec.variable('headers')}")
     return headers
 
 
@@ -322,8 +324,8 @@ def _invalid_url(spec: ProviderSpec, fault: str) -> NotConfigured:
     )
 
 
-def add_provider(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
-    """Add the provider, the model and the variable to set to an error. Return the error."""
+def add_error_context(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
+    """Add the provider, the model and a hint with the variable to set to an error. Return the error."""
     hint_has_variable = error.provider is not None or spec.starts_server
     error.provider, error.model = spec.name, error.model or model
     url = spec.variable("base_url")
@@ -332,10 +334,10 @@ def add_provider(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model:
     elif isinstance(error, errors.AuthenticationFailed):
         error.hint = endpoint.key_hint
     elif isinstance(error, errors.Misconfigured | errors.ConnectionFailed) and error.hint and not hint_has_variable:
-        error.hint = f"{error.hint}; the address in use is {endpoint.base}, the variable {url}"
+        error.hint = f"{error.hint}; the address in use is {endpoint.base_url}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
         program = spec.title if spec.api.default_url and spec.title != spec.name else "the server"
-        start = f"Start {program} at {endpoint.base}, or set {url} to where it is"
-        check = f"Check the network, HTTPS_PROXY, and the address {endpoint.base} ({url})"
+        start = f"Start {program} at {endpoint.base_url}, or set {url} to where it is"
+        check = f"Check the network, HTTPS_PROXY, and the address {endpoint.base_url} ({url})"
         error.hint = error.hint or (spec.server.down_hint or start if spec.local else check)
     return error

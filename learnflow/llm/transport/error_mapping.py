@@ -20,7 +20,7 @@ import httpx
 
 from .. import errors
 from ..errors import LLMError
-from .untrusted import json_object, non_negative_int, parse_json, part, printable, texts, word
+from .untrusted import json_object, non_negative_int, object_at, parse_json, printable, short_text, text_list
 
 _MAX_SHOWN_CHARS: Final = 300  # length of a server's message in an LLMError
 _MAX_SEARCHED_CHARS: Final = 2000  # length of a server's message for regular expressions, which are slow on long texts
@@ -45,21 +45,21 @@ _WAIT = re.compile(
 )
 _WAIT_PART = re.compile(r"([0-9.]+) ?(milli|ms|s|m|h)", re.IGNORECASE)
 _UNIT_SECONDS: Final = {"milli": 0.001, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
-_DAILY_QUOTA: Final = "PerDay"  # in Google's name of a quota. Its wait is too short
+_DAILY_QUOTA: Final = "PerDay"  # in the names of Google's daily quotas. The delay that Google then sends is too short
 _UNSUPPORTED = re.compile(
     r"does not support|not supported|requires --|response_format\.type"
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )
-# The whole message of a server without the route. A 404 with other words is a refusal, of a policy for instance.
+# Messages of servers without the requested route. A 404 with another message is a refusal, for example by a policy.
 _WRONG_ROUTE = re.compile(
     r"^[^a-z]*(\w+ )?not found[^a-z]*$|\b(urls?|path|route|method)\b|cannot (get|post)|^[^a-z]*$", re.IGNORECASE
 )
-_NO_ROUTE: Final = "unexpected endpoint"  # LM Studio's response to an unknown route, with status 200
-# Words of codes, types and messages, the codes first.
+_LMSTUDIO_NO_ROUTE: Final = "unexpected endpoint"  # in its response to an unknown route, with status 200
+# Patterns in error codes, error types and messages.
 _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
-    kind: re.compile(words, re.IGNORECASE)
-    for kind, words in {
+    error_class: re.compile(words, re.IGNORECASE)
+    for error_class, words in {
         errors.RateLimited: r"rate[ _]limit|too many requests|throttl"
         r"|(?:tokens|requests) per (?:second|minute|hour|day)",
         # A length, and what exceeds it, in either order
@@ -83,7 +83,7 @@ _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
         errors.Overloaded: "overloaded",
     }.items()
 }
-_DROPPED_REASON: Final = "-request-dropped-reason"  # the end of the name of a header
+_DROPPED_REASON: Final = "-request-dropped-reason"  # suffix of a header name, such as that of llm-d
 _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     401: errors.AuthenticationFailed,
     402: errors.QuotaExceeded,
@@ -120,41 +120,41 @@ def parse_error_body(body: bytes) -> ErrorDetails:
     """Parse the body of an error response. A body that is not JSON is the message."""
     text = body.decode("utf-8", "replace").strip()
     try:
-        details = _parse(parse_json(text))
+        details = _parse_error_object(parse_json(text))
     except ValueError:
         details = ErrorDetails(message=text[:_MAX_SEARCHED_CHARS])
     return replace(details, wait_s=_parse_wait(text[:_MAX_BODY_CHARS]))
 
 
-def _parse(value: Any, depth: int = 0) -> ErrorDetails:
+def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
     """Parse an error object: OpenAI's, FastAPI's ``detail``, a string, a list, or JSON inside a string."""
     if depth > _MAX_DEPTH:
         return ErrorDetails()
     if isinstance(value, str):
-        inner = _parse(json_object("".join(value.partition("{")[1:])), depth + 1)
+        inner = _parse_error_object(json_object("".join(value.partition("{")[1:])), depth + 1)
         message = inner.message or value[:_MAX_SEARCHED_CHARS]
         return replace(inner, message=message, wait_s=_parse_wait(message))
     if isinstance(value, list):
-        return _parse(value[0], depth + 1) if value else ErrorDetails()
+        return _parse_error_object(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
         return ErrorDetails()
     for key in ("error", "detail", "errors", "base_resp"):
         if value.get(key):
-            return _parse(value[key], depth + 1)
-    raw_codes = [value.get(key) for key in _CODE_KEYS] + [part(value, "innererror").get("code")]
-    inner = _parse(next((value[key] for key in _MESSAGE_KEYS if value.get(key)), ""), depth + 1)
-    location = ".".join(name for name in texts(value.get("loc")) if name != "body")  # FastAPI, Mistral
+            return _parse_error_object(value[key], depth + 1)
+    raw_codes = [value.get(key) for key in _CODE_KEYS] + [object_at(value, "innererror").get("code")]
+    inner = _parse_error_object(next((value[key] for key in _MESSAGE_KEYS if value.get(key)), ""), depth + 1)
+    location = ".".join(name for name in text_list(value.get("loc")) if name != "body")  # FastAPI, Mistral
     message = f"{location}: {inner.message}" if location else inner.message
     lengths = non_negative_int(value.get("n_prompt_tokens")), non_negative_int(value.get("n_ctx"))
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _parse_lengths(inner.message)
-    codes = tuple(filter(None, (word(code).lower() for code in raw_codes)))
-    param = word(value.get("param")) or location or inner.param
+    codes = tuple(filter(None, (short_text(code).lower() for code in raw_codes)))
+    param = short_text(value.get("param")) or location or inner.param
     return ErrorDetails(message, codes + inner.codes, param, lengths, inner.wait_s)
 
 
 def message_of(value: Any) -> str:
-    """Return the message of a JSON object if it may describe an error; "" if it has none."""
-    return _parse(value).message
+    """Return the error message in a JSON object; "" without one."""
+    return _parse_error_object(value).message
 
 
 def _parse_lengths(message: str) -> tuple[int | None, int | None]:
@@ -184,8 +184,8 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
             "the address redirects", status=status, hint="Set the base URL to the address of the server"
         )
     is_web_page = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
-    if is_web_page and status < 500 and status not in (413, 429):  # otherwise it is the error page of a gateway
-        return not_a_server(status)
+    if is_web_page and status < 500 and status not in (413, 429):  # other statuses are error pages of gateways
+        return no_model_api_error(status)
     if status == 403 and not body.strip():
         return errors.Misconfigured(
             "the server refused with an empty response",
@@ -194,40 +194,42 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
             "or let the server listen on 0.0.0.0. Otherwise check proxies in between",
         )
     details = ErrorDetails() if is_web_page else parse_error_body(body)
-    kind = _classify(status, details) or _kind_of_status(status, details)
+    error_class = _classify(status, details) or _class_of_status(status, details)
     dropped = next((value for name, value in headers.items() if name.endswith(_DROPPED_REASON)), "")
-    if dropped and status in (429, 503):  # a router of several servers has no place in its queue
-        kind, details = errors.Overloaded, replace(details, message=f"{details.message} ({dropped})".strip())
-    error = _build(kind, details, status)
+    if dropped and status in (429, 503):  # a load balancer dropped the request from its queue
+        error_class, details = errors.Overloaded, replace(details, message=f"{details.message} ({dropped})".strip())
+    error = _build_error(error_class, details, status)
     if isinstance(error, errors.Unavailable) and (wait_s := retry_after(headers)) is not None:
         error.retry_after = wait_s
     return error
 
 
-def map_error_object(value: Any, *, began: bool) -> LLMError:
+def map_error_object(value: Any, *, answer_started: bool) -> LLMError:
     """Return the error for an error object in a response with status 200.
 
     Args:
         value: the parsed JSON that contains the error object.
-        began: a part of the answer had arrived before the error object.
+        answer_started: a part of the answer had arrived before the error object.
     """
-    details = _parse(value)
+    details = _parse_error_object(value)
     status = next((int(code) for code in details.codes if re.fullmatch("[0-9]{3}", code)), 0)
-    kind = _classify(status, details) or _kind_of_status(status, details)
-    if issubclass(kind, errors.ServerFailed | errors.Overloaded) or (began and kind is errors.RequestRefused):
-        kind = errors.ErrorInAnswer if began else errors.ErrorBody
-    if not began and _NO_ROUTE in details.message.lower():
-        return not_a_server(200)
-    return _build(kind, details)
+    error_class = _classify(status, details) or _class_of_status(status, details)
+    if issubclass(error_class, errors.ServerFailed | errors.Overloaded) or (
+        answer_started and error_class is errors.RequestRefused
+    ):
+        error_class = errors.ErrorInAnswer if answer_started else errors.ErrorBody
+    if not answer_started and _LMSTUDIO_NO_ROUTE in details.message.lower():
+        return no_model_api_error(200)
+    return _build_error(error_class, details)
 
 
-def change_class(error: LLMError, kind: type[LLMError]) -> LLMError:
-    """Return an error of another class for the response that an error was mapped from."""
+def change_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
+    """Return an error of another class with the same message, codes and status."""
     codes, param, lengths = (error.code or "",), next(iter(error.params), None), _parse_lengths(error.server_message)
-    return _build(kind, ErrorDetails(error.server_message, codes, param, lengths), error.status)
+    return _build_error(error_class, ErrorDetails(error.server_message, codes, param, lengths), error.status)
 
 
-def not_a_server(status: int | None = None) -> LLMError:
+def no_model_api_error(status: int | None = None) -> LLMError:
     """Return the error for a response that is not from a model API, with its HTTP status if it has one."""
     what = "this address does not serve a model API, but a web page or another route"
     return errors.Misconfigured(what, status=status)
@@ -254,34 +256,34 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
     """Choose the error class by codes, unambiguous statuses, then the message. Return None if they do not decide."""
-    if kind := _find_kind(" ".join(details.codes)):
-        return kind
+    if error_class := _find_class(" ".join(details.codes)):
+        return error_class
     if status in (401, 402, 407):
         return _STATUSES[status]
     if status == 429:  # only the message and the wait distinguish a used-up quota from too many requests
         quota = details.wait_s is None and _PATTERNS[errors.QuotaExceeded].search(details.message)
         return errors.QuotaExceeded if quota else errors.RateLimited
-    if kind := _find_kind(details.message):
-        return kind
+    if error_class := _find_class(details.message):
+        return error_class
     if status < 500 and _UNSUPPORTED.search(details.message):
         return errors.Unsupported
     return None
 
 
-def _find_kind(text: str) -> type[LLMError] | None:
+def _find_class(text: str) -> type[LLMError] | None:
     """Return the first error class whose words are in a text; None without one."""
-    return next((kind for kind, pattern in _PATTERNS.items() if pattern.search(text)), None)
+    return next((error_class for error_class, pattern in _PATTERNS.items() if pattern.search(text)), None)
 
 
-def _kind_of_status(status: int, details: ErrorDetails) -> type[LLMError]:
-    """Return the error class for a response that nothing else explains."""
+def _class_of_status(status: int, details: ErrorDetails) -> type[LLMError]:
+    """Choose the error class by the status, if codes and message do not decide."""
     if status in (404, 405) and _WRONG_ROUTE.search(details.message):
         return errors.Misconfigured
     return _STATUSES.get(status, errors.RequestRefused if 400 <= status < 500 else errors.ServerFailed)
 
 
-def _build(kind: type[LLMError], details: ErrorDetails, status: int | None = None) -> LLMError:
-    error = kind(kind.fault, status=status)
+def _build_error(error_class: type[LLMError], details: ErrorDetails, status: int | None = None) -> LLMError:
+    error = error_class(error_class.fault, status=status)
     message = printable(details.message, _MAX_SHOWN_CHARS)
     error.server_message = "" if message.startswith("<") else message  # a web page
     error.code = next(iter(details.codes), None) or None
@@ -308,7 +310,7 @@ def map_exception(error: Exception) -> LLMError:
     chain = _causes(error)
     for cause in chain:
         if isinstance(cause, ConnectionRefusedError):
-            return _not_listening("connection refused: no server is listening at this address")
+            return _unreachable_error("connection refused: no server is listening at this address")
         if isinstance(cause, socket.gaierror):
             return unresolved_host_error()
         if isinstance(cause, ssl.SSLError):
@@ -329,10 +331,10 @@ def map_exception(error: Exception) -> LLMError:
 def unresolved_host_error() -> LLMError:
     """Return the error for a host name that has no address."""
     hint = "Check its spelling, the network and its name server"
-    return _not_listening("the host name cannot be resolved", hint)
+    return _unreachable_error("the host name cannot be resolved", hint)
 
 
-def _not_listening(what: str, hint: str = "") -> LLMError:
+def _unreachable_error(what: str, hint: str = "") -> LLMError:
     error = errors.ConnectionFailed(what, hint=hint)
     error.refused = True
     return error

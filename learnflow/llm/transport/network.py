@@ -1,7 +1,7 @@
-"""Connections: DNS, the proxies of the environment, LLM_LOCAL_ONLY, and the pools.
+"""Connections: DNS, the proxies of the environment, LLM_LOCAL_ONLY, and the connection pools.
 
 ``Backend.connect_tcp`` opens every connection of httpx, and checks the address to which it connects. Each event loop
-has a pool of connections, which is closed when the loop is shut down.
+has its own transports and connection pools, which are closed when the loop is shut down.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def is_local(endpoint: Endpoint, *, local_only: bool = False) -> bool:
     addresses = _resolved.get(endpoint.origin[1])
     if not addresses:
         return endpoint.looks_local
-    return (any if local_only else all)(is_private(address, endpoint.networks) for address in addresses)
+    return (any if local_only else all)(is_private(address, endpoint.local_networks) for address in addresses)
 
 
 class Backend(httpcore.AnyIOBackend):
@@ -61,12 +61,12 @@ class Backend(httpcore.AnyIOBackend):
 
     Args:
         local_only: connect to loopback and private addresses only.
-        networks: further private networks (``LLM_LOCAL_NETWORKS``).
+        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
     """
 
-    def __init__(self, *, local_only: bool, networks: tuple[str, ...] = ()) -> None:
+    def __init__(self, *, local_only: bool, local_networks: tuple[str, ...] = ()) -> None:
         self._local_only = local_only
-        self._networks = networks
+        self._local_networks = local_networks
 
     async def connect_tcp(
         self,
@@ -87,7 +87,7 @@ class Backend(httpcore.AnyIOBackend):
         deadline = loop.time() + timeout if timeout is not None else None
         addresses = await resolve(host, timeout)
         if self._local_only:
-            addresses = [address for address in addresses if is_private(address, self._networks)]
+            addresses = [address for address in addresses if is_private(address, self._local_networks)]
         if not addresses:
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {host} is not on this machine or a private network",
@@ -103,31 +103,31 @@ class Backend(httpcore.AnyIOBackend):
 
 
 async def choose_proxy(
-    cache: dict[tuple[str, str], str | None], url: httpx.URL, timeout_s: float, networks: tuple[str, ...]
+    proxies: dict[tuple[str, str], str | None], url: httpx.URL, timeout_s: float, local_networks: tuple[str, ...]
 ) -> str | None:
     """Return the environment's proxy for a URL; None without a proxy, or if all addresses of the host are private.
 
-    A name that is never public needs no lookup: no proxy gets its requests. If another name cannot be resolved, perhaps
-    only the proxy can: this request goes to it, and the next one looks the name up again.
+    A name that is never public bypasses the proxy without a lookup. If another name cannot be resolved here, perhaps
+    the proxy can resolve it. The request then uses the proxy, and the result is not cached.
 
     Args:
-        cache: the proxies chosen before, by scheme and host.
+        proxies: the cache of this function: the chosen proxy for each scheme and host.
         url: the URL of the request.
         timeout_s: time limit in seconds for resolving the host.
-        networks: further private networks (``LLM_LOCAL_NETWORKS``).
+        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
     """
     key = (url.scheme, url.host)
-    if key not in cache:
-        proxy = None if looks_local(url.host, networks) else settings_sources.proxy_for(*key)
+    if key not in proxies:
+        proxy = None if looks_local(url.host, local_networks) else settings_sources.proxy_for(*key)
         if proxy:
             try:
                 addresses = await resolve(url.host, timeout_s)
             except LLMError:
                 return proxy
-            if all(is_private(address, networks) for address in addresses):
+            if all(is_private(address, local_networks) for address in addresses):
                 proxy = None
-        cache[key] = proxy
-    return cache[key]
+        proxies[key] = proxy
+    return proxies[key]
 
 
 async def resolve(host: str, timeout_s: float | None) -> list[str]:
@@ -196,17 +196,17 @@ class Route(NamedTuple):
         scheme: "http" or "https".
         proxy: the URL of the proxy; None for a direct connection.
         local_only: connect to loopback and private addresses only.
-        networks: further private networks (``LLM_LOCAL_NETWORKS``).
+        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
     """
 
     scheme: str
     proxy: str | None = None
     local_only: bool = False
-    networks: tuple[str, ...] = ()
+    local_networks: tuple[str, ...] = ()
 
 
-class Connections(httpx.AsyncHTTPTransport):
-    """The connections of one route, which ``Backend`` opens.
+class RouteTransport(httpx.AsyncHTTPTransport):
+    """The httpx transport of one route, with its connection pool. ``Backend`` opens the connections.
 
     httpx has no argument for the network backend. Therefore this sets a private attribute of httpcore's pool (httpx
     0.28.1, httpcore 1.0.9). ``tests/integration/transport/test_network.py`` fails if the attribute moves.
@@ -218,7 +218,7 @@ class Connections(httpx.AsyncHTTPTransport):
         limits = httpx.Limits(max_keepalive_connections=_MAX_IDLE_CONNECTIONS, keepalive_expiry=_IDLE_TIMEOUT_S)
         secure = route.scheme == "https" or (route.proxy or "").startswith("https")
         super().__init__(verify=_tls_context(secure), limits=limits, proxy=route.proxy, trust_env=False)
-        self._pool._network_backend = Backend(local_only=route.local_only, networks=route.networks)  # noqa: SLF001
+        self._pool._network_backend = Backend(local_only=route.local_only, local_networks=route.local_networks)  # noqa: SLF001
 
     async def discard(self, stream: httpcore.AsyncNetworkStream) -> None:
         """Close a new connection if its request was cancelled before it was sent.
@@ -242,65 +242,65 @@ class Connections(httpx.AsyncHTTPTransport):
                 await connection.aclose()
 
 
-class Pool:
-    """The connections of one event loop.
+class LoopTransports:
+    """The transports of one event loop.
 
     Attributes:
         proxies: the proxy for each scheme and host; None for no proxy.
-        connections: the connections of each route.
-        closer: the asynchronous generator that closes the pool when the event loop is shut down.
+        by_route: the transport of each route.
+        closer: the asynchronous generator that closes the transports when the event loop is shut down.
     """
 
     def __init__(self) -> None:
         self.proxies: dict[tuple[str, str], str | None] = {}
-        self.connections: dict[Route, Connections] = {}
+        self.by_route: dict[Route, RouteTransport] = {}
         self.closer: AsyncGenerator[None, None] | None = None
 
-    def connections_for(self, route: Route) -> Connections:
-        """Return the connections of this route."""
-        if route not in self.connections:
-            self.connections[route] = Connections(route)
-        return self.connections[route]
+    def for_route(self, route: Route) -> RouteTransport:
+        """Return the transport of this route."""
+        if route not in self.by_route:
+            self.by_route[route] = RouteTransport(route)
+        return self.by_route[route]
 
     async def aclose(self) -> None:
         """Close all connections."""
-        for connections in self.connections.values():
-            await connections.aclose()
+        for transport in self.by_route.values():
+            await transport.aclose()
 
 
-_pools: Final = process.register("pools", dict[asyncio.AbstractEventLoop, Pool]())
+_transports: Final = process.register("pools", dict[asyncio.AbstractEventLoop, LoopTransports]())
 
 
-async def current_pool() -> Pool:
-    """Return the pool of the running event loop."""
+async def loop_transports() -> LoopTransports:
+    """Return the transports of the running event loop."""
     loop = asyncio.get_running_loop()
-    pool = _pools.get(loop)
-    if pool is None:
-        pool = Pool()
-        for other_loop in list(_pools):  # a copy, because other threads change the dict
+    transports = _transports.get(loop)
+    if transports is None:
+        transports = LoopTransports()
+        for other_loop in list(_transports):  # a copy, because other threads change the dict
             if other_loop.is_closed():
-                _pools.pop(other_loop, None)
-        _pools[loop] = pool
-        pool.closer = _close_at_shutdown(loop, pool)
-        await anext(pool.closer)
-    return pool
+                _transports.pop(other_loop, None)
+        _transports[loop] = transports
+        transports.closer = _close_at_shutdown(loop, transports)
+        await anext(transports.closer)
+    return transports
 
 
 async def close_idle(origin: tuple[str, str, int]) -> None:
     """Close the idle connections to a server in the running event loop."""
-    pool = _pools.get(asyncio.get_running_loop(), Pool())
-    for connections in pool.connections.values():
-        await connections.close_idle(origin)
+    transports = _transports.get(asyncio.get_running_loop(), LoopTransports())
+    for transport in transports.by_route.values():
+        await transport.close_idle(origin)
 
 
-async def _close_at_shutdown(loop: asyncio.AbstractEventLoop, pool: Pool) -> AsyncGenerator[None, None]:
-    """Close the pool when ``loop.shutdown_asyncgens()`` closes this generator. Every runner of event loops calls it."""
+async def _close_at_shutdown(loop: asyncio.AbstractEventLoop, transports: LoopTransports) -> AsyncGenerator[None, None]:
+    """Close the transports when ``loop.shutdown_asyncgens()`` closes this generator. ``asyncio.run()`` calls that."""
     try:
         yield
     finally:
-        _pools.pop(loop, None)
-        await process.settle()
-        await pool.aclose()
+        _transports.pop(loop, None)
+        await process.wait_for_ending_tasks()
+        await transports.aclose()
 
 
 @cache

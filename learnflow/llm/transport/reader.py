@@ -8,7 +8,7 @@ from typing import Final
 
 from .. import errors
 from ..errors import LLMError
-from ..timeouts import Times
+from ..timeouts import Timeouts
 from .client import HttpResponse
 from .reasoning import Delta
 from .stream_parser import StreamParser
@@ -29,25 +29,25 @@ class AnswerReader:
 
     Args:
         parser: a new parser for the format of the response.
-        times: the time limits.
-        is_loading: probes whether the server is loading the model. During a load, the first-token timeout does not end
-            the request, because most servers would stop loading. The limit is then ``times.load``.
+        timeouts: the time limits.
+        is_loading: probes whether the server is loading the model. If it is, the first-token timeout does not end the
+            request, because most servers would stop loading. The load timeout applies instead.
 
     Attributes:
         on_timeout: functions that are called with the error if a time limit ends the request. It is also the
             ``on_timeout`` of the ``HttpRequest``.
     """
 
-    def __init__(self, parser: StreamParser, times: Times, is_loading: IsLoading | None = None) -> None:
+    def __init__(self, parser: StreamParser, timeouts: Timeouts, is_loading: IsLoading | None = None) -> None:
         self.parser = parser
         self.on_timeout: list[Callable[[LLMError], None]] = []
-        self._times = times
-        self._first_token_s = max(times.first_token, times.load) if is_loading else times.first_token
+        self._timeouts = timeouts
+        self._first_token_s = max(timeouts.first_token, timeouts.load) if is_loading else timeouts.first_token
         self._is_loading = is_loading
         self._timer: asyncio.TimerHandle | None = None
         self._probe: asyncio.Task[None] | None = None
         self._has_delta = False
-        self._close_at: float | None = None  # time limit of a complete answer, on the clock of the event loop
+        self._close_at: float | None = None  # when to stop reading after a complete answer, on the clock of the loop
 
     async def read(self, send: Send, deadline: float, on_delta: OnDelta, drain: Drain) -> None:
         """Send the request, and read the response to its end. The connection is always closed or returned to its pool.
@@ -64,25 +64,25 @@ class AnswerReader:
         """
         loop, parser = asyncio.get_running_loop(), self.parser
         last_delta_at = loop.time()
-        limit = min(last_delta_at + self._first_token_s, deadline)
+        expires_at = min(last_delta_at + self._first_token_s, deadline)
         response: HttpResponse | None = None
         try:
-            async with asyncio.timeout_at(limit) as timeout:
+            async with asyncio.timeout_at(expires_at) as timeout:
                 self._start_timer(timeout)
                 response = await send()
                 while True:
                     data = await self._read_data(response)
                     if self._feed(data, on_delta):
-                        timeout.reschedule(None)  # the caller's time does not count
+                        timeout.reschedule(None)  # the time of the caller does not count
                         await drain()
                         last_delta_at = loop.time()
                     if not data or parser.fault:
                         break
-                    limit = min(self._next_limit(last_delta_at), deadline)
-                    timeout.reschedule(limit)
+                    expires_at = min(self._next_expiry(last_delta_at), deadline)
+                    timeout.reschedule(expires_at)
         except TimeoutError:
             if not parser.is_complete:
-                raise self._timeout_error(min(limit, loop.time()), deadline) from None
+                raise self._timeout_error(min(expires_at, loop.time()), deadline) from None
             self._feed(b"", on_delta)
         finally:
             self._stop_timer()
@@ -99,7 +99,7 @@ class AnswerReader:
                 self._probe = asyncio.create_task(self._expire_unless_loading(timeout))
 
         if self._is_loading:
-            self._timer = asyncio.get_running_loop().call_later(self._times.first_token, start_probe)
+            self._timer = asyncio.get_running_loop().call_later(self._timeouts.first_token, start_probe)
 
     def _stop_timer(self) -> None:
         if self._timer:
@@ -108,16 +108,16 @@ class AnswerReader:
             self._probe.cancel()
 
     async def _expire_unless_loading(self, scope: asyncio.Timeout) -> None:
-        """End the wait for the first token, unless the server loads the model. After a load, wait once more."""
+        """End the wait for the first token, unless the server loads the model. A load restarts the timeout once."""
         assert self._is_loading  # noqa: S101  # the timer is started only with it
         is_loading = False
         while not self._has_delta:
             was_loading, is_loading = is_loading, await self._is_loading()
             if not (is_loading or was_loading):
                 break
-            await asyncio.sleep(self._times.first_token)
+            await asyncio.sleep(self._timeouts.first_token)
         if not self._has_delta:
-            self._first_token_s = self._times.first_token
+            self._first_token_s = self._timeouts.first_token
             scope.reschedule(asyncio.get_running_loop().time())
 
     def _feed(self, data: bytes, on_delta: OnDelta) -> bool:
@@ -128,21 +128,21 @@ class AnswerReader:
             on_delta(delta)
         return bool(deltas)
 
-    def _next_limit(self, last_delta_at: float) -> float:
-        """Return the time limit for the next bytes, on the clock of the event loop."""
-        limit = last_delta_at + (self._times.gap if self._has_delta else self._first_token_s)
+    def _next_expiry(self, last_delta_at: float) -> float:
+        """Return the time at which the wait for the next bytes expires, on the clock of the event loop."""
+        expires_at = last_delta_at + (self._timeouts.gap if self._has_delta else self._first_token_s)
         if self.parser.is_complete:
             now = asyncio.get_running_loop().time()
-            close_at = now + (_AFTER_END_S if self.parser.ended else _AFTER_FINISH_S)
-            limit = self._close_at = min(limit, self._close_at or close_at, close_at)
-        return limit
+            close_at = now + (_AFTER_END_S if self.parser.has_end_mark else _AFTER_FINISH_S)
+            expires_at = self._close_at = min(expires_at, self._close_at or close_at, close_at)
+        return expires_at
 
     async def _read_data(self, response: HttpResponse) -> bytes:
         """Return the next bytes; b"" at the end. If the connection breaks, record it in the parser and return b""."""
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # a cassette plays a timeout
+            raise  # a timeout in a cassette
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:
@@ -150,14 +150,14 @@ class AnswerReader:
                 self.parser.fail(errors.AnswerCut(f"{error.what}, in the middle of the answer"))
         return b""
 
-    def _timeout_error(self, limit: float, deadline: float) -> LLMError:
+    def _timeout_error(self, expires_at: float, deadline: float) -> LLMError:
         """Return the error for a response that is late, and call ``on_timeout`` with it."""
-        if limit >= deadline:
+        if expires_at >= deadline:
             failure: LLMError = errors.DeadlineExceeded("the deadline of the request is over")
         elif not self._has_delta:
             failure = errors.FirstTokenTimeout(f"no token within {self._first_token_s:g} s")
         else:
-            failure = errors.GapTimeout(f"no further token within {self._times.gap:g} s")
+            failure = errors.GapTimeout(f"no further token within {self._timeouts.gap:g} s")
         for notify in self.on_timeout:
             notify(failure)
         return failure

@@ -10,8 +10,8 @@ from ..completion import ToolCallDelta
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
 _QUOTES: Final = dict(zip("`'\"(*_|«“„\u2018", "`'\")*_|»”“\u2019", strict=True))
-_SENTENCE_CONTINUES: Final = re.compile(r" \S|[.,;:!?)…]|-\w")  # the text after a tag inside a sentence
-_LINE_CONTINUES: Final = re.compile(r"\n[^\n]")  # the text after a tag at the end of a line inside a sentence
+_SENTENCE_CONTINUES: Final = re.compile(r" \S|[.,;:!?)…]|-\w")  # the sentence continues after a tag
+_NEXT_LINE: Final = re.compile(r"\n[^\n]")  # the paragraph continues on the line after a tag
 _SENTENCE_ENDS: Final = ".!?…:;"
 # The chat template of these models contains the opening tag, so that responses have only </think>, unless the server
 # separates the thinking itself (model cards of DeepSeek-R1 and Qwen3-Thinking).
@@ -38,11 +38,11 @@ class ReasoningSplitter:
     code block. White space around the tags is removed.
 
     Args:
-        hold: return no text as long as it may be thinking.
+        hold: return no text while it may still be thinking.
         only_closing_tag: the response has no opening tag. Its first closing tag ends the thinking. Implies ``hold``.
 
     Attributes:
-        leaked: text had been returned as the answer when a closing tag showed that it was thinking.
+        leaked: whether text was returned as the answer before a closing tag showed that it was thinking.
     """
 
     def __init__(self, *, hold: bool = False, only_closing_tag: bool = False) -> None:
@@ -56,7 +56,7 @@ class ReasoningSplitter:
 
     def feed(self, piece: str) -> Delta:
         """Add a piece of the answer. Return the text and the thinking that are certain now."""
-        if self._state == "answer" and not self._pending and "<" not in piece:  # the fast path of most pieces
+        if self._state == "answer" and not self._pending and "<" not in piece:  # the fast path for most pieces
             return self._emit_text(piece)
         self._pending += piece
         text, thinking = "", ""
@@ -70,7 +70,7 @@ class ReasoningSplitter:
         return Delta(text, thinking)
 
     def stop_splitting(self) -> str:
-        """Treat all tags as text from now on, because the server separates thinking. Return the text that was held."""
+        """Treat all tags as text from now on, because the server separates thinking itself. Return the held text."""
         if self._state == "thinking":
             return ""
         self._state = "answer"
@@ -130,25 +130,25 @@ class ReasoningSplitter:
         """Parse the answer up to a closing tag."""
         if self._ignores_closing_tags:
             return Delta(self._take(len(self._pending)))
-        at = self._pending.find(_CLOSE)
+        close_at = self._pending.find(_CLOSE)
         open_at = self._pending.find(_OPEN)
-        if open_at >= 0 and (at < 0 or open_at < at):  # the answer only mentions the tags
+        if open_at >= 0 and (close_at < 0 or open_at < close_at):  # the answer only mentions the tags
             return Delta(self._ignore_closing_tags() + self._take(len(self._pending)))
-        if at < 0:
+        if close_at < 0:
             tag_chars = max(_overlap(self._pending, _CLOSE), _overlap(self._pending, _OPEN))
             return self._emit_text(self._take(len(self._pending) - tag_chars))
-        if len(self._pending) < at + len(_CLOSE) + _LOOKAHEAD_CHARS:  # wait for the text after the tag
-            return self._emit_text(self._take(at)) if self._pending[:at].strip() or self._text else Delta()
-        return self._close_thinking(at)
+        if len(self._pending) < close_at + len(_CLOSE) + _LOOKAHEAD_CHARS:  # wait for the text after the tag
+            return self._emit_text(self._take(close_at)) if self._pending[:close_at].strip() or self._text else Delta()
+        return self._close_thinking(close_at)
 
-    def _close_thinking(self, at: int, *, at_end: bool = False) -> Delta:
-        """Handle a closing tag without an opening one. It is a mention in the answer, or ends the thinking.
+    def _close_thinking(self, close_at: int, *, at_end: bool = False) -> Delta:
+        """Handle a closing tag without an opening one: the answer mentions the tag, or the tag ends the thinking.
 
         Args:
-            at: the index of the tag in the pending text.
+            close_at: the index of the tag in the pending text.
             at_end: no text follows the pending text.
         """
-        before, after = "".join(self._text) + self._pending[:at], self._pending[at + len(_CLOSE) :]
+        before, after = "".join(self._text) + self._pending[:close_at], self._pending[close_at + len(_CLOSE) :]
         if not self._only_closing_tag and _is_mention(before, after, at_end=at_end):
             return Delta(self._ignore_closing_tags() + self._take(len(self._pending)))
         self.leaked = not self._hold and any(piece.strip() for piece in self._text)
@@ -181,7 +181,7 @@ def _is_mention(before: str, after: str, *, at_end: bool) -> bool:
     in_code = fenced or (line.replace("```", "").count("`") % 2 == 1 and not after.startswith("\n"))
     unfinished = before.rstrip()[-1:] not in ("", *_SENTENCE_ENDS)
     in_sentence = before[-1:] == " " and bool(
-        _SENTENCE_CONTINUES.match(after) or (unfinished and line.strip() and (at_end or _LINE_CONTINUES.match(after)))
+        _SENTENCE_CONTINUES.match(after) or (unfinished and line.strip() and (at_end or _NEXT_LINE.match(after)))
     )
     return quoted or in_code or in_sentence
 

@@ -17,7 +17,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
 from .tool_calls import Extra, PartialCall, collect_extra, find_call, join_extra
-from .untrusted import MAX_EVENT_BYTES, MAX_JSON_BYTES, json_object, word
+from .untrusted import MAX_EVENT_BYTES, MAX_JSON_BYTES, json_object, short_text
 
 # Finish reasons in lower case, including those of other APIs that gateways pass on.
 _FINISHES: Final[dict[str, Finish]] = {
@@ -26,7 +26,7 @@ _FINISHES: Final[dict[str, Finish]] = {
     **dict.fromkeys(("tool_calls", "function_call", "tool_use"), "tool_calls"),
 }
 _FILTERED: Final = ("content_filter", "sensitive", "safety", "recitation", "prohibited_content", "refusal")
-NO_FINISHES: Final = (None, "", "null")  # some servers send them before the end
+NOT_FINISHED: Final = (None, "", "null")  # finish reasons that some servers send in every chunk before the last
 _NO_ARGUMENTS: Final = ("", "null")
 BOM: Final = b"\xef\xbb\xbf"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -49,31 +49,31 @@ def max_answer_chars(max_tokens: int | None) -> int:
 
 
 class StreamParser:
-    """A parser of one response. Lines end with LF only: U+2028 and U+0085 are characters of the text.
+    """A parser of one response. Only LF ends a line; U+2028 and U+0085 are text.
 
     Args:
-        max_tokens: the ``max_tokens`` of the request; None if it has none. A far longer answer is a fault.
-        finish_missing: the server never sends a finish reason, according to the configuration. The end mark is enough.
+        max_tokens: the ``max_tokens`` of the request; None if it has none. A much longer answer is a fault.
+        finish_optional: the server is configured as one that sends no finish reason. The end mark is enough.
 
     Attributes:
         document_starts: the first characters of a response that is one JSON document instead of a stream.
         fault: why the answer is incomplete; None if no fault was found. Earlier deltas remain valid.
         finish: the finish reason; None until the server sends it.
-        ended: the server sent the end mark ("[DONE]", or "done": true). No text may follow.
+        has_end_mark: the server sent the end mark ("[DONE]", or "done": true). No text may follow.
         usage: the token counts that the server reported.
         served_model: the name of the model that the server reported; None if it reported none.
         is_forwarded: the server reported that another machine generated the answer.
         cost: the cost in US dollars that the server reported; None if it reported none.
         refused: the model refused to answer.
-        extra: the pieces of the further fields of the message, see ``Completion.extra``.
+        extra: the pieces of the fields that OpenAI's API does not define, see ``Completion.extra``.
     """
 
     document_starts: ClassVar[bytes] = b""
 
-    def __init__(self, max_tokens: int | None = None, *, finish_missing: bool = False) -> None:
+    def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         self.fault: LLMError | None = None
         self.finish: Finish | None = None
-        self.ended = False
+        self.has_end_mark = False
         self.usage = Usage()
         self.served_model: str | None = None
         self.is_forwarded = False
@@ -81,21 +81,23 @@ class StreamParser:
         self.refused = False
         self.extra: Extra = {}
         self._buffer = bytearray()  # the bytes that are not parsed yet
-        self._seen = False  # an event or a line with JSON has arrived
-        self._deltas: list[Delta] = []  # the deltas that were not returned yet
+        self._has_events = False  # an event or a line with JSON has arrived
+        self._deltas: list[Delta] = []  # deltas that have not been returned
         self._calls: list[PartialCall] = []
         self._surrogates: dict[str, str] = {}  # the first halves of surrogate pairs, by field
-        self._is_document: bool | None = None  # one JSON document instead of a stream; None before the first byte
-        self._finish_missing = finish_missing
+        self._is_document: bool | None = None  # one JSON document instead of a stream; None before the first character
+        self._finish_optional = finish_optional
         self._chars_left = max_answer_chars(max_tokens)
         self._has_text = False
         self._text_after_finish = False  # some gateways send a finish reason with every chunk
-        self._finish_with_text = False  # the finish reason came with text, or before any text: more may follow
+        self._finish_with_text = False  # the finish reason came with text or before any, so that more may follow
 
     @property
     def is_complete(self) -> bool:
         """Return whether the server sent a finish reason, and cannot send more text."""
-        return self.finish is not None and (self.ended or not (self._text_after_finish or self._finish_with_text))
+        return self.finish is not None and (
+            self.has_end_mark or not (self._text_after_finish or self._finish_with_text)
+        )
 
     def feed(self, data: bytes) -> list[Delta]:
         """Parse bytes. Return the deltas that they complete; none after a fault."""
@@ -104,13 +106,13 @@ class StreamParser:
         self._buffer += data
         self._check_size(len(self._buffer), MAX_JSON_BYTES if self._is_document else MAX_EVENT_BYTES)
         if self._is_document is None:
-            self._begin()
+            self._detect_format()
         if self._is_document is not False or self.fault or b"\n" not in data:
             return []
-        *lines, rest = self._take().split(b"\n")
+        *lines, rest = self._take_buffer().split(b"\n")
         self._buffer += rest
         for line in lines:
-            self._parse(self._parse_line, line)
+            self._parse_guarded(self._parse_line, line)
             if self.fault:
                 break
         return self._take_deltas()
@@ -119,9 +121,9 @@ class StreamParser:
         """End the response. Return the last deltas. Set ``fault`` if the answer is incomplete."""
         if self.fault:
             return []
-        rest = self._take()
+        rest = self._take_buffer()
         if self._is_document:
-            self._parse(self._parse_document, rest)
+            self._parse_guarded(self._parse_document, rest)
         else:
             self._parse_rest(rest)
         if self._surrogates:  # the second half never arrived
@@ -129,7 +131,7 @@ class StreamParser:
             self._deltas.append(Delta(text, thinking))
         calls = tuple(delta for call in self._calls for delta in call.start())  # calls without arguments
         self._deltas += [Delta(calls=calls)] if calls and not self.fault else []
-        if not self.fault and (self.finish is None or (self._text_after_finish and not self.ended)):
+        if not self.fault and (self.finish is None or (self._text_after_finish and not self.has_end_mark)):
             self.fail(self._no_finish_error())
         return self._take_deltas()
 
@@ -147,7 +149,7 @@ class StreamParser:
                 raise errors.MalformedAnswer("a tool call has no name")
             if arguments is None:
                 raise errors.MalformedAnswer(
-                    f"the arguments of the tool call {word(call.name)!r} are not a JSON object"
+                    f"the arguments of the tool call {short_text(call.name)!r} are not a JSON object"
                 )
             calls.append(ToolCall(CallId(call.id), call.name, arguments, join_extra(call.extra)))
         if self.finish == "tool_calls" and not calls:
@@ -155,29 +157,30 @@ class StreamParser:
         return tuple(calls)
 
     @property
-    def calls(self) -> tuple[dict[str, str], ...]:
-        """Return the tool calls so far. Each has "id", "name" and "arguments", which is JSON text."""
+    def partial_calls(self) -> tuple[dict[str, str], ...]:
+        """Return the tool calls that have begun: "id", "name" and "arguments" (JSON text, perhaps incomplete)."""
         return tuple(call.values for call in self._calls)
 
-    def _add_call(self, key: Any, piece: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
+    def _add_call(self, call_key: Any, piece: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
         """Add a piece of a tool call. Return the deltas.
 
         Args:
-            key: the index of the call that the server sent, with the index of its choice; None without an index.
+            call_key: the server's key of the call: its index with that of its choice, or the key of its item. None if
+                the server sends none.
             piece: the JSON object.
         """
         function, calls = piece.get("function") or {}, self._calls
-        raw, known = function.get("arguments"), len(calls)
+        raw, count_before = function.get("arguments"), len(calls)
         arguments = "" if raw is None else raw if isinstance(raw, str) else json.dumps(raw)
-        call_id, name = word(piece.get("id"), MAX_NAME_CHARS), word(function.get("name"), MAX_NAME_CHARS)
-        if any(call.repeats(key, call_id, name, arguments) for call in calls):
+        call_id, name = short_text(piece.get("id"), MAX_NAME_CHARS), short_text(function.get("name"), MAX_NAME_CHARS)
+        if any(call.repeats(call_key, call_id, name, arguments) for call in calls):
             return ()
-        call = find_call(calls, key, call_id, name, arguments)
+        call = find_call(calls, call_key, call_id, name, arguments)
         if len(calls) > _MAX_CALLS:
             raise dialect_error("an answer of so many tool calls")
-        if len(calls) > known and name:
-            self._count_characters(len(name))
-        self._spend(collect_extra(call.extra, piece, CALL_FIELDS))
+        if len(calls) > count_before and name:
+            self._count_text_chars(len(name))
+        self._spend_chars(collect_extra(call.extra, piece, CALL_FIELDS))
         return call.add(self._parse_text(arguments, f"call {call.index}"))
 
     def fail(self, fault: LLMError) -> None:
@@ -189,20 +192,20 @@ class StreamParser:
         if size > max_bytes:
             self.fail(errors.MalformedAnswer(f"a line, an event or the body has more than {max_bytes >> 20} MiB"))
 
-    def _count_characters(self, characters: int) -> None:
-        """Count characters of the answer. Ignore a finish reason before them."""
+    def _count_text_chars(self, characters: int) -> None:
+        """Count characters of the answer. Discard a finish reason that arrived before them."""
         if self.finish:
             self.finish, self._text_after_finish = None, True
         self._has_text = True
-        self._spend(characters)
+        self._spend_chars(characters)
 
-    def _spend(self, characters: int) -> None:
-        """Fail if the answer has too many characters."""
+    def _spend_chars(self, characters: int) -> None:
+        """Subtract characters from the maximum. Fail if the answer has too many."""
         self._chars_left -= characters
         if self._chars_left < 0:
             self.fail(errors.AnswerTooLong("the answer is many times longer than max_tokens allows, and does not end"))
 
-    def _take(self) -> bytes:
+    def _take_buffer(self) -> bytes:
         """Remove the bytes that are not parsed yet, and return them."""
         rest, self._buffer = bytes(self._buffer), bytearray()
         return rest
@@ -211,19 +214,19 @@ class StreamParser:
         deltas, self._deltas = self._deltas, []
         return deltas
 
-    def _begin(self) -> None:
-        """Distinguish a stream from one document by its first character, because content types are unreliable."""
+    def _detect_format(self) -> None:
+        """Distinguish a stream from a document by the first character, because content types are unreliable."""
         if BOM.startswith(self._buffer):  # no bytes yet, or a part of a byte order mark
             return
-        start = self._take().removeprefix(BOM).lstrip(b" \t\r\n")
+        start = self._take_buffer().removeprefix(BOM).lstrip(b" \t\r\n")
         self._buffer += start
         if start[:1] == b"<":
-            self.fail(error_mapping.not_a_server(200))
+            self.fail(error_mapping.no_model_api_error(200))
         if start:
             self._is_document = start[0] in self.document_starts
 
-    def _parse(self, parse: Callable[[bytes], None], data: bytes) -> None:
-        """Parse bytes. Every exception becomes a fault of the answer."""
+    def _parse_guarded(self, parse: Callable[[bytes], None], data: bytes) -> None:
+        """Call a parsing method. Record its exception as the fault of the answer."""
         try:
             parse(data)
         except LLMError as fault:
@@ -239,12 +242,12 @@ class StreamParser:
         return value
 
     def _parse_text(self, text: Any, field: str) -> str:
-        """Return a piece of text. The first half of a surrogate pair is kept until the second arrives."""
+        """Return a piece of text. Hold the first half of a surrogate pair until the second arrives."""
         if text is None or text == "":
             return ""
-        if self.ended or not isinstance(text, str):
-            raise dialect_error("text after the end" if self.ended else "a content that is not text")
-        self._count_characters(len(text))
+        if self.has_end_mark or not isinstance(text, str):
+            raise dialect_error("text after the end" if self.has_end_mark else "content that is not text")
+        self._count_text_chars(len(text))
         if not self._surrogates and (text.isascii() or not _SURROGATE.search(text)):
             return text
         text = self._surrogates.pop(field, "") + text
@@ -253,9 +256,14 @@ class StreamParser:
         return str(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def _record_finish(self, reason: Any, *, with_text: bool = False) -> None:
-        """Record the finish reason. ``with_text`` if its chunk has text, too."""
+        """Record a finish reason.
+
+        Args:
+            reason: the value in the response.
+            with_text: whether the chunk with the finish reason has text, too.
+        """
         self._finish_with_text = self._finish_with_text or with_text or not self._has_text
-        reason = word(reason)
+        reason = short_text(reason)
         known = _FINISHES.get(reason.lower())
         if reason.lower() in _FILTERED:
             self.fail(errors.ContentFiltered("the provider's content filter stopped the answer"))
@@ -266,7 +274,7 @@ class StreamParser:
 
     def _no_finish_error(self) -> LLMError:
         """Return the error for a response that ended without a finish reason."""
-        if not self._seen:
+        if not self._has_events:
             return errors.EmptyStream("the response has status 200 and an empty body")
         return errors.AnswerCut("the stream ended in the middle of the answer")
 

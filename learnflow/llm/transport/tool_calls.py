@@ -1,6 +1,6 @@
 """Assemble tool calls, and the fields that OpenAI's API does not define, from their pieces.
 
-A piece belongs to a call by what the server sends: an index, an id, or the position in the list. A name begins a call.
+Pieces are matched to calls by the key (an index or an item), the id or the order. A piece with a name begins a call.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .untrusted import json_object
 
 _ID_CHARACTERS: Final = string.ascii_letters + string.digits
 _ID_LENGTH: Final = 9  # the templates of Mistral's models accept no other length
-_MAX_CHECKS: Final = 100  # checks whether the arguments of a call are complete, if its name is repeated
-_TEXTS: Final = ("reasoning_content", "reasoning", "text", "summary", "data")  # fields that arrive in pieces
+_MAX_CHECKS: Final = 100  # each check parses all arguments of a call, to see whether they are complete
+_STREAMED_FIELDS: Final = ("reasoning_content", "reasoning", "text", "summary", "data")  # fields that arrive in pieces
 
 Extra = dict[str, list[Any]]
-"""The pieces of each further field of a message or a tool call."""
+"""The pieces of each field that OpenAI's API does not define, of a message or a tool call."""
 
 
 def collect_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]) -> int:
@@ -39,9 +39,9 @@ def join_extra(extra: Extra) -> dict[str, Any]:
 
 
 def _join(name: str, pieces: list[Any]) -> Any:
-    """Join the pieces of a field. A text that every piece repeats counts once, unless it arrives in pieces."""
+    """Join the pieces of a field. Equal texts are one repeated value, unless the field is streamed."""
     if all(isinstance(piece, str) for piece in pieces):
-        return pieces[0] if name not in _TEXTS and len(set(pieces)) == 1 else "".join(pieces)
+        return pieces[0] if name not in _STREAMED_FIELDS and len(set(pieces)) == 1 else "".join(pieces)
     if all(isinstance(piece, dict) for piece in pieces):
         names = dict.fromkeys(key for piece in pieces for key in piece)
         present = {key: [piece[key] for piece in pieces if piece.get(key) is not None] for key in names}
@@ -57,25 +57,25 @@ def _join(name: str, pieces: list[Any]) -> Any:
 
 
 class PartialCall:
-    """A tool call while it arrives. No delta is returned before its name. After that, id and name are fixed.
+    """A tool call that is arriving. The first delta has id and name, which do not change afterwards.
 
     Args:
         index: the index of the call in the answer, from 0.
-        key: the server's index of the call, with that of the choice; None if the server sends none.
+        call_key: the server's key of the call, see ``StreamParser``; None if the server sends none.
 
     Attributes:
-        given_id: the id that the server sent; "" without one.
-        extra: further fields of the call.
-        started: the first delta was returned.
+        server_id: the id that the server sent; "" without one.
+        extra: the fields of the call that OpenAI's API does not define.
+        started: whether the first delta was returned.
     """
 
-    def __init__(self, index: int, key: Any) -> None:
-        self.index, self.key = index, key
-        self.given_id = self.name = ""
+    def __init__(self, index: int, call_key: Any) -> None:
+        self.index, self.call_key = index, call_key
+        self.server_id = self.name = ""
         self.id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
         self.extra: Extra = {}
         self.started = False
-        self._name_repeated = False  # the name arrived again after complete arguments
+        self._name_repeated = False  # the name arrived again after complete arguments: another call may follow
         self._pieces: list[str] = []
         self._checks_left = _MAX_CHECKS
 
@@ -92,30 +92,34 @@ class PartialCall:
         return (ToolCallDelta(self.index, self.id, self.name, arguments),) if arguments else ()
 
     def start(self) -> tuple[ToolCallDelta, ...]:
-        """Return the first delta if the call has a name and no delta yet."""
+        """Return the first delta; none if it was returned before, or if the call has no name yet."""
         if self.started or not self.name:
             return ()
         self.started = True
         return (ToolCallDelta(self.index, **self.values),)
 
-    def repeats(self, key: Any, call_id: str, name: str, arguments: str) -> bool:
+    def repeats(self, call_key: Any, call_id: str, name: str, arguments: str) -> bool:
         """Return whether a piece repeats the whole call, which some servers do in their last chunk."""
-        is_same = bool(call_id) and key is not None and (key, call_id, name) == (self.key, self.given_id, self.name)
+        is_same = (
+            bool(call_id)
+            and call_key is not None
+            and (call_key, call_id, name) == (self.call_key, self.server_id, self.name)
+        )
         return is_same and arguments == self.values["arguments"] and json_object(arguments) is not None
 
-    def continues(self, key: Any, name: str, arguments: str) -> bool:
+    def continues(self, call_key: Any, name: str, arguments: str) -> bool:
         """Return whether a piece with a new id continues the call. Some servers send a new id with every piece."""
-        if key is None or name or not (self.name and arguments) or self._checks_left <= 0:
+        if call_key is None or name or not (self.name and arguments) or self._checks_left <= 0:
             return False
         self._checks_left -= 1
         return json_object(self.values["arguments"]) is None
 
-    def is_other(self, call_id: str, name: str, arguments: str) -> bool:
-        """Return whether a piece with the same index, or without one, begins another call."""
+    def begins_other_call(self, call_id: str, name: str, arguments: str) -> bool:
+        """Return whether a piece with the same key, or without one, begins another call."""
         if not name or not self.name:
             return self._name_repeated and bool(arguments.strip())
-        if not self._pieces:  # the name may arrive in pieces, if the call has an index
-            return name != self.name and (self.key is None or call_id not in ("", self.given_id))
+        if not self._pieces:  # the name may arrive in pieces, if the call has a key
+            return name != self.name and (self.call_key is None or call_id not in ("", self.server_id))
         self._checks_left -= 1
         if self._checks_left < 0 or json_object("".join(self._pieces)) is None:
             return False
@@ -123,27 +127,28 @@ class PartialCall:
         return bool(arguments.strip()) or name != self.name
 
 
-def find_call(calls: list[PartialCall], key: Any, call_id: str, name: str, arguments: str) -> PartialCall:
-    """Return the call of a piece. Add it to the calls if the piece begins it.
+def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, arguments: str) -> PartialCall:
+    """Return the call to which a piece belongs. If the piece begins a call, add the call to ``calls``.
 
     Args:
         calls: the calls so far.
-        key: the server's index of the call, with that of its choice; None without an index.
+        call_key: the server's key of the call, see ``StreamParser``; None if the server sends none.
         call_id, name, arguments: the fields of the piece; "" if they are missing.
     """
-    known = next((call for call in reversed(calls) if call_id and call.given_id == call_id), None)
-    call = next((call for call in reversed(calls) if key in (None, call.key)), None)
-    if call_id and (call is None or call.given_id not in ("", call_id) or (key is None and known)):
-        if known:
-            call = known if key in (None, known.key) or not name else None
-        elif call and not call.continues(key, name, arguments):
+    call_with_id = next((call for call in reversed(calls) if call_id and call.server_id == call_id), None)
+    call = next((call for call in reversed(calls) if call_key in (None, call.call_key)), None)
+    if call_id and (call is None or call.server_id not in ("", call_id) or (call_key is None and call_with_id)):
+        if call_with_id:
+            call = call_with_id if call_key in (None, call_with_id.call_key) or not name else None
+        elif call and not call.continues(call_key, name, arguments):
             call = None
-    if call is None or call.is_other(call_id, name, arguments):
+    if call is None or call.begins_other_call(call_id, name, arguments):
         name = name or (call.name if call else "")
-        call = PartialCall(len(calls), key)
+        call = PartialCall(len(calls), call_key)
         calls.append(call)
     if not call.started:
-        call.id = call_id if call_id and not (known or call.given_id) else call.id  # one id may arrive for two calls
+        # Some servers send one id for two calls.
+        call.id = call_id if call_id and not (call_with_id or call.server_id) else call.id
         call.name += name if name != call.name else ""
-    call.given_id = call.given_id or call_id
+    call.server_id = call.server_id or call_id
     return call

@@ -18,8 +18,8 @@ MAX_EVENT_BYTES: Final = 1024 * 1024  # size of a line or an event of a stream
 _MAX_VALUES: Final = 100_000  # values in a JSON document: 8 MB of brackets become gigabytes of lists
 _BOM: Final = "\ufeff"
 _MAX_COUNT: Final = 2**53  # integers below it are exact in every JSON parser (RFC 8259, section 6)
-_MAX_NAME_CHARS: Final = 300
-_MIN_SECRET_CHARS: Final = 3  # a shorter value of a header is a switch
+_MAX_NAME_CHARS: Final = 300  # length of a name that a server reports
+_MIN_SECRET_CHARS: Final = 3  # a shorter header value is not a secret, but a flag such as "1"
 _KEY_OVERLAP_CHARS: Final = 8  # a text that contains this many successive characters of the key is masked
 # A key with a vendor's prefix, a JSON web token, a bearer token, or long base64.
 _LIKE_A_KEY: Final = re.compile(
@@ -64,36 +64,36 @@ def parse_date(value: Any) -> date | None:
     return None
 
 
-def flag(value: Any) -> bool | None:
+def bool_or_none(value: Any) -> bool | None:
     """Return a value that is a boolean; None for anything else."""
     return value if isinstance(value, bool) else None
 
 
-def text(value: Any) -> str | None:
+def text_or_none(value: Any) -> str | None:
     """Return a value that is a printable text of 1 to 300 characters; None for anything else."""
     return value if isinstance(value, str) and 0 < len(value) <= _MAX_NAME_CHARS and value.isprintable() else None
 
 
-def texts(value: Any) -> tuple[str, ...]:
+def text_list(value: Any) -> tuple[str, ...]:
     """Return the texts in a JSON list; empty for anything else."""
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
-def part(value: Any, *keys: str) -> Mapping[str, Any]:
+def object_at(value: Any, *keys: str) -> Mapping[str, Any]:
     """Return the JSON object at a path of keys; empty if it is missing."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
 
 
-def dollars(value: Any) -> float | None:
+def dollars_or_none(value: Any) -> float | None:
     """Return a value that is a finite number of at least 0, such as a price; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if 0 <= value < _MAX_COUNT and math.isfinite(value) else None
 
 
-def word(value: Any, max_chars: int = 100) -> str:
+def short_text(value: Any, max_chars: int = 100) -> str:
     """Convert a text or an integer into a printable text of at most ``max_chars``. Return "" for anything else."""
     if type(value) is int and abs(value) < _MAX_COUNT:
         return str(value)
@@ -108,7 +108,7 @@ def printable(text: str, max_chars: int) -> str:
 
 
 def mask_keys(text: str, key: str | None, values: Iterable[str] = ()) -> str:
-    """Mask the parts of a text that look like API keys, and the words of ``values``, which are secrets too.
+    """Mask the parts of a text that look like API keys, and the words of the secret ``values``.
 
     Mask the whole text if it contains a part of ``key``.
     """

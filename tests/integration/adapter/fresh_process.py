@@ -159,7 +159,7 @@ def written_requests() -> list[str]:
     from learnflow.llm.transport.endpoint import configure_endpoint
 
     azure = SPECS["azure"]
-    newer_azure = azure.api.variant(azure, "", "v1")  # type: ignore[misc]
+    newer_azure = azure.api.choose_variant(azure, "", "v1")  # type: ignore[misc]
 
     def blocked(*_: object, **__: object) -> None:
         raise AssertionError("a request is written without a connection")
@@ -175,7 +175,7 @@ def written_requests() -> list[str]:
         parameters = {"temperature": 0.5, "max_tokens": 7, "extra_body": {"model": "another", "own": 1}}
         request = _litellm.write(spec, there, "some-model", MESSAGES, parameters)
         sent, body = json.dumps([request.url, request.body]), request.body or {}
-        assert request.url.startswith(there.base), request.url
+        assert request.url.startswith(there.base_url), request.url
         assert not any(word in sent for word in ("elsewhere", "stolen", "another", "extra_body")), sent
         assert body["stream"] is True, body
         assert body["own"] == 1, body

@@ -442,11 +442,11 @@ async def test_dead_server_is_not_probed_before_request() -> None:
 
 @given(st.integers(1, 200_000), st.one_of(st.none(), st.integers(1, 200_000)), st.integers(1, 200_000))
 def test_context_length_never_shrinks_or_passes_the_training(loaded: int, trained: int | None, need: int) -> None:
-    assert SPEC.server.context_length
-    length = SPEC.server.context_length(need, loaded, trained)
+    assert SPEC.server.choose_context_length
+    length = SPEC.server.choose_context_length(need, loaded, trained)
     assert length is not None
     assert length >= loaded
     assert length <= max(loaded, trained or length)
     assert length >= min(need, trained or need)
     assert length < 2 * max(loaded, need, 2049)
-    assert SPEC.server.context_length(need, length, trained) == length  # a second request changes nothing
+    assert SPEC.server.choose_context_length(need, length, trained) == length  # a second request changes nothing

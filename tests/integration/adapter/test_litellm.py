@@ -22,7 +22,7 @@ from learnflow.llm import AtMost
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.adapter._litellm import _load
 from learnflow.llm.adapter.request import Variant, build_request, write_texts
-from learnflow.llm.parameters import LEVELS
+from learnflow.llm.parameters import REASONING_LEVELS
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenAIProvider
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.settings import ProviderSettings
@@ -91,12 +91,12 @@ KEYWORDS: list[dict[str, Any]] = [
     {"system": "Be brief"},
     {"session": "s" * 80},
     {"extra_body": {"model": "other", "options": {"num_ctx": 9}, "keep_alive": "5m", "temperature": 1, "x": [None]}},
-    *({"reasoning": value} for value in (False, True, *LEVELS)),
+    *({"reasoning": value} for value in (False, True, *REASONING_LEVELS)),
 ]
 
 
 @pytest.mark.parametrize("buffered", [False, True])
-@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.dialect.text_path])
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.dialect.direct_chat_path])
 def test_request_of_texts_equals_the_one_of_litellm(name: str, buffered: bool) -> None:
     spec = SPECS[name]
     endpoint = configure_endpoint(spec, ProviderSettings(), "http://127.0.0.1:9/v1", "k")
@@ -254,7 +254,7 @@ def test_used_internals_of_litellm_exist() -> None:
     for function, used in parameters_of.items():
         assert used <= set(inspect.signature(function).parameters), function
     for spec in SPECS.values():
-        provider = litellm.types.utils.LlmProviders(spec.litellm)
+        provider = litellm.types.utils.LlmProviders(spec.litellm_provider)
         config = litellm.utils.ProviderConfigManager.get_provider_chat_config("m", provider)
         methods = {
             config.get_complete_url: {"api_base", "api_key", "model", "optional_params", "litellm_params", "stream"},

@@ -1,6 +1,6 @@
 """The command line as a process: its standard streams, Ctrl-C and exit codes.
 
-A test of several commands starts one process, which imports LiteLLM and forks for each of them.
+A test of several commands starts one process, which imports the package and forks for each of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,13 +24,12 @@ from learnflow.llm.cli import main as cli
 from learnflow.llm.testing import FaultServer
 
 MODULE = [sys.executable, "-m", "learnflow.llm"]
-# Forks for each command of the second argument, and writes the exit codes. With "apart", each command has a file for
-# its output.
+# Forks for each command of the second argument, and writes the exit codes. A command may begin with a variable, like
+# "LLM_PROVIDER=ollama". With "apart", each command has a file for its output.
 FORKS = """
 import json, os, pathlib, runpy, sys
-from learnflow.llm.adapter import _litellm
+import learnflow.llm.factory, learnflow.llm.providers
 from learnflow.llm.cli.main import main
-_litellm._load()
 folder, commands, apart = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), len(sys.argv) > 3
 children = []
 for number, words in enumerate(commands):
@@ -39,6 +38,8 @@ for number, words in enumerate(commands):
         if apart:
             output = os.open(folder / f"output-{number}", os.O_CREAT | os.O_WRONLY)
             os.dup2(output, 1), os.dup2(output, 2)
+        if "=" in words[0]:
+            os.environ.update([words.pop(0).split("=", 1)])
         if words[0].endswith(".py"):
             sys.argv = words
             runpy.run_path(words[0], run_name="__main__")
@@ -209,6 +210,9 @@ def test_narrow_output_has_every_cell(
     assert "ready" in out
 
 
+BEGINNINGS = [b"", b"HTTP/1.1 200 OK\r\nContent-Ty", b'HTTP/1.1 200 OK\r\n\r\n{"data": [']  # of hanging responses
+
+
 @contextmanager
 def hanging(beginning: bytes) -> Iterator[str]:
     """Run a server that sends the beginning of a response and nothing more. Yield its address."""
@@ -232,16 +236,16 @@ def hanging(beginning: bytes) -> Iterator[str]:
         loop.close()
 
 
-@pytest.mark.parametrize("beginning", [b"", b"HTTP/1.1 200 OK\r\nContent-Ty", b'HTTP/1.1 200 OK\r\n\r\n{"data": ['])
-def test_command_against_hanging_server_ends(beginning: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_commands_against_hanging_servers_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bench = [str(ROOT / "benchmarks" / "bench.py")]
-    commands = [["status"], ["models"], ["explain", "hi", "--probe"], ["doctor"], ["check"], ["warm-up"], bench]
+    words = [["status"], ["models"], ["explain", "hi", "--probe"], ["doctor"], ["check"], ["warm-up"], bench]
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
-    with hanging(beginning) as url:
-        monkeypatch.setenv("LLAMACPP_BASE_URL", url)
+    with ExitStack() as servers:
+        urls = [servers.enter_context(hanging(beginning)) for beginning in BEGINNINGS]
+        commands = [[f"LLAMACPP_BASE_URL={url}", *command] for url in urls for command in words]
         codes, _, _ = run_all(commands, "", tmp_path, "apart")
-    for number, (words, code) in enumerate(zip(commands, codes, strict=True)):
+    for number, (command, code) in enumerate(zip(commands, codes, strict=True)):
         output = (tmp_path / f"output-{number}").read_text(encoding="utf-8")
-        assert code in (1, 3), (words, output)
-        assert "Traceback" not in output, words
-        assert words == ["doctor"] or "did not respond in time" in output, words
+        assert code in (1, 3), (command, output)
+        assert "Traceback" not in output, command
+        assert command[1] == "doctor" or "did not respond in time" in output, command

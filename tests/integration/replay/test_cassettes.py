@@ -239,7 +239,7 @@ async def test_request_with_other_context_length_is_the_same(tmp_path: Path) -> 
 def test_replay_requires_no_key_and_no_address(row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.yaml").write_text(cassette.dump({}, [Interaction(REQUEST, RecordedResponse(200))]), encoding="utf-8")
     monkeypatch.setenv("LLM_REPLAY", str(tmp_path))
-    assert build(row, model="m").endpoint.base
+    assert build(row, model="m").endpoint.base_url
     monkeypatch.setenv("LLM_PROVIDER", row)
     assert get_provider().providers
 

@@ -245,7 +245,7 @@ async def test_wrong_path_names_address_variable_and_shape_of_url(path: str) -> 
         provider = VLLMProvider(base_url=server.root + path)
         health = await provider.refresh()
         assert health.state == "misconfigured"
-        for needed in ("path (most servers require /v1 at the end)", provider.endpoint.base, "VLLM_BASE_URL"):
+        for needed in ("path (most servers require /v1 at the end)", provider.endpoint.base_url, "VLLM_BASE_URL"):
             assert needed in health.detail
 
 
@@ -254,7 +254,7 @@ async def test_api_without_v1_in_its_path_is_reached_by_its_full_address() -> No
     async with FaultServer("openai", responses=listed) as server:
         assert (await CustomProvider(base_url=f"{server.root}/v1").refresh()).state == "misconfigured"
         provider = CustomProvider(base_url=f"{server.root}/chat/completions")
-        assert provider.endpoint.base == server.root
+        assert provider.endpoint.base_url == server.root
         assert (await provider.refresh()).state == "ready"
         assert await provider.generate("hi", model="m")
 

@@ -288,7 +288,7 @@ async def test_no_proxy_variable_is_honoured(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_request_to_other_host_than_provider_is_refused() -> None:
     async with FaultServer() as other:
-        client = Client(Endpoint(root="http://127.0.0.1:9", base="http://127.0.0.1:9"), connect_timeout=1.0)
+        client = Client(Endpoint(server_url="http://127.0.0.1:9", base_url="http://127.0.0.1:9"), connect_timeout=1.0)
         with pytest.raises(errors.Misconfigured, match=r"127\.0\.0\.1 was not sent"):
             await client.send(HttpRequest(url=f"{other.root}/v1/models"))
         assert other.connections == 0
@@ -329,7 +329,7 @@ async def test_other_2xx_status_is_read_like_200(status: int) -> None:
 async def test_model_without_chat_completions_is_named() -> None:
     async with FaultServer() as server:
         with pytest.raises(errors.Unsupported, match="not served by chat completions"):
-            await OpenAIProvider(base_url=server.root, api_key="k", model="o1-pro").generate("hi")
+            await OpenAIProvider(base_url=server.root, api_key="k", model="text-embedding-3-small").generate("hi")
         assert server.connections == 0
 
 

@@ -33,7 +33,7 @@ from learnflow.llm.transport import error_mapping
 from learnflow.llm.transport.reasoning import ReasoningSplitter
 from learnflow.llm.transport.sse_parser import SSEParser
 from learnflow.llm.transport.stream_parser import StreamParser
-from learnflow.llm.transport.untrusted import MAX_JSON_BYTES, dollars, json_object, non_negative_int
+from learnflow.llm.transport.untrusted import MAX_JSON_BYTES, dollars_or_none, json_object, non_negative_int
 
 DONE = b"data: [DONE]\n\n"
 
@@ -149,7 +149,7 @@ async def test_missing_finish_can_be_configured(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_end_without_done_is_answer_cut_even_if_finish_is_missing() -> None:
-    assert isinstance(sse(event("a"), finish_missing=True)[0].fault, errors.AnswerCut)
+    assert isinstance(sse(event("a"), finish_optional=True)[0].fault, errors.AnswerCut)
 
 
 # SSE according to its standard.
@@ -246,7 +246,7 @@ def test_tool_call_index_may_be_anything(indexes: list[object]) -> None:
     ],
 )
 def test_invalid_count_or_price_is_unknown(value: Any, tokens: int | None, price: float | None) -> None:
-    assert (non_negative_int(value), dollars(value)) == (tokens, price)
+    assert (non_negative_int(value), dollars_or_none(value)) == (tokens, price)
 
 
 @pytest.mark.parametrize("parser", [SSEParser, NDJSONParser])

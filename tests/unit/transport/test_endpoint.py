@@ -49,7 +49,7 @@ def test_ollama_host_is_parsed_in_all_its_forms(
     written: str, base: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", written)
-    assert OllamaProvider().endpoint.base == (base or "http://localhost:11434")
+    assert OllamaProvider().endpoint.base_url == (base or "http://localhost:11434")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_ollama_host_is_parsed_in_all_its_forms(
     ],
 )
 def test_base_url_with_or_without_version_and_slash_is_normalized(row: str, written: str, base: str) -> None:
-    assert parse_endpoint(SPECS[row], written).base == base
+    assert parse_endpoint(SPECS[row], written).base_url == base
 
 
 @pytest.mark.parametrize("written", ["http://", "ftp://box", "http://user:pw@box", "box:99999", "a b", "http://box:x"])
@@ -106,22 +106,22 @@ def test_arguments_win_over_environment(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("OLLAMA_BASE_URL", "http://one")
     monkeypatch.setenv("OLLAMA_HOST", "two")
     monkeypatch.setenv("OLLAMA_MODEL", "small")
-    assert OllamaProvider().endpoint.base == "http://one"
+    assert OllamaProvider().endpoint.base_url == "http://one"
     assert OllamaProvider().model == "small"
-    assert OllamaProvider(base_url="http://three", model="big").endpoint.base == "http://three"
+    assert OllamaProvider(base_url="http://three", model="big").endpoint.base_url == "http://three"
     assert OllamaProvider(base_url="http://three", model="big").model == "big"
 
 
 def test_azure_endpoint_has_version_only_for_deployments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://r.openai.azure.com")
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k")
-    assert AzureProvider().spec.litellm == "azure"
+    assert AzureProvider().spec.litellm_provider == "azure"
     assert AzureProvider().endpoint.version == "2024-10-21"
     monkeypatch.setenv("OPENAI_API_VERSION", "2025-01-01-preview")
     assert AzureProvider().endpoint.version == "2025-01-01-preview"
     monkeypatch.setenv("AZURE_API_VERSION", "v1")
-    assert AzureProvider().endpoint.base == "https://r.openai.azure.com/openai/v1"
-    assert AzureProvider().spec.litellm == "openai"
+    assert AzureProvider().endpoint.base_url == "https://r.openai.azure.com/openai/v1"
+    assert AzureProvider().spec.litellm_provider == "openai"
 
 
 def test_cloud_without_key_raises_error_with_variable() -> None:

@@ -184,7 +184,7 @@ def test_table_of_litellm_exceptions_names_only_what_exists() -> None:
 
 def test_wait_in_error_object_of_a_200_makes_a_quota_a_rate_limit() -> None:
     message = "You exceeded your current quota. Please retry in 1h2m3.5s."
-    error = error_mapping.map_error_object({"error": {"code": 429, "message": message}}, began=False)
+    error = error_mapping.map_error_object({"error": {"code": 429, "message": message}}, answer_started=False)
     assert type(error) is errors.RateLimited
     assert error.retry_after == 3723.5
 
