@@ -17,7 +17,7 @@ from typing import Any, Final
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.adapter.options import supported_keywords
 from learnflow.llm.adapter.provider import BaseProvider
-from learnflow.llm.adapter.request import Variant, build_request
+from learnflow.llm.adapter.request import RequestFormat, build_request
 from learnflow.llm.base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Call
 from learnflow.llm.errors import CapabilityError, LLMError
 from learnflow.llm.providers import build
@@ -74,19 +74,19 @@ def sent(provider: BaseProvider, model: str, call_name: str) -> dict[str, Any] |
     call = Call(prompt, model, given.get("temperature", DEFAULT_TEMPERATURE), DEFAULT_MAX_TOKENS, options=options)
     thinks = options.get("reasoning") is not False
     needs = needs_responses(provider.spec, model, tools="tools" in options, reasoning=thinks)
-    variant = Variant(rejected=provider.catalog.rejected(model), api="responses" if needs else "chat")
-    api = variant.api or "chat"
+    request_format = RequestFormat(unsupported=provider.catalog.rejected(model), api="responses" if needs else "chat")
+    api = request_format.api or "chat"
     try:
         request = build_request(provider.spec, prompt, model, supported_keywords(provider.spec, call))
         while True:
             try:
-                written = request.to_litellm(variant, context_length=None, max_tokens=None, prefill=None)
+                written = request.to_openai(request_format, context_length=None, max_tokens=None, prefill=None)
                 return dict(_litellm.write(provider.spec, provider.endpoint, model, *written, api).body or {})
             except CapabilityError as error:
-                change = request.next_variant(variant, error, api=api, is_last=True)
+                change = request.next_format(request_format, error, api=api, is_last_provider=True)
                 if change is None:
                     raise
-                variant = change[0]
+                request_format = change[0]
     except LLMError as error:
         return error
 

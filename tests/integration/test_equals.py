@@ -25,12 +25,12 @@ TEXT = "The quick brown fox jumps over the lazy dog."
 
 def flying() -> list[int]:
     """Return the requests in flight of this loop."""
-    return list(CAPACITY.loops.get(asyncio.get_running_loop(), {}).values())
+    return list(CAPACITY.in_flight_counts.get(asyncio.get_running_loop(), {}).values())
 
 
 @pytest.fixture(autouse=True)
 async def nothing_held() -> AsyncIterator[None]:
-    CAPACITY.prompts.clear()
+    CAPACITY.recent_prompts.clear()
     yield
     assert not flying()  # every slot is released
 
@@ -228,7 +228,7 @@ async def test_slow_equal_never_exceeds_its_limit() -> None:
 async def test_cached_prefixes_do_not_starve_other_requests(behind: int) -> None:
     places, rooms = Capacity(), {"gpu1": 1}
     place = places.try_acquire("gpu1", None, KNOWN)
-    places.prompts["gone"] = OrderedDict({("held by one that has gone",): None})
+    places.recent_prompts["gone"] = OrderedDict({("held by one that has gone",): None})
 
     async def one(head: str) -> str:
         nonlocal place

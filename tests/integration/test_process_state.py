@@ -226,11 +226,11 @@ def test_blocking_call_in_loop_after_stop_raises_invalid_request(server: FaultSe
     background.stop()
 
     async def call() -> object:
-        return background.wait(asyncio.sleep(0))
+        return background.run(asyncio.sleep(0))
 
     with pytest.raises(errors.InvalidRequest, match="blocking call"):
-        background.wait(call()) if nested else asyncio.run(call())
-    assert background.wait(asyncio.sleep(0, "result")) == "result"
+        background.run(call()) if nested else asyncio.run(call())
+    assert background.run(asyncio.sleep(0, "result")) == "result"
     assert background._exit_runner
     background._exit_runner.close()
 

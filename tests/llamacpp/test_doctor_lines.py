@@ -112,12 +112,14 @@ def test_missing_key_is_a_line_to_fill_in(
     assert main(["status", "--timeout", "60"]) == 0
 
 
+@pytest.mark.parametrize("variables", [{}, {"LLM_PROVIDERS": "llamacpp"}], ids=str)
 def test_stored_model_is_used_if_no_server_is_ready(
-    usual: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    variables: Variables, usual: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store_tiny_model(monkeypatch)
-    monkeypatch.setenv("LLM_PROVIDERS", "llamacpp")
-    monkeypatch.setenv("LLAMACPP_BASE_URL", f"http://127.0.0.1:{closed_port()}")
-    paste(doctor(capsys), monkeypatch)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["doctor", "--timeout", "60"]) == (3 if variables else 0)  # without a name, it is used already
+    paste(capsys.readouterr().out, monkeypatch)
     assert settings.load().chain == [("embedded",)]
     assert main(["status", "--timeout", "60"]) == 0

@@ -1,6 +1,6 @@
 """The only importer of LiteLLM, which writes requests, classifies error responses and prices answers.
 
-LiteLLM is called with values: it opens no connection, retries nothing and calls nothing back. This module uses these
+LiteLLM opens no connection and retries nothing: this module calls only functions that convert values. It uses these
 internals of LiteLLM. ``docs/internals/litellm.md`` explains them, ``tests/integration/adapter/test_litellm.py`` tests
 them.
 
@@ -51,9 +51,9 @@ _ENVIRONMENT: Final = {
     "LITELLM_OFFLINE_MODE": "True",
     "LITELLM_MODE": "PRODUCTION",
 }
-_UNDECIDED: Final = ("tools", "tool_choice", "response_format")  # the server decides whether it supports them
+_LEFT_TO_SERVER: Final = ("tools", "tool_choice", "response_format")  # the server decides whether it supports them
 _OWN_FIELDS: Final = frozenset({"model", "messages", "stream", "stream_options", "extra_body"})
-_NO_KEY: Final = "no-key"  # without any key, LiteLLM reads one from the environment, perhaps of another host
+_NO_KEY: Final = "no-key"  # without a key, LiteLLM reads one from the environment, which may be for another host
 _CHAT_MODE: Final = "chat"
 # The parameters that have other names in the Responses API.
 _RENAMED: Final = {
@@ -63,7 +63,7 @@ _RENAMED: Final = {
     "stream_options": "stream",  # the stream always has the usage
 }
 # By name, because importing LiteLLM's exceptions takes seconds.
-_CLASSES: Final[Mapping[str, type[LLMError]]] = {
+_ERROR_CLASSES: Final[Mapping[str, type[LLMError]]] = {
     "ContextWindowExceededError": errors.ContextOverflow,
     "ContentPolicyViolationError": errors.ContentFiltered,
     "UnsupportedParamsError": errors.Unsupported,
@@ -109,7 +109,7 @@ def write(
     """
     if api == "chat" and find_row(spec, model).get("mode", _CHAT_MODE) != _CHAT_MODE:
         raise errors.Unsupported("this model is not served by chat completions", hint="Choose a chat model")
-    _load()  # outside of the try
+    _load()  # an ImportError must not become an error of the request
     try:
         build = _build_responses_request if api == "responses" else _build_request
         return build(spec, endpoint, model, messages, parameters)
@@ -118,25 +118,27 @@ def write(
 
 
 def classify_error(spec: ProviderSpec, model: str, status: int, message: str) -> type[LLMError] | None:
-    """Return the error class for a server's message, by LiteLLM's exception for it; None if that has no class here.
+    """Return the class of LLMError for an error response, as LiteLLM classifies it; None for any other class.
 
     Args:
         spec: the provider's spec.
         model: the model's name at the provider.
         status: the HTTP status.
-        message: the server's message, of at most some hundred characters, because LiteLLM searches many sentences.
+        message: the server's message. Pass a few hundred characters at most: LiteLLM compares it with many phrases.
     """
     try:
-        cause = _config(spec, model).get_error_class(error_message=message, status_code=status, headers={})
+        cause = _chat_config(spec, model).get_error_class(error_message=message, status_code=status, headers={})
         _load().exception_type(model=model, original_exception=cause, custom_llm_provider=spec.litellm_provider)
     except Exception as error:  # noqa: BLE001  # ``exception_type`` always raises
-        return _find_class(error)
+        return _error_class_of(error)
     return None
 
 
-def _find_class(error: Exception) -> type[LLMError] | None:
-    """Return the error class for an exception of LiteLLM; None for other exceptions."""
-    return next((_CLASSES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _CLASSES), None)
+def _error_class_of(error: Exception) -> type[LLMError] | None:
+    """Return the class of LLMError for an exception of LiteLLM; None if ``_ERROR_CLASSES`` does not contain it."""
+    return next(
+        (_ERROR_CLASSES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _ERROR_CLASSES), None
+    )
 
 
 def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
@@ -144,7 +146,7 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     name = find_key(spec, model)
-    if name is None:  # LiteLLM would send a request
+    if name is None:  # ``cost_per_token`` would send a request
         return None
     try:
         parts = _load().cost_per_token(
@@ -162,18 +164,20 @@ def _build_request(
     spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
 ) -> HttpRequest:
     """Return the HTTP request, by the steps of LiteLLM's ``base_llm_http_handler.completion``."""
-    config = _config(spec, model)
+    config = _chat_config(spec, model)
     # Copy the messages: LiteLLM 1.106 changes its arguments, and the body contains parts of them.
-    unsent = REASONING_ITEMS  # of the Responses API
-    given = [{key: value for key, value in one.items() if value is not None and key != unsent} for one in messages]
-    messages = copy.deepcopy(given)
-    keywords, extra = _split(config, parameters)
-    keywords_json = json.dumps(keywords)  # in the caller's order: a model writes properties in the order of its schema
-    optional = copy.deepcopy(_convert_parameters(spec.litellm_provider, model, endpoint.version, keywords_json))
-    by_litellm = optional.pop("extra_body", None) or {}
-    optional.pop("fake_stream", None)  # for LiteLLM's own handler
+    omitted_key = REASONING_ITEMS  # only the Responses API has this key
+    original_messages = [
+        {key: value for key, value in one.items() if value is not None and key != omitted_key} for one in messages
+    ]
+    messages = copy.deepcopy(original_messages)
+    keywords, extra = _split_parameters(config, parameters)
+    keywords_json = json.dumps(keywords)  # unsorted: a model writes properties in the order of its schema
+    optional_params = copy.deepcopy(_convert_parameters(spec.litellm_provider, model, endpoint.version, keywords_json))
+    extra_by_litellm = optional_params.pop("extra_body", None) or {}
+    optional_params.pop("fake_stream", None)  # for LiteLLM's own handler
     litellm_params = {"api_base": endpoint.base_url, "custom_llm_provider": spec.litellm_provider}
-    arguments: dict[str, Any] = {"model": model, "optional_params": optional, "litellm_params": litellm_params}
+    arguments: dict[str, Any] = {"model": model, "optional_params": optional_params, "litellm_params": litellm_params}
     if spec.api.chat_path:
         url = endpoint.base_url + spec.api.chat_path.format(model=quote(model, safe=""), version=endpoint.version)
     else:
@@ -181,12 +185,12 @@ def _build_request(
         url = config.get_complete_url(api_base=endpoint.base_url, api_key=key, stream=True, **arguments)
     body = config.transform_request(messages=messages, headers={}, **arguments)
     if not spec.dialect.format_options:
-        _restore(body, given, keywords)
-    return HttpRequest(url=str(url), body={**body, **by_litellm, **extra})
+        _restore_omitted(body, original_messages, keywords)
+    return HttpRequest(url=str(url), body={**body, **extra_by_litellm, **extra})
 
 
-def _split(config: Any, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the keywords, with the JSON schema of a pydantic class, and the fields of ``extra_body``."""
+def _split_parameters(config: Any, parameters: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split parameters into keywords and the fields of ``extra_body``. A pydantic class becomes its JSON schema."""
     keywords = dict(parameters)
     extra = {key: value for key, value in keywords.pop("extra_body", {}).items() if key != "model"}
     if isinstance(keywords.get("response_format"), type):
@@ -200,37 +204,37 @@ def _build_responses_request(
     """Return the HTTP request to the Responses API.
 
     Raises:
-        Unsupported: the API does not have a parameter, or LiteLLM left out a part of a message or a tool.
+        Unsupported: the API does not have a parameter, or LiteLLM omitted a part of a message or a tool.
     """
-    keywords, extra = _split(_config(spec, model), parameters)
+    keywords, extra = _split_parameters(_chat_config(spec, model), parameters)
     transformation = import_module("litellm.completion_extras.litellm_responses_transformation.transformation")
     fields = transformation.ResponsesAPIOptionalRequestParams.__annotations__.keys() | {"model", "input"}
     write = transformation.LiteLLMResponsesTransformationHandler().transform_request
-    optional = copy.deepcopy(dict[str, Any](stream=True) | {**extra, **keywords})
+    optional_params = copy.deepcopy(dict[str, Any](stream=True) | {**extra, **keywords})
     unused = {"litellm_params": {}, "headers": {}, "litellm_logging_obj": SimpleNamespace()}
-    written = write(model=model, messages=copy.deepcopy(messages), optional_params=optional, **unused)
+    written = write(model=model, messages=copy.deepcopy(messages), optional_params=optional_params, **unused)
     body = {name: value for name, value in written.items() if name in fields}
     body |= {name: extra[name] for name in extra.keys() - _RENAMED.keys() - {"text"}}
-    lacking = tuple(name for name in keywords if _RENAMED.get(name, name) not in body)
+    omitted = tuple(name for name in keywords if _RENAMED.get(name, name) not in body)
     strings = tuple(strings_of(body))
-    copied = [keywords[name] for name in ("tools", "tool_choice", "response_format") if name in keywords]
+    verbatim = [keywords[name] for name in ("tools", "tool_choice", "response_format") if name in keywords]
     parts = (part for message in messages for part in parts_of(message) if message.get("content"))
-    if lacking or not (set(strings_of(copied)) <= {*strings} and all(_is_written(part, strings) for part in parts)):
-        names = ", ".join(lacking) or "part of a message or tool like one of the request"
-        error = errors.Unsupported(f"the Responses API has no {names}; nothing was sent")
-        error.hint, error.params = f"Leave it out, or set {spec.variable('api')}=chat", lacking
+    if omitted or not (set(strings_of(verbatim)) <= {*strings} and all(_is_written(part, strings) for part in parts)):
+        names = ", ".join(omitted) or "a part of a message or of a tool"
+        error = errors.Unsupported(f"the Responses API does not support {names}; nothing was sent")
+        error.hint, error.params = f"Leave it out, or set {spec.variable('api')}=chat", omitted
         raise error
     path = str(spec.api.responses_path).format(version=endpoint.version)
     return HttpRequest(url=endpoint.base_url + path, body=body)
 
 
-def _restore(body: dict[str, Any], messages: list[dict[str, Any]], parameters: Mapping[str, Any]) -> None:
-    """Write what LiteLLM left out of a body: parts of messages, and keywords of the caller. The server decides.
+def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], parameters: Mapping[str, Any]) -> None:
+    """Add to a body what LiteLLM omitted: parts of messages, and keywords of the caller. The server may reject them.
 
     Args:
         body: the body that LiteLLM wrote.
-        messages: the messages that it was given.
-        parameters: the parameters that it was given. It may leave out defaults of this package, and rename any.
+        messages: the messages that were passed to LiteLLM.
+        parameters: the parameters that were passed to LiteLLM. It may omit defaults of this package, and rename any.
     """
     parts = [part for message in messages for part in parts_of(message) if isinstance(message.get("content"), list)]
     written = tuple(strings_of(body["messages"])) if parts else ()
@@ -247,20 +251,20 @@ def _restore(body: dict[str, Any], messages: list[dict[str, Any]], parameters: M
 
 
 def _is_written(part: Mapping[str, Any], written: tuple[str, ...]) -> bool:
-    """Return whether a part is in these texts. LiteLLM may join texts, and append to a URL."""
+    """Return whether one of these strings contains a part. LiteLLM may join texts, and append to a URL."""
     payload, is_text = max(strings_of(part), key=len, default=""), part.get("type") == "text"
     return any(payload in text if is_text else text.startswith(payload) for text in written)
 
 
 @lru_cache(maxsize=256)
 def _convert_parameters(prefix: str, model: str, version: str | None, keywords_json: str) -> dict[str, Any]:
-    """Return the provider's parameters for OpenAI's.
+    """Convert OpenAI's parameters to the provider's.
 
-    LiteLLM's table does not decide whether a model supports tools or schemas. If LiteLLM refuses them, or replaces a
-    schema by a tool ("json_mode"), they are returned in OpenAI's format.
+    The server, not LiteLLM's price map, decides whether a model supports tools or schemas. If LiteLLM refuses them, or
+    replaces a schema by a tool ("json_mode"), they are returned in OpenAI's format.
 
-    Cached, because for some providers LiteLLM searches its whole table a dozen times. For Fireworks that takes 3 ms,
-    which would block the event loop. An application sends the same few parameters.
+    Cached, because for some providers LiteLLM searches its whole price map a dozen times. For Fireworks that takes 3
+    ms, which would block the event loop. An application repeats the same few parameters.
 
     Args:
         prefix: LiteLLM's prefix of the provider.
@@ -270,34 +274,34 @@ def _convert_parameters(prefix: str, model: str, version: str | None, keywords_j
     """
     options = {"stream": True, "drop_params": False, "api_version": version}
     convert = partial(_load().utils.get_optional_params, model=model, custom_llm_provider=prefix, **options)
-    parameters, optional = json.loads(keywords_json), dict[str, Any](json_mode=True)
+    parameters, optional_params = json.loads(keywords_json), dict[str, Any](json_mode=True)
     with suppress(_load().exceptions.UnsupportedParamsError):
-        optional = convert(**parameters)
-    if "json_mode" in optional:
-        as_given = {name: parameters.pop(name) for name in _UNDECIDED if name in parameters}
-        optional = convert(**parameters) | as_given
-    return optional
+        optional_params = convert(**parameters)
+    if "json_mode" in optional_params:
+        unconverted = {name: parameters.pop(name) for name in _LEFT_TO_SERVER if name in parameters}
+        optional_params = convert(**parameters) | unconverted
+    return optional_params
 
 
-def _config(spec: ProviderSpec, model: str) -> Any:
+def _chat_config(spec: ProviderSpec, model: str) -> Any:
     litellm = _load()
     provider = litellm.types.utils.LlmProviders(spec.litellm_provider)
     return litellm.utils.ProviderConfigManager.get_provider_chat_config(model, provider)
 
 
 def _convert_error(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
-    """Return the LLMError for an exception of LiteLLM. It does not quote the message, which may repeat the request."""
+    """Return the LLMError for an exception of LiteLLM, without the exception's message, which may quote the request."""
     if isinstance(error, LLMError):
         return error
-    message = str(getattr(error, "message", error)) if _find_class(error) is errors.Unsupported else ""
-    named = tuple(name for name in parameters if name in message)
+    message = str(getattr(error, "message", error)) if _error_class_of(error) is errors.Unsupported else ""
+    named_parameters = tuple(name for name in parameters if name in message)
     what = f"LiteLLM cannot write the request for this provider ({type(error).__name__})"
     hint = "Check roles, contents, tool calls and image formats of the messages, or try another provider"
     if message:
         what = "the model does not support a parameter of the request, according to LiteLLM's table"
-        hint = f"Leave out {', '.join(named) or 'some of its keywords'}"
+        hint = f"Leave out {', '.join(named_parameters) or 'some of its keywords'}"
     unsupported = errors.Unsupported(what, hint=hint)
-    unsupported.params = named
+    unsupported.params = named_parameters
     return unsupported
 
 
@@ -305,7 +309,7 @@ def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
     """Write one request without sending it, so that LiteLLM does its imports and fills its caches in this thread."""
     with _lock:
         if not is_prepared(spec):
-            with suppress(errors.Unsupported):  # LiteLLM has no parameters for this vendor
+            with suppress(errors.Unsupported):  # LiteLLM does not support these parameters for the vendor
                 write(spec, endpoint, "-", [{"role": "user", "content": "-"}], {"temperature": 0.0, "max_tokens": 1})
             _prepared.add(spec.litellm_provider)
 

@@ -33,13 +33,13 @@ from . import _litellm, structured_output
 from .capacity import CAPACITY
 from .context_window import ContextBudget
 from .redaction import redact
-from .request import Request, Variant, write_texts
+from .request import Request, RequestFormat, write_without_litellm
 
-# An adjustment of a request for a server that would continue an assistant message at the end of a prompt.
+# For the event ``RequestAdjusted``, if ``build_request`` appended a message.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _BAD_REQUEST: Final = 400
 _RETRIED_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
-# Errors with a message that ``error_mapping`` did not recognise.
+# Errors with a message that ``error_mapping`` did not recognise. LiteLLM may recognise it.
 _UNEXPLAINED_ERRORS: Final = (errors.RequestRefused, errors.ErrorBody, errors.ErrorInAnswer)
 
 
@@ -52,13 +52,13 @@ class Runner:
         client: the HTTP client for the provider's endpoint.
         timeouts: the provider's timeouts.
         catalog: the models of the provider's server.
-        address: the server's address. Requests to the same address share a queue.
+        address: the key of the queue and the circuit breakers, see ``BaseProvider.address``.
         log_content: log prompts and answers at DEBUG.
         reask: the maximum number of correction requests if an answer does not match its schema.
         api: the configured API of all requests; None if the model and the request decide.
-        variants: the parameters and the schema mode that each model last accepted, by the model's name.
-        leaking_models: the models that emitted thinking as text. Their text is held back until thinking has ended.
-        other_models: the pairs of a requested model and the one in the response that were reported.
+        request_formats: model name -> the request format that the model last accepted.
+        leaking_models: the models that sent thinking as text. Their text is held back until </think>.
+        reported_mismatches: the pairs (requested model, model in the response) for which an event was emitted.
         last_connect_failure: the time (event loop's clock) and the error of the last failed connection; else None.
     """
 
@@ -70,14 +70,14 @@ class Runner:
     log_content: bool
     reask: int
     api: ApiName | None = None
-    variants: dict[str, Variant] = field(default_factory=dict)
+    request_formats: dict[str, RequestFormat] = field(default_factory=dict)
     leaking_models: set[str] = field(default_factory=set)
-    other_models: set[tuple[str, str | None]] = field(default_factory=set)
+    reported_mismatches: set[tuple[str, str | None]] = field(default_factory=set)
     last_connect_failure: tuple[float, LLMError] | None = None
 
     @property
     def origin(self) -> str:
-        """Return the origin of the answers, see ``Completion.origin``. A stored message does not show the address."""
+        """Return a digest of provider and address, see ``Completion.origin``. A stored message does not reveal them."""
         return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base_url}".encode()).hexdigest()[:16]
 
     @property
@@ -100,33 +100,34 @@ class Runner:
         return None
 
     def client_for(self, request: Request | None) -> Client:
-        """Return the client with the headers and the session of a request. A probe has no request."""
+        """Return the client with the headers and the session of a request; without them for a probe (None)."""
         if request is None:
             return self.client
         return replace(self.client, endpoint=self.client.endpoint.for_call(request.headers, request.session))
 
     def start(self, request: Request, attempt: Attempt) -> Work:
-        """Return a coroutine function that runs the attempt, and sends correction requests if the schema is not met.
+        """Return a coroutine function that runs the attempt. It also requests corrections if the schema is not matched.
 
         Args:
             request: the checked request.
             attempt: the attempt's number, its slot, and the text to continue.
         """
-        hold = (request.buffered and not request.is_recorded) or request.reasoning not in (None, False)
+        hold_text = (request.buffered and not request.is_recorded) or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
         if request.buffered and self.reask and validated and attempt.prefix is None:
-            run_once = partial(self._start_once, hold=True)
+            run_once = partial(self._start_once, hold_text=True)
             limit_s = request.timeout or self.timeouts.deadline
             return partial(
                 structured_output.run_with_corrections, run_once, request, attempt, self.reask, limit_s, self.spec.name
             )
-        return self._start_once(request, attempt, hold=hold)
+        return self._start_once(request, attempt, hold_text=hold_text)
 
-    def _start_once(self, request: Request, attempt: Attempt, *, hold: bool) -> Work:
-        run, name, base = _AttemptRun(self, request, attempt, hold=hold), self.spec.name, self.client.endpoint.base_url
-        return partial(events.run_attempt, name, base, request.sampling, attempt, run.model_and_max_tokens, run.run)
+    def _start_once(self, request: Request, attempt: Attempt, *, hold_text: bool) -> Work:
+        run = _AttemptRun(self, request, attempt, hold_text=hold_text)
+        name, base_url = self.spec.name, self.client.endpoint.base_url
+        return partial(events.run_attempt, name, base_url, request.sampling, attempt, run.model_and_max_tokens, run.run)
 
-    def explain(
+    def add_details(
         self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None
     ) -> LLMError:
         """Add provider, model, hint and partial answer to an error, and redact it. Return the error.
@@ -146,7 +147,7 @@ class Runner:
             self.leaking_models.add(error.model)
         redact(error, self.client_for(request).endpoint, request, answer.text if answer else "")
         if answer:
-            answer.explain(error)
+            answer.add_details(error)
         return error
 
 
@@ -157,17 +158,17 @@ class _AttemptRun:
         runner: the provider's runner.
         request: the checked request.
         attempt: the attempt's number, its slot, and the text to continue.
-        hold: hold text back until it is certain not to be thinking.
+        hold_text: hold text back until it is certain that it is not thinking.
     """
 
-    def __init__(self, runner: Runner, request: Request, attempt: Attempt, *, hold: bool) -> None:
-        self._runner, self._request, self._attempt, self._hold = runner, request, attempt, hold
+    def __init__(self, runner: Runner, request: Request, attempt: Attempt, *, hold_text: bool) -> None:
+        self._runner, self._request, self._attempt, self._hold_text = runner, request, attempt, hold_text
         self._spec, self._catalog, self._timeouts = runner.spec, runner.catalog, runner.timeouts
         self._model = request.model or ""
         self._client = runner.client_for(request)
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.prefill_with_thinking)
         self._answer: Answer | None = None
-        self._refusal: LLMError | None = None  # of the Responses API, before the request was sent to the other
+        self._responses_error: LLMError | None = None  # of the Responses API, if the request was retried as chat
 
     def model_and_max_tokens(self) -> tuple[str | None, int | None]:
         """Return the model and ``max_tokens`` to send; None for a value that is not chosen yet."""
@@ -185,7 +186,7 @@ class _AttemptRun:
                 CAPACITY.release(slot)
             return await self._complete(answer)
         except Exception as error:  # noqa: BLE001  # every exception becomes an LLMError
-            failure = self._runner.explain(map_exception(error), self._model or None, self._request, self._answer)
+            failure = self._runner.add_details(map_exception(error), self._model or None, self._request, self._answer)
         raise failure.with_traceback(None)
 
     async def _prepare(self, deadline: float) -> None:
@@ -199,10 +200,10 @@ class _AttemptRun:
             async with asyncio.timeout_at(deadline):
                 self._model = await self._catalog.choose_name(self._request.model)
                 adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._timeouts.first_token))
-                self._report_adjusted(adjustment, tight=budget.tight)
+                self._report_adjusted(adjustment, tight=budget.is_answer_limit_low)
                 if self._request.user_message_added:
                     self._report_adjusted(_MESSAGE_ADDED)
-                if not self._request.is_passed_by_litellm:
+                if not self._request.bypasses_litellm:
                     # Import LiteLLM last, because it is slow: a check above may fail first
                     await _litellm.prepare(spec, runner.client.endpoint)
         except TimeoutError:
@@ -243,23 +244,23 @@ class _AttemptRun:
     async def _exchange(self, deadline: float, emit: Emit) -> Answer:
         """Send the request and read the response. If the server rejects a parameter, retry without the parameter."""
         runner, model, name = self._runner, self._model, self._spec.name
-        first_variant = variant = runner.variants.get(model) or self._first_variant()
+        first_format = request_format = runner.request_formats.get(model) or self._initial_format()
         finish_optional = self._catalog.overrides.get("finish") is False
         only_closing_tag = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         is_continuation = self._attempt.prefix is not None
         while True:
             await self._check_locality(deadline)
-            api = variant.api or self._choose_api()
-            if api == "responses":  # a request of texts may be the first that LiteLLM writes
+            api = request_format.api or self._choose_api()
+            if api == "responses":  # ``_prepare`` skipped this if the request bypasses LiteLLM as a chat completion
                 await _litellm.prepare(self._spec, self._client.endpoint)
             make_parser = ResponsesParser if api == "responses" else self._spec.dialect.parser or SSEParser
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_optional=finish_optional)
-            reader = AnswerReader(parser, self._time_limits(variant), self._load_probe())
+            reader = AnswerReader(parser, self._time_limits(request_format), self._load_probe())
             answer = Answer(
                 self._request,
                 emit,
                 parser,
-                hold=self._hold,
+                hold_text=self._hold_text,
                 only_closing_tag=only_closing_tag,
                 is_continuation=is_continuation,
             )
@@ -269,50 +270,54 @@ class _AttemptRun:
                     if self._budget.must_load_model:
                         load_wait.enter_context(emit.waiting(Waiting("load", name, model)))
                     feed = partial(self._feed, answer)
-                    send = partial(self._send, replace(variant, api=api), reader)
+                    send = partial(self._send, replace(request_format, api=api), reader)
                     await reader.read(send, deadline, feed, emit.drain)
             except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
                 error = await self._classify(failure)
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
-                    variant = self._next_variant(variant, error, api)
+                    request_format = self._next_format(request_format, error, api)
                     continue
-                with suppress(Exception):  # the first error is raised
+                with suppress(Exception):  # raise the first error, not one of ``end``
                     answer.end(broken=True)
                 raise error from None
-            runner.variants[model] = self._request.variant_to_cache(variant, first_variant)
+            runner.request_formats[model] = self._request.format_to_cache(request_format, first_format)
             self._budget.mark_loaded()
             answer.end()
             return answer
 
     def _choose_api(self) -> ApiName:
-        """Choose the API for the request by the price map."""
-        request, reasoning = self._request, self._request.reasoning not in (False, "none")
-        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), reasoning=reasoning)
+        """Choose the API. LiteLLM's price map lists the models that require the Responses API."""
+        request, thinks = self._request, self._request.reasoning not in (False, "none")
+        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), reasoning=thinks)
         return "responses" if needs else "chat"
 
     async def _check_locality(self, deadline: float) -> None:
-        """Raise NotLocal if the model is forwarded now: the wait for a slot or a failed load may have taken minutes."""
+        """Raise NotLocal if the server now forwards requests for the model to another machine.
+
+        ``_prepare`` has checked that, but the wait for a slot or a failed load may have taken minutes.
+        """
         try:
             async with asyncio.timeout_at(deadline):
                 await self._catalog.choose_name(self._model)
         except TimeoutError:
             raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
-    def _next_variant(self, variant: Variant, error: LLMError, api: ApiName) -> Variant:
-        """Return the variant to retry with after an error response. Raise the error if a retry cannot help."""
+    def _next_format(self, request_format: RequestFormat, error: LLMError, api: ApiName) -> RequestFormat:
+        """Return the format to retry with after an error response. Raise the error if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
         if adjustment is None:
-            is_last = not self._attempt.has_alternative and self._attempt.prefix is None
-            change = self._request.next_variant(variant, error, api=api, is_last=is_last)
+            is_last_provider = not self._attempt.has_alternative and self._attempt.prefix is None
+            change = self._request.next_format(request_format, error, api=api, is_last_provider=is_last_provider)
             if change is None:
-                raise self._refusal or error
-            variant, adjustment = change
-            self._refusal = error if (api, variant.api) == ("responses", "chat") else self._refusal
+                raise self._responses_error or error
+            request_format, adjustment = change
+            if (api, request_format.api) == ("responses", "chat"):
+                self._responses_error = error
         self._report_adjusted(adjustment)
-        return variant
+        return request_format
 
     async def _classify(self, error: Exception) -> Exception:
-        """Return a more specific error if LiteLLM recognises the message of a server; else the error."""
+        """Return a more specific error if LiteLLM recognises the server's message; else the error itself."""
         if not (isinstance(error, _UNEXPLAINED_ERRORS) and error.server_message):
             return error
         await _litellm.prepare(self._spec, self._client.endpoint)
@@ -325,26 +330,30 @@ class _AttemptRun:
             name, model = self._spec.name, self._model
             events.emit(events.RequestAdjusted(provider=name, model=model, change=adjustment, tight=tight))
 
-    def _first_variant(self) -> Variant:
-        """Return the variant for a new model. The operator may deny JSON schemas, and choose the API."""
-        is_only_api = model_prices.needs_responses(self._spec, self._model, tools=False, reasoning=True)
-        api = self._runner.api or ("responses" if is_only_api else None)
+    def _initial_format(self) -> RequestFormat:
+        """Return the format for the first request to a model, from the configuration and LiteLLM's price map."""
+        requires_responses = model_prices.needs_responses(self._spec, self._model, tools=False, reasoning=True)
+        api = self._runner.api or ("responses" if requires_responses else None)
         no_schema = self._catalog.overrides.get("json_schema") is False
-        index, rejected = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0, self._catalog.rejected
-        return Variant(rejected=rejected(self._model), schema_mode_index=index, api=api)
+        index = 1 if no_schema and len(self._spec.dialect.schema_modes) > 1 else 0
+        return RequestFormat(unsupported=self._catalog.rejected(self._model), schema_mode_index=index, api=api)
 
-    def _time_limits(self, variant: Variant) -> Timeouts:
-        """Return the time limits: longer for a cold model, shorter if the router reserves time for other providers.
+    def _time_limits(self, request_format: RequestFormat) -> Timeouts:
+        """Return the time limits of the response.
 
-        An answer that is not streamed may take the whole time of the request.
+        The time to the first token is longer for a cold model, and shorter if the router reserves time for other
+        providers. An answer without streaming may take until the deadline.
         """
-        timeouts, max_first_s = self._timeouts, self._attempt.max_first_token_s
+        timeouts, max_first_token_s = self._timeouts, self._attempt.max_first_token_s
         first = max(timeouts.first_token, timeouts.load) if self._budget.must_load_model else timeouts.first_token
-        first = first if self._request.streams(variant) else timeouts.deadline
-        return replace(timeouts, first_token=first if max_first_s is None else min(first, max_first_s))
+        first = first if self._request.streams(request_format) else timeouts.deadline
+        return replace(timeouts, first_token=first if max_first_token_s is None else min(first, max_first_token_s))
 
     def _load_probe(self) -> IsLoading | None:
-        """Return a probe for a load that may begin although the model was loaded; None if none can begin."""
+        """Return a function that checks whether the server is loading the model.
+
+        Return None if a load is expected (``must_load_model``), or if the server never loads a model.
+        """
         if self._budget.must_load_model or not self._catalog.loads_models:
             return None
         return partial(self._catalog.is_loading, self._model, QUICK_PROBE_S)
@@ -358,16 +367,17 @@ class _AttemptRun:
             )
         answer.feed(delta)
 
-    async def _send(self, variant: Variant, reader: AnswerReader) -> HttpResponse:
+    async def _send(self, request_format: RequestFormat, reader: AnswerReader) -> HttpResponse:
+        """Send the request. Record a failed connection for the requests that wait for a slot."""
         runner = self._runner
-        request = replace(await self._build_http_request(variant), on_timeout=reader.on_timeout)
+        request = replace(await self._build_http_request(request_format), on_timeout=reader.on_timeout)
         try:
             return await self._client.send(request)
         except (errors.ConnectionFailed, errors.ConnectTimeout) as error:
             runner.last_connect_failure = asyncio.get_running_loop().time(), error.with_traceback(None)
             raise
 
-    async def _build_http_request(self, variant: Variant) -> HttpRequest:
+    async def _build_http_request(self, request_format: RequestFormat) -> HttpRequest:
         """Return the HTTP request that starts an answer, or continues one."""
         attempt, spec, model, budget = self._attempt, self._spec, self._model, self._budget
         continuation_spec = self._runner.continuation_spec if attempt.prefix is not None else None
@@ -377,17 +387,17 @@ class _AttemptRun:
         prefill = (
             attempt.prefill_with_thinking if continuation_spec and continuation_spec.dialect.supports_prefill else None
         )
-        messages, parameters = self._request.to_litellm(
-            variant, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
+        messages, parameters = self._request.to_openai(
+            request_format, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
         if continuation_spec and continuation_spec.dialect.build_continuation:
             write, body = continuation_spec.dialect.build_continuation, parameters.get("extra_body", {})
             request: HttpRequest = await write(self._client, model, messages, body, attempt)
             return request
         arguments = spec, self._client.endpoint, model, messages, parameters
-        if variant.api == "responses":
+        if request_format.api == "responses":
             return _litellm.write(*arguments, "responses")
-        return _litellm.write(*arguments) if _litellm.is_prepared(spec) else write_texts(*arguments)
+        return _litellm.write(*arguments) if _litellm.is_prepared(spec) else write_without_litellm(*arguments)
 
     async def _complete(self, answer: Answer) -> Completion:
         """Check the answer, and return the completion.
@@ -404,12 +414,12 @@ class _AttemptRun:
             await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._find_cost(completion), origin=self._runner.origin)
             for call in completion.tool_calls:
-                cast(CallId, call.id).answer = completion.message()
+                cast(CallId, call.id).answer = completion.message()  # for the prompt with the result of the tool
             if not completion.tool_calls:
-                parsed = await structured_output.parse_in_background(request.response_format, completion.text)
+                parsed = await structured_output.parse_async(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
                 if completion.finish == "length":
-                    structured_output.check_whole(request.response_format, completion.text)
+                    structured_output.check_complete(request.response_format, completion.text)
         except errors.BrokenAnswer as error:
             limit, tokens = self.model_and_max_tokens()[1], answer.parser.usage.completion_tokens
             if answer.parser.finish == "length" or (limit and tokens == limit):
@@ -417,11 +427,9 @@ class _AttemptRun:
                 is_specific = isinstance(error, errors.AnswerTruncated) and error.hint != error.advice
                 hint = error.hint if is_specific else remedy
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
-                is_empty, is_full = (
-                    not (answer.text or answer.parser.partial_calls),
-                    not limit or (tokens or limit) < limit,
-                )
-                failure.failover = is_empty or is_full  # otherwise the next answer would end at the same number
+                is_empty = not (answer.text or answer.parser.partial_calls)
+                is_context_full = not limit or (tokens or limit) < limit
+                failure.failover = is_empty or is_context_full  # otherwise another provider would reach this limit, too
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
                 error.answer = completion  # the caller adds its tokens and cost to the total
@@ -448,8 +456,10 @@ class _AttemptRun:
         served = self._catalog.other_model_name(self._model, served)
         kind = (self._catalog.server and self._catalog.server.kind) or self._spec
         pair = (self._model, served)
-        if served and not (kind.api.has_aliases or pair in runner.other_models or is_same_model(self._model, served)):
-            runner.other_models.add(pair)
+        if served and not (
+            kind.api.has_aliases or pair in runner.reported_mismatches or is_same_model(self._model, served)
+        ):
+            runner.reported_mismatches.add(pair)
             events.emit(events.OtherModelAnswered(provider=name, model=self._model, served=served))
 
 
@@ -460,13 +470,13 @@ class Answer(Transcript):
         request: the request of the answer.
         emit: the receiver of the events.
         parser: the parser of the response.
-        hold: hold text back until it is certain not to be thinking.
-        only_closing_tag: the response has no <think>, only </think>. The model's chat template contains <think>.
+        hold_text: hold text back until it is certain that it is not thinking.
+        only_closing_tag: thinking ends with </think> but has no <think>, because the chat template contains it.
         is_continuation: the response continues an answer. It may be empty, and has no thinking.
 
     Attributes:
         first_delta_at: the time of the first delta, on the event loop's clock; None before it.
-        deltas: the number of deltas. Most servers send one for each token.
+        delta_count: the number of deltas. Most servers send one for each token.
         load_wait: the wait for a cold model, which the first delta ends.
     """
 
@@ -476,24 +486,24 @@ class Answer(Transcript):
         emit: Emit,
         parser: StreamParser,
         *,
-        hold: bool,
+        hold_text: bool,
         only_closing_tag: bool,
         is_continuation: bool,
     ) -> None:
         super().__init__(emit)
         self.parser = parser
         self.first_delta_at: float | None = None
-        self.deltas = 0
+        self.delta_count = 0
         self.load_wait = ExitStack()
         self._sent_at = self._ended_at = asyncio.get_running_loop().time()
         self._request, self._is_continuation = request, is_continuation
         self._splitter = ReasoningSplitter(
-            hold=hold and not is_continuation, only_closing_tag=only_closing_tag and not is_continuation
+            hold=hold_text and not is_continuation, only_closing_tag=only_closing_tag and not is_continuation
         )
 
     def feed(self, delta: Delta) -> None:
         """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
-        self.deltas += 1
+        self.delta_count += 1
         if self.first_delta_at is None:
             self.first_delta_at = asyncio.get_running_loop().time()
             self.load_wait.close()
@@ -561,9 +571,9 @@ class Answer(Transcript):
             total_s=self._ended_at - self._sent_at,
         )
 
-    def explain(self, error: LLMError) -> None:
+    def add_details(self, error: LLMError) -> None:
         """Add the partial answer to an error."""
-        error.partial, error.thinking, error.tokens = self.text, self.thinking, self.deltas
+        error.partial, error.thinking, error.tokens = self.text, self.thinking, self.delta_count
         error.partial_calls, error.finished = self.parser.partial_calls, bool(self.parser.finish)
 
     def _empty_error(self) -> LLMError:

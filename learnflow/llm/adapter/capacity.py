@@ -4,8 +4,8 @@ A request holds a slot while it is in flight. The router acquires the slot if it
 attempt acquires it. All providers and routers of the process use the same queues. Two providers with one address
 therefore share its concurrency limit.
 
-Requests with a common beginning are sent to one server, which has the beginning in its cache. Beginnings are compared
-by their digests; no prompt is stored.
+Requests with a common prefix are sent to one server, which has the prefix in its KV cache. Prefixes are compared by
+their digests; no prompt is stored.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from .options import messages_of, parts_of, text_of
 # An address with more than this multiple of its share of the load is used last. It is the c of "Consistent Hashing with
 # Bounded Loads" (Mirrokni, Thorup, Zadimoghaddam 2016), with the value of its examples.
 _MAX_LOAD_RATIO: Final = 1.25
-_MAX_OVERTAKINGS: Final = 16  # of one waiting request by later requests
-_MAX_PROMPTS: Final = 64  # recorded prompts of one address
+_MAX_TIMES_OVERTAKEN: Final = 16  # a request that was overtaken so often is served first
+_MAX_RECENT_PROMPTS: Final = 64  # recorded prompts of one address
 _MAX_ADDRESSES: Final = 256  # addresses with recorded prompts
 _MIN_DIGEST_CHARS: Final = 256
 _MAX_COMPARED_REQUESTS: Final = 64
-_POLL_S: Final = 0.5  # between two looks of a waiting request
+_POLL_INTERVAL_S: Final = 0.5  # a waiting request checks for a free slot again after this time
 
-Loops = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
-Digests = tuple[str, ...]  # digests of the beginnings of one prompt, the shortest beginning first
+InFlightCounts = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
+PrefixDigests = tuple[str, ...]  # digests of the prefixes of one prompt, the shortest prefix first
 Limits = Mapping[str, int | None]  # address -> concurrency limit; None if unlimited
 
 
@@ -49,19 +49,26 @@ class Ticket:
 
     Attributes:
         number: increases with each ticket, so that the oldest request has the smallest number.
-        overtakings: how many slots later requests got while this one waited.
+        times_overtaken: how many slots were given to others while this one could have used them.
     """
 
     number: int = field(default_factory=itertools.count().__next__)
-    overtakings: int = 0
+    times_overtaken: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """A waiting request. ``slot`` is the slot that it got, until the caller of ``wait`` has it."""
+    """A waiting request.
+
+    Attributes:
+        ticket, digests, limits: the arguments of ``Capacity.wait``.
+        loop: the event loop of the request.
+        future: its result is the slot.
+        slot: the slot that ``release`` gave to the request; None before that, and after ``wait`` has returned it.
+    """
 
     ticket: Ticket
-    digests: Digests
+    digests: PrefixDigests
     limits: Limits
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Slot]
@@ -73,31 +80,31 @@ class Capacity:
     """The slots and queues of all addresses.
 
     Attributes:
-        loops: event loop -> address -> number of requests in flight. Event loops that do not run are ignored: a stopped
-            one may never run again.
-        prompts: address -> digests of the last prompts sent there, the newest last.
+        in_flight_counts: event loop -> address -> number of requests in flight. Event loops that do not run are
+            ignored, because a stopped one may never run again.
+        recent_prompts: address -> digests of the last prompts sent there, the newest last.
     """
 
-    loops: Loops = field(default_factory=WeakKeyDictionary)
-    prompts: OrderedDict[str, OrderedDict[Digests, None]] = field(default_factory=OrderedDict)
+    in_flight_counts: InFlightCounts = field(default_factory=WeakKeyDictionary)
+    recent_prompts: OrderedDict[str, OrderedDict[PrefixDigests, None]] = field(default_factory=OrderedDict)
     _waiters: list[_Waiter] = field(default_factory=list)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def in_flight(self, address: str) -> int:
         """Return the number of requests in flight at an address."""
         with self._lock:
-            return sum(counts[address] for loop, counts in list(self.loops.items()) if loop.is_running())
+            return sum(counts[address] for loop, counts in list(self.in_flight_counts.items()) if loop.is_running())
 
     def is_full(self, address: str, limit: int | None) -> bool:
         """Return whether an address has no free slot."""
         return limit is not None and self.in_flight(address) >= limit
 
-    def sort_addresses(self, limits: Limits, digests: Digests) -> list[str]:
+    def sort_addresses(self, limits: Limits, digests: PrefixDigests) -> list[str]:
         """Sort the addresses of equal providers. The first one should be used.
 
         Full addresses come last, then addresses with clearly more than their share of the load. The others are sorted
         by how much of this prompt they have in their cache, then by how much of it they ever received. Ties are
-        resolved by the hash of prompt and address (rendezvous hashing).
+        resolved by the hash of the prompt and the address (rendezvous hashing).
 
         Args:
             limits: the concurrency limit of each address.
@@ -111,7 +118,7 @@ class Capacity:
             share = 1 / len(limits) if has_unknown or limit is None else limit / sum(known_limits)
             overloaded = self.in_flight(address) + 1 > math.ceil(_MAX_LOAD_RATIO * total * share)
             cached = _count_known(digests, self._recent_digests(address, limit))
-            received = _count_known(digests, self._recent_digests(address, _MAX_PROMPTS))
+            received = _count_known(digests, self._recent_digests(address, _MAX_RECENT_PROMPTS))
             tie_breaker = _digest(f"{digests[-1]} {address}")
             return self.is_full(address, limit), overloaded, -cached, -received, tie_breaker
 
@@ -119,7 +126,7 @@ class Capacity:
             total = sum(self.in_flight(address) for address in limits) + 1
             return sorted(limits, key=key)
 
-    def try_acquire(self, address: str, limit: int | None = None, digests: Digests = ()) -> Slot | None:
+    def try_acquire(self, address: str, limit: int | None = None, digests: PrefixDigests = ()) -> Slot | None:
         """Acquire a slot without waiting. Return None if the address is full."""
         with self._lock:
             return (
@@ -131,7 +138,7 @@ class Capacity:
         if slot is None:
             return
         with self._lock:
-            counts = self.loops.get(slot.loop, Counter())
+            counts = self.in_flight_counts.get(slot.loop, Counter())
             counts[slot.address] -= 1
             if counts[slot.address] <= 0:
                 del counts[slot.address]
@@ -139,11 +146,11 @@ class Capacity:
             while waiter := self._choose_waiter(slot.address):
                 self._waiters.remove(waiter)
                 waiter.slot = self._add_slot(slot.address, waiter.digests, waiter.loop)
-                with suppress(RuntimeError):  # the event loop was closed meanwhile
+                with suppress(RuntimeError):  # the event loop was closed meanwhile: choose the next one
                     waiter.loop.call_soon_threadsafe(_resolve, waiter.future, waiter.slot)
                     return
 
-    async def wait(self, limits: Limits, digests: Digests, ticket: Ticket, timeout_s: float) -> Slot | None:
+    async def wait(self, limits: Limits, digests: PrefixDigests, ticket: Ticket, timeout_s: float) -> Slot | None:
         """Wait for the next free slot at one of several addresses, and acquire it.
 
         Args:
@@ -168,7 +175,7 @@ class Capacity:
         except TimeoutError:
             return None
         else:
-            waiter.slot = None  # from here on, the caller releases the slot
+            waiter.slot = None  # from now on, the caller must release the slot
             return slot
         finally:
             with self._lock:
@@ -193,28 +200,28 @@ class Capacity:
         while slot is None:
             if (left_s := deadline - loop.time()) <= 0:
                 raise TimeoutError
-            # a slot that was free while this loop was stopped was not offered to it
-            slot = await self.wait({address: limit}, (), ticket, min(_POLL_S, left_s))
+            # Check again at intervals: ``release`` gives no slot to a request whose event loop is stopped
+            slot = await self.wait({address: limit}, (), ticket, min(_POLL_INTERVAL_S, left_s))
         return replace(slot, waited_s=loop.time() - began)
 
     def reset(self) -> None:
-        """Forget all requests: after a fork, those of the parent process."""
+        """Forget all requests. A child process calls it after a fork."""
         self._lock = threading.RLock()
-        self.loops.clear()
+        self.in_flight_counts.clear()
         self._waiters.clear()
 
-    def _add_slot(self, address: str, digests: Digests, loop: asyncio.AbstractEventLoop) -> Slot:
+    def _add_slot(self, address: str, digests: PrefixDigests, loop: asyncio.AbstractEventLoop) -> Slot:
         """Count a request in flight, and record its prompt as the newest of the address."""
-        self.loops.setdefault(loop, Counter())[address] += 1
+        self.in_flight_counts.setdefault(loop, Counter())[address] += 1
         if digests:
-            prompts = self.prompts.setdefault(address, OrderedDict())
-            self.prompts.move_to_end(address)
+            prompts = self.recent_prompts.setdefault(address, OrderedDict())
+            self.recent_prompts.move_to_end(address)
             prompts[digests] = None
             prompts.move_to_end(digests)
-            if len(prompts) > _MAX_PROMPTS:
+            if len(prompts) > _MAX_RECENT_PROMPTS:
                 prompts.popitem(last=False)
-            if len(self.prompts) > _MAX_ADDRESSES:
-                self.prompts.popitem(last=False)
+            if len(self.recent_prompts) > _MAX_ADDRESSES:
+                self.recent_prompts.popitem(last=False)
         return Slot(address, loop)
 
     def _recent_digests(self, address: str, count: int | None) -> set[str]:
@@ -225,7 +232,7 @@ class Capacity:
             count: the number of prompts; None for one. With the concurrency limit, these are the prompts in the cache,
                 because a server caches the last prompt of each slot.
         """
-        newest = itertools.islice(reversed(self.prompts.get(address, OrderedDict())), count or 1)
+        newest = itertools.islice(reversed(self.recent_prompts.get(address, OrderedDict())), count or 1)
         return {digest for digests in newest for digest in digests}
 
     def _choose_waiter(self, address: str) -> _Waiter | None:
@@ -235,20 +242,20 @@ class Capacity:
         candidates = list(itertools.islice(allowed, _MAX_COMPARED_REQUESTS))
         limits = {other: limit for waiter in candidates for other, limit in waiter.limits.items()}
         cached = {other: self._recent_digests(other, limit) for other, limit in limits.items()}
-        received = self._recent_digests(address, _MAX_PROMPTS) if candidates else set()
+        received = self._recent_digests(address, _MAX_RECENT_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """Return the sort key. A prompt that only this server has cached comes first, others' prompts last."""
-            if waiter.ticket.overtakings >= _MAX_OVERTAKINGS:
+            """Return the sort key: prompts that only this server has cached first, those that only others have last."""
+            if waiter.ticket.times_overtaken >= _MAX_TIMES_OVERTAKEN:
                 return False, 0, 0, 0, waiter.ticket.number
             cached_here = _count_known(waiter.digests, cached[address])
             others = [_count_known(waiter.digests, cached[other]) for other in waiter.limits if other != address]
-            loss = max(others, default=0) - cached_here
-            return True, loss, cached_here, -_count_known(waiter.digests, received), waiter.ticket.number
+            cache_loss = max(others, default=0) - cached_here
+            return True, cache_loss, cached_here, -_count_known(waiter.digests, received), waiter.ticket.number
 
         chosen = min(candidates, key=key, default=None)
         for waiter in candidates:
-            waiter.ticket.overtakings += 1
+            waiter.ticket.times_overtaken += 1
         return chosen
 
 
@@ -257,13 +264,13 @@ def _resolve(future: asyncio.Future[Slot], slot: Slot) -> None:
         future.set_result(slot)
 
 
-def _count_known(digests: Digests, known: set[str]) -> int:
-    """Return how many digests are known. The number measures how long the known beginning of the prompt is."""
+def _count_known(digests: PrefixDigests, known: set[str]) -> int:
+    """Return how many digests are known. The number grows with the length of the known prefix."""
     return sum(digest in known for digest in digests)
 
 
-def digests_of(call: Call) -> Digests:
-    """Return the digests of the beginnings of a prompt: of 256 characters, 512, 1,024, up to about half of the prompt.
+def prefix_digests(call: Call) -> PrefixDigests:
+    """Return the digests of the prefixes of a prompt: of 256 characters, 512, 1,024, up to about half of the prompt.
 
     Two questions about one long text have the same digests, because only their ends differ. Two long texts after one
     system prompt have different digests.
@@ -282,8 +289,10 @@ def _digest(text: str) -> str:
 
 
 CAPACITY: Final = Capacity(
-    loops=register("event loops that sent requests", cast(Loops, WeakKeyDictionary())),
-    prompts=register("addresses with prompt digests", OrderedDict[str, OrderedDict[Digests, None]](), learned=True),
+    in_flight_counts=register("event loops that sent requests", cast(InFlightCounts, WeakKeyDictionary())),
+    recent_prompts=register(
+        "addresses with prompt digests", OrderedDict[str, OrderedDict[PrefixDigests, None]](), learned=True
+    ),
 )
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=CAPACITY.reset)

@@ -1,7 +1,7 @@
-"""The fit of a request to a model: required capabilities, token estimates and the context length.
+"""Whether a request fits a model: required capabilities, token estimates and the context length.
 
-The router calls ``lacks`` to choose a provider. An attempt uses a ``ContextBudget`` before the request, after an error
-response, and after the answer. An unknown capability or context length never prevents a request.
+The router calls ``missing_requirements`` to choose a provider. An attempt uses a ``ContextBudget`` before the request,
+after an error response, and after the answer. An unknown capability or context length never prevents a request.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from ..transport.client import Client
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
-# A prompt was certainly cut if it is large and the server read far fewer tokens than it has words.
-_MIN_CHECKED_TOKENS: Final = 1000  # a smaller prompt consists mostly of the template
-# Tokens read divided by words. A prompt with a higher share may be complete: some tokenizers join words (a third fewer
-# tokens than words), and some templates omit old thinking.
+# The server truncated a prompt if it reports far fewer prompt tokens than the prompt has words.
+_MIN_CHECKED_TOKENS: Final = 1000  # a shorter prompt is not checked
+# The reported prompt tokens divided by the words. A prompt with a higher share may be complete: some tokenizers need a
+# third fewer tokens than words, and some chat templates omit old thinking.
 _MAX_READ_SHARE: Final = 0.5
-# Share of the ceiling (the caller's ``max_tokens``). An answer limit below it is logged as a warning.
+# Share of the caller's ``max_tokens`` (``AtMost``). A lower limit for the answer is logged as a warning.
 _MIN_ANSWER_SHARE: Final = 0.25
-_MARGIN_TOKENS: Final = 8  # reserve for tokens of the chat template that the server's count omits
+_MARGIN_TOKENS: Final = 8  # reserve for the tokens of the chat template that the server does not count
 _LOAD_FAILED_STATUS: Final = 500  # of the server itself; 502 and 504 come from a gateway in front of it
 _MAX_IMAGE_TOKENS: Final = 1024  # of one image
 _MAX_TEMPLATE_TOKENS: Final = 8  # around one message
 _MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of the template
-_NOUNS: Final = {"vision": "images", "tools": "tools", "json_schema": "a JSON schema"}
+_CAPABILITY_NOUNS: Final = {"vision": "images", "tools": "tools", "json_schema": "a JSON schema"}
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MAX_CJK_CHARS_PER_TOKEN: Final = 6
 
 # The key of both mappings is (base URL of the server, name of the model).
 _tokens_per_word: Final = register("tokens per word", dict[tuple[str, str], float](), learned=True)
-_requested: Final = register("requested context lengths", dict[tuple[str, str], int](), learned=True)
+_requested_lengths: Final = register("requested context lengths", dict[tuple[str, str], int](), learned=True)
 
 
 def estimate_max_tokens(texts: Iterable[str], images: int = 0, messages: int = 0) -> int:
     """Return an upper estimate of a prompt's tokens, with 3 ASCII characters or 1.5 other characters in a token."""
     total = 0.0
     for text in texts:
-        plain = len(text.encode("ascii", "ignore"))
-        total += plain / 3 + (len(text) - plain) / 1.5
+        ascii_chars = len(text.encode("ascii", "ignore"))
+        total += ascii_chars / 3 + (len(text) - ascii_chars) / 1.5
     return int(total) + images * _MAX_IMAGE_TOKENS + messages * _MAX_TEMPLATE_TOKENS
 
 
@@ -69,7 +69,7 @@ def requested_context(base: str, model: str) -> int | None:
         base: the server's base URL.
         model: the model's name on the server.
     """
-    return _requested.get((base, model))
+    return _requested_lengths.get((base, model))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +100,8 @@ def required_capabilities(images: object, tools: object, response_format: object
     return tuple(name for name, value in required.items() if value)
 
 
-def lacks(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
-    """Return the requirements that these capabilities certainly do not meet, as words for a message."""
+def missing_requirements(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
+    """Return the requirements that a model with these capabilities certainly does not meet, for a message."""
     lacking = [name for name in needs.capabilities if capabilities[name] is False]
     served = capabilities["context_served"]
     if served is not None and needs.tokens > served:
@@ -126,14 +126,14 @@ class ContextBudget:
         spec: the provider's spec.
         catalog: the models of the provider's server.
         client: the client for the request.
-        request: the request, before a model is chosen for it.
-        prefill: the beginning of the answer if the request continues one, else "".
+        request: the request. Its model may still be None; ``prepare`` gets the name.
+        prefill: the text to continue, which the server reads after the prompt; "" for a new answer.
 
     Attributes:
         context_length: the context length to request, in tokens; None for the server's default.
-        answer_limit: the ``max_tokens`` to send instead of the caller's ceiling; None if the ceiling fits.
+        answer_limit: the ``max_tokens`` to send instead of the caller's; None to send the caller's.
         must_load_model: the server loads the model before it responds.
-        tight: ``answer_limit`` is less than a quarter of the ceiling.
+        is_answer_limit_low: ``answer_limit`` is less than a quarter of the caller's ``max_tokens``.
     """
 
     _model: str  # set by ``prepare``
@@ -152,7 +152,7 @@ class ContextBudget:
         self._retried = False
         self.context_length: int | None = None
         self.answer_limit: int | None = None
-        self.must_load_model = self.tight = False
+        self.must_load_model = self.is_answer_limit_low = False
 
     async def prepare(self, model: str, timeout_s: float) -> str | None:
         """Check whether the request fits the model, and adjust its limits.
@@ -180,24 +180,24 @@ class ContextBudget:
 
     async def _check(self, timeout_s: float) -> str | None:
         request, catalog, adjustment = self._request, self._catalog, None
-        needs = required_capabilities(request.images, request.tools, request.response_format)
-        reads_limits = self._spec.local and (request.ceiling or needs)
-        if self._chooses_length or request.images or reads_limits or catalog.loads_models:
+        required = required_capabilities(request.images, request.tools, request.response_format)
+        depends_on_server = self._spec.local and (request.max_tokens_ceiling or required)
+        if self._chooses_length or request.images or depends_on_server or catalog.loads_models:
             max_age_s = MAX_AGE_S if catalog.loads_models else math.inf
             self._server_model = await catalog.describe(self._model, timeout_s, max_age_s)
             adjustment = await self._set_context_length() if self._chooses_length else None
-        for name in needs:
+        for name in required:
             if name in catalog.denied(self._model):
                 alternative = f"{self._spec.variable('vision_model')}, or " if name == "vision" else ""
                 hint = f"Set {alternative}{self._spec.variable('capabilities')}={name} if it does"
-                what = f"the model does not support {_NOUNS[name]}; nothing was sent"
+                what = f"the model does not support {_CAPABILITY_NOUNS[name]}; nothing was sent"
                 raise errors.Unsupported(what, model=self._model, hint=hint)
         self.must_load_model = self._catalog.is_cold(self._model)
-        limit = None if request.ceiling is None else await self._find_answer_limit()
+        limit = None if request.max_tokens_ceiling is None else await self._find_answer_limit()
         return "; ".join(filter(None, (adjustment, self._lower_answer_limit(limit)))) or None
 
     async def _set_context_length(self) -> str | None:
-        """Set the context length to request. Return a description of the change; None if the loaded one stays."""
+        """Set the context length to request. Return a description of the change; None if the loaded length is kept."""
         changes = self._choose_length(self._max_prompt_tokens) != self._loaded_length
         if changes and not self._catalog.was_probed_since(self._model, self._began):
             self._catalog.clear()  # another client may have loaded a longer one
@@ -212,13 +212,13 @@ class ContextBudget:
 
     @property
     def _key(self) -> tuple[str, str]:
-        """Return the key of the model in ``_requested``."""
+        """Return the key of the model in ``_requested_lengths``."""
         return self._base, self._server_model.name
 
     @property
     def _loaded_length(self) -> int | None:
-        """Return the context length that the server has loaded or will load; None if unknown."""
-        lengths = _requested.get(self._key), self._server_model.capabilities.get("context_served")
+        """Return the context length with which the server has loaded the model, or will load it; None if unknown."""
+        lengths = _requested_lengths.get(self._key), self._server_model.capabilities.get("context_served")
         return self._configured_length or max(filter(None, lengths), default=None)
 
     def _choose_length(self, prompt_tokens: int, loaded_length: int | None = None) -> int | None:
@@ -226,7 +226,7 @@ class ContextBudget:
 
         Args:
             prompt_tokens: the tokens of the prompt.
-            loaded_length: the loaded context length, if the server has reported it with an error.
+            loaded_length: the loaded context length, if an error response reports it.
         """
         if self._configured_length:
             return self._configured_length
@@ -239,13 +239,13 @@ class ContextBudget:
         """Use this context length for the request. Return a description of the change; None if nothing changes."""
         before = self.context_length
         if length is not None:
-            self.context_length = _requested[self._key] = length
+            self.context_length = _requested_lengths[self._key] = length
         if length in (None, before):
             return None
         return f"with a context of {length} tokens instead of {before or 'the default'}: the server reloads the model"
 
     async def _find_answer_limit(self) -> int | None:
-        """Return the number of tokens that fit after the prompt, or the model's own limit if lower; None if unknown."""
+        """Return how many tokens fit after the prompt, or the model's output limit if lower; None if unknown."""
         if not self._spec.local:
             # ``capabilities`` uses the price map. Load it in a thread: the first load takes 0.1 s
             await asyncio.to_thread(model_prices.price_map)
@@ -264,32 +264,32 @@ class ContextBudget:
             ContextOverflow: the server's count is not below the context length.
         """
         count_tokens, client = self._spec.server.count_tokens, self._client
-        fits = self._max_prompt_tokens + (self._request.ceiling or 0) <= length
+        fits = self._max_prompt_tokens + (self._request.max_tokens_ceiling or 0) <= length
         count = 0
         if not (fits or count_tokens is None or self._request.images or client.server_stopped or client.replays):
             with suppress(LLMError, TimeoutError):  # use the estimate
                 async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._prefill]
                     count = await count_tokens(client, self._model, messages, self._request.tools)
-                    self._learn(count)
+                    self._record_token_count(count)
         if count >= length:
             raise _overflow_error(f"the prompt has {count} tokens, the context length is {length}", count, length)
         ratio = _tokens_per_word.get((self._base, self._model), 1.0)
         return count + _MARGIN_TOKENS if count else int(estimate_min_tokens(self._texts) * ratio)
 
-    def _learn(self, tokens: int) -> None:
+    def _record_token_count(self, tokens: int) -> None:
         """Record the server's token count of this prompt, to improve later estimates."""
         min_tokens, key = estimate_min_tokens(self._texts), (self._base, self._model)
         if min_tokens >= _MIN_LEARNED_TOKENS:
             _tokens_per_word[key] = max(tokens / min_tokens, _tokens_per_word.get(key, 1.0))
 
     def _lower_answer_limit(self, limit: int | None) -> str | None:
-        """Set ``answer_limit`` if this limit is lower. Return a description of the change; None if it is not."""
-        before = self.answer_limit or self._request.ceiling
+        """Lower ``answer_limit`` to this limit. Return a description of the change; None if the limit is not lower."""
+        before = self.answer_limit or self._request.max_tokens_ceiling
         if limit is None or before is None or limit >= before:
             return None
         self.answer_limit = limit
-        self.tight = limit < (self._request.ceiling or 0) * _MIN_ANSWER_SHARE
+        self.is_answer_limit_low = limit < (self._request.max_tokens_ceiling or 0) * _MIN_ANSWER_SHARE
         return f"max_tokens={limit} instead of {before}, because the context has no more room"
 
     def adjust_after(self, error: LLMError) -> str | None:
@@ -302,17 +302,17 @@ class ContextBudget:
             left = (error.window or 0) - (error.needed or 0) if isinstance(error, errors.ContextOverflow) else 0
             return self._lower_answer_limit(left) if left > 0 else None
         if isinstance(error, errors.ContextOverflow):
-            return self._lengthen_after(error)
+            return self._request_longer_context(error)
         failed = isinstance(error, errors.ServerFailed) and error.status == _LOAD_FAILED_STATUS
         if failed and self.context_length not in (None, self._server_model.capabilities.get("context_served")):
             raise self._load_error(error)
         return None
 
-    def _lengthen_after(self, error: errors.ContextOverflow) -> str | None:
+    def _request_longer_context(self, error: errors.ContextOverflow) -> str | None:
         """Request a longer context length, unless this request was retried before.
 
         The new length fits the server's token count, or is the next longer one if the error has no count. Return a
-        description of the change. If nothing can be changed, add the lengths to the error, and return None.
+        description of the change. If no retry is possible, add the lengths to the error, and return None.
         """
         sent = self.context_length
         if not self._retried:
@@ -344,9 +344,9 @@ class ContextBudget:
         return failure
 
     def _forget_length(self) -> None:
-        """Remove this request's context length, which did not help, so that later requests use the loaded one."""
-        if _requested.get(self._key) == self.context_length:
-            _requested.pop(self._key, None)
+        """Forget the context length of this request, because it failed. Later requests use the loaded length."""
+        if _requested_lengths.get(self._key) == self.context_length:
+            _requested_lengths.pop(self._key, None)
 
     def mark_loaded(self) -> None:
         """Record that the server has loaded the model with the requested context length."""
@@ -354,21 +354,21 @@ class ContextBudget:
             self._catalog.mark_loaded(self._model, self.context_length)
 
     async def check_usage(self, usage: Usage) -> None:
-        """Check whether the server read the whole prompt. Probe the server if its kind is unknown.
+        """Check whether the server read the whole prompt. If it did not and its kind is unknown, probe the server.
 
         Args:
             usage: the token counts in the response.
 
         Raises:
-            ContextOverflow: the server read far less than the prompt, and it is known to drop the beginning of a
-                prompt (``ServerSupport.drops_prompts``).
+            ContextOverflow: the server read far less than the prompt, and servers of its kind are known to truncate
+                prompts silently (``ServerSupport.drops_prompts``).
         """
         catalog, read_tokens = self._catalog, usage.prompt_tokens or 0
         min_tokens = estimate_min_tokens(self._request.texts)
         if read_tokens and not self._request.images:
-            self._learn(read_tokens)
-        is_cut = min_tokens >= _MIN_CHECKED_TOKENS and 0 < read_tokens <= min_tokens * _MAX_READ_SHARE
-        if not (is_cut and self._spec.local) or usage.cached_tokens:
+            self._record_token_count(read_tokens)
+        is_truncated = min_tokens >= _MIN_CHECKED_TOKENS and 0 < read_tokens <= min_tokens * _MAX_READ_SHARE
+        if not (is_truncated and self._spec.local) or usage.cached_tokens:
             return
         if catalog.server is None:
             await catalog.health(QUICK_PROBE_S)

@@ -52,7 +52,7 @@ class SplitText:
 
     Attributes:
         prefix: the part to send to the provider.
-        rest: the part that the continuation must repeat.
+        rest: the end, which is not sent. The continuation must begin with it.
     """
 
     prefix: str
@@ -101,15 +101,15 @@ def instruct_to_continue(prompt: Prompt, prefix: str) -> list[Any]:
 def last_words(text: str) -> str:
     """Return the end of a text that a model without prefill must repeat.
 
-    This end has at least eight words and 24 characters, or 64 characters of a text without spaces. If the text also
-    starts with the same words, a longer end is returned, so that a restarted answer is not mistaken for a continuation.
-    A shorter text is returned whole.
+    This end has at least eight words and 24 characters, or 64 characters of a text without spaces. It is longer if the
+    text also starts with these words: an answer that starts again would look like a continuation. A shorter text is
+    returned unchanged.
     """
     return _overlaps(text)[0]
 
 
 def _overlaps(text: str) -> list[str]:
-    """Return the ends of a text that a continuation may repeat, shortest first. Some models repeat a whole sentence."""
+    """Return the ends of a text that a continuation may repeat, shortest first. Some models repeat a sentence."""
     starts, stripped = [word.start() for word in re.finditer(r"\S+", text)], text.lstrip()
     ends = list[str]()
     for start in reversed(starts[: -_MIN_OVERLAP_WORDS + 1] or starts[:1]):
@@ -136,20 +136,20 @@ class Joiner:
 
     Args:
         emitted: the emitted text.
-        by_prompt: the prompt instructs the model to repeat the last words. Otherwise the prefix is sent as a prefill.
+        is_instructed: the prompt instructs the model to repeat the last words. Otherwise the text is sent as a prefill.
         source: the source of the emitted text.
 
     Attributes:
         is_empty: the continuation has no text.
-        settled: the repeated text has ended, so that all later text is new.
+        matched: the continuation has repeated the required text. All later text is new.
         mismatched: the continuation does not repeat the required text. ``feed`` returned none of it.
     """
 
-    def __init__(self, emitted: SplitText, *, by_prompt: bool = False, source: Source = "stream") -> None:
-        self.is_empty, self.settled, self.mismatched = True, False, False
-        self.emitted, self.by_prompt, self.source = emitted, by_prompt, source
-        expected = _starts_if_instructed(emitted) if by_prompt else _starts_if_prefilled(emitted)
-        self._matches = [_Match(text, exact=not by_prompt) for text in dict.fromkeys(expected)]
+    def __init__(self, emitted: SplitText, *, is_instructed: bool = False, source: Source = "stream") -> None:
+        self.is_empty, self.matched, self.mismatched = True, False, False
+        self.emitted, self.is_instructed, self.source = emitted, is_instructed, source
+        expected = _expected_if_instructed(emitted) if is_instructed else _expected_if_prefilled(emitted)
+        self._matches = [_Match(text, exact=not is_instructed) for text in dict.fromkeys(expected)]
 
     def feed(self, text: str, *, ended: bool = False) -> str:
         """Add a piece of the continuation, and return the new text.
@@ -159,14 +159,14 @@ class Joiner:
             ended: the continuation ends with this piece.
         """
         self.is_empty = self.is_empty and not text
-        if self.settled:
+        if self.matched:
             return text
         for match in self._matches:
             match.feed(text)
         while self._matches:
             new_text = self._matches[0].new_text(ended=ended)
             if new_text is not None:
-                self.settled = True
+                self.matched = True
                 return new_text
             if not self._matches[0].differs:
                 return ""
@@ -179,15 +179,15 @@ class Joiner:
         return self.feed("", ended=True)
 
 
-def _starts_if_instructed(emitted: SplitText) -> list[str]:
-    """Return the texts that a model may begin with if it was instructed to repeat the last words.
+def _expected_if_instructed(emitted: SplitText) -> list[str]:
+    """Return the texts that a continuation may begin with if the model was instructed to repeat the last words.
 
     Some models repeat more words, or the whole text.
     """
     return [end + emitted.rest for end in _overlaps(emitted.prefix)] + [emitted.text]
 
 
-def _starts_if_prefilled(emitted: SplitText) -> list[str]:
+def _expected_if_prefilled(emitted: SplitText) -> list[str]:
     """Return the texts that a continuation of a prefill may begin with; "" if it begins with new text.
 
     Most continuations begin with the rest of the text. Some servers echo the prefill before it.
@@ -236,7 +236,7 @@ class _Match:
         for index, character in enumerate(piece):
             letters = self._normalize(character)
             for letter_index, letter in enumerate(letters):
-                if self.is_complete:  # a letter with an accent: the letter was expected, its accent is new text
+                if self.is_complete:  # one character may normalize to a letter and an accent: the accent is new text
                     self._after = letters[letter_index:] + piece[index + 1 :]
                     return
                 if letter != self._expected[self._position]:
@@ -248,7 +248,7 @@ class _Match:
                 return
 
     def new_text(self, *, ended: bool) -> str | None:
-        """Return the text after the expected text; None if it is not known yet, or if the continuation differs."""
+        """Return the text after the expected text; None if more of the continuation is needed, or if it differs."""
         if not self.is_complete:
             self.differs = self.differs or ended
             return None
@@ -279,7 +279,7 @@ def _normalize_character(character: str) -> str:
 
 
 class _NewTextEmit(Relay):
-    """Emits the new text of a continuation. Tool calls that arrive before it are held back until the end.
+    """Emits the new text of a continuation. Tool calls that arrive before the new text are held back until the end.
 
     Args:
         name: the name of the provider that continues the text.
@@ -291,7 +291,7 @@ class _NewTextEmit(Relay):
     def __init__(self, name: str, joiner: Joiner, emit: Emit, stop: Callable[[], None]) -> None:
         super().__init__(emit)
         self._name, self._joiner, self._stop = name, joiner, stop
-        self._resumed_emitted = not joiner.emitted.text.strip()  # no event for white space alone
+        self._skip_resumed_event = not joiner.emitted.text.strip()  # nothing visible is continued
         self._held_calls: list[ToolCallDelta] = []
 
     def __call__(self, event: Event) -> None:
@@ -302,7 +302,7 @@ class _NewTextEmit(Relay):
             self._emit_text(joiner.feed(event.text))
             if joiner.mismatched:
                 self._stop()
-        elif isinstance(event, ToolCallDelta) and (self._held_calls or not joiner.settled):
+        elif isinstance(event, ToolCallDelta) and (self._held_calls or not joiner.matched):
             self._held_calls.append(event)
         else:
             self._emit(event)
@@ -335,11 +335,11 @@ class _NewTextEmit(Relay):
             self._emit(TextDelta(text))
 
     def _emit_resumed(self) -> None:
-        if not self._resumed_emitted:
-            self._resumed_emitted = True
+        if not self._skip_resumed_event:
+            self._skip_resumed_event = True
             joiner = self._joiner
             characters = len(joiner.emitted.text)
-            event = Resumed(self._name, characters, in_words=joiner.by_prompt, source=joiner.source)
+            event = Resumed(self._name, characters, in_words=joiner.is_instructed, source=joiner.source)
             events.emit(event)
             self._emit(event)
 
@@ -360,8 +360,8 @@ async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -
     """
     completion: Completion | None = None
     try:
-        # On a mismatch, this timeout expires and cancels the attempt. An error raised by ``emit`` would count as a
-        # failure of the provider.
+        # On a mismatch, this timeout expires and cancels the attempt. If the relay raised an error instead, it would
+        # count as a failure of the provider.
         async with asyncio.timeout(None) as scope:
             relay = _NewTextEmit(name, joiner, emit, lambda: scope.reschedule(0))
             completion = await work(relay)
@@ -374,7 +374,7 @@ async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -
 
 
 def count_prior_tokens(call: Call) -> int:
-    """Return the tokens of the text that a call continues. Those of ``after`` are estimated."""
+    """Return the number of tokens of ``Call.prior_text``. Each recorded piece has about one; ``after`` is estimated."""
     estimate = (estimate_min_tokens([call.after]) + estimate_max_tokens([call.after])) // 2
     return estimate + len(call.recorded or ())
 
@@ -384,16 +384,16 @@ def reduce_max_tokens(call: Call, tokens: int, repeated_chars: int) -> Call:
 
     Args:
         call: the call.
-        tokens: the tokens of the text so far.
-        repeated_chars: the characters of it that the continuation repeats, which are at least as many as their tokens.
+        tokens: the number of tokens of the text so far.
+        repeated_chars: the number of characters that the continuation repeats. Each is counted as one more token.
     """
     return replace(call, max_tokens=type(call.max_tokens)(max(1, call.max_tokens - tokens + repeated_chars)))
 
 
-async def run_with_prior(
+async def run_with_prior_text(
     start: Callable[[Call, Attempt], Work], attempt: Attempt, name: str, call: Call, emit: Emit
 ) -> Completion:
-    """Run a call at one provider. If the call continues a prior text, the provider must support prefill.
+    """Run a call at one provider. If it continues a text (``Call.prior_text``), the provider must support prefill.
 
     Args:
         start: returns the work of an attempt.

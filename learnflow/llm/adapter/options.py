@@ -1,4 +1,4 @@
-"""Check whether a provider supports the keywords of a call, and read the messages of a prompt. Changes no value."""
+"""Checks of a call's keywords against a provider's spec, and functions that read the messages of a prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..transport.endpoint import parse_headers
 
 
 def supported_keywords(spec: ProviderSpec, call: Call) -> dict[str, Any]:
-    """Return the keywords of a call, with ``temperature`` and ``max_tokens``, except those that are None.
+    """Return the keywords of a call, with ``temperature`` and ``max_tokens`` and without those that are None.
 
     Raises:
         InvalidRequest: ``tool_choice`` is given without ``tools``.

@@ -27,7 +27,7 @@ from ..transport.endpoint import configure_endpoint
 from . import _litellm
 from .attempt import Runner
 from .context_window import requested_context
-from .joining import run_with_prior
+from .joining import run_with_prior_text
 from .options import supported_keywords
 from .request import build_request
 from .routable import Facts, RoutableProvider, comparable_names
@@ -56,7 +56,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         KeyMissing: the key is missing, and the vendor requires one.
     """
 
-    spec: ProviderSpec  # an instance may replace it with a variant for its address
+    spec: ProviderSpec  # ``__init__`` may replace it with the spec for its address (``spec.api.choose_variant``)
     _transport: Any = None  # the httpx transport; None for the network
 
     def __init__(
@@ -75,27 +75,27 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         common, own = settings.load(), settings.load_provider(spec)
         replay = active.current(common)
         if replay and not (base_url or own.base_url or spec.api.default_url):
-            base_url = replay.base_url(self.cassettes_of, local=spec.local)
-        replays = active.is_replay(replay)
+            base_url = replay.base_url(self.cassette_folder, local=spec.local)
+        is_replay = active.is_replay(replay)
         if spec.api.choose_variant:
             self.spec = spec.api.choose_variant(spec, base_url or own.base_url or "", own.api_version)
         if (api := api or own.api) == "responses" and not self.spec.api.responses_path:
             what, hint = f"{spec.title} has no Responses API here", f"Leave {spec.variable('api')} and api= out"
             raise errors.NotConfigured(what, provider=spec.name, hint=hint)
         self.endpoint = configure_endpoint(
-            self.spec, own, base_url, api_key, headers, keyless=replays, local_networks=common.llm_local_networks
+            self.spec, own, base_url, api_key, headers, keyless=is_replay, local_networks=common.llm_local_networks
         )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._timeouts = choose_timeouts(self.spec, times, common, own)
         transport = self._transport
         if replay:
-            transport = replay.transport(transport or NETWORK, self.cassettes_of)
-        client = Client(self.endpoint, self._timeouts.connect, self._timeouts.local_only, transport, replays)
-        overrides, ages = own.configured_capabilities, replay is None
-        others = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
+            transport = replay.transport(transport or NETWORK, self.cassette_folder)
+        client = Client(self.endpoint, self._timeouts.connect, self._timeouts.local_only, transport, is_replay)
+        overrides, expires = own.configured_capabilities, replay is None
+        other_models = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
         self.catalog = ModelCatalog(
-            self.spec, client, self._server_kinds(), self.model, overrides, others, expires=ages
+            self.spec, client, self._server_kinds(), self.model, overrides, other_models, expires=expires
         )
         log_content, reask = common.llm_log_content, common.llm_reask
         self._common = common
@@ -112,7 +112,10 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @property
     def address(self) -> str:
-        """Return the key of the circuit breakers and the queue. An endpoint with a configured name has its own."""
+        """Return the key of the circuit breakers and the queue: the base URL.
+
+        An endpoint with a configured name (``<NAME>_KIND``) has its own key, even if it has the same URL.
+        """
         return f"{self.endpoint.base_url} ({self.name})" if self.spec.kind else self.endpoint.base_url
 
     def facts(self, model: str | None) -> Facts:
@@ -146,7 +149,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         )
 
     def _has_model(self, model: str) -> bool:
-        """Return whether the configuration, the server's list or the price map contains a model."""
+        """Return whether the configuration, the server's list or LiteLLM's price map contains a model."""
         server = self.catalog.server
         if model in (self.model, self.vision_model):
             return True
@@ -161,9 +164,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def start(self, call: Call) -> Work:
         """Return a coroutine function that runs a call; see ``AbstractProvider.start``."""
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
-        work = self.attempt(call, attempt)  # checks the call
+        work = self.attempt(call, attempt)  # raises an error if the call is invalid
         if call.after or self._common.llm_journal:
-            run = partial(run_with_prior, self.attempt, attempt, self.name)
+            run = partial(run_with_prior_text, self.attempt, attempt, self.name)
             work = journal.with_journal(self._common, self._timeouts.deadline, run, call)
         return partial(events.run_request, self.name, call.model or self.model, attempt, work)
 
@@ -187,15 +190,15 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         await _litellm.prepare(self.spec, self.endpoint)
 
     async def aclose(self) -> None:
-        """Close idle connections of this event loop to the server. The provider can be used again afterwards.
+        """Close the idle connections of this event loop to the server. The provider can be used again afterwards.
 
-        The end of the event loop also closes them.
+        If it is not called, they are closed when the event loop ends.
         """
         await network.close_idle(self.endpoint.origin)
 
     async def list_models(self) -> list[str]:
         """Return the names of the chat models. Raise LLMError if they cannot be listed."""
-        with self._explain_errors():
+        with self._detailed_errors():
             return [model.name for model in await self.catalog.models(all_models=False)]
 
     async def models(self, within: float = LONG_PROBE_S) -> list[Model]:
@@ -207,7 +210,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         Raises:
             LLMError: the models cannot be listed.
         """
-        with self._explain_errors():
+        with self._detailed_errors():
             return await self.catalog.models(within)
 
     async def health_check(self) -> bool:
@@ -234,7 +237,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the capabilities of a model, from the spec, the last probe and the configuration. Sends nothing.
 
         Args:
-            model: the name of the model. None for the default model, with the ``vision`` of the default vision model.
+            model: the name of the model. None for the default model; ``vision`` is then that of ``vision_model``.
         """
         capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:
@@ -256,7 +259,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if keep_alive is not None and not self.spec.server.load_with_keep_alive:
             raise errors.Unsupported(f"{self.spec.title} does not support keep_alive=", provider=self.name)
         name = model or self.model
-        with self._explain_errors(name):
+        with self._detailed_errors(name):
             try:
                 async with asyncio.timeout(self._timeouts.load):
                     await asyncio.gather(self.prepare(), self._load(name, keep_alive))
@@ -265,12 +268,12 @@ class BaseProvider(AbstractProvider, RoutableProvider):
                 raise errors.ModelLoading(what, hint="Raise LLM_LOAD_TIMEOUT") from None
 
     @contextmanager
-    def _explain_errors(self, model: str | None = None) -> Iterator[None]:
-        """Return a context manager in which an LLMError gets the provider's name and a hint."""
+    def _detailed_errors(self, model: str | None = None) -> Iterator[None]:
+        """Return a context manager that adds the provider's name and a hint to an LLMError."""
         try:
             yield
         except LLMError as error:
-            raise clear_cause(self.runner.explain(error, model))  # noqa: B904  # ``bare`` removes the context
+            raise clear_cause(self.runner.add_details(error, model))  # noqa: B904  # ``clear_cause`` removes the context
 
     async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
         """Load a model unless it is loaded."""
@@ -290,8 +293,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
                 await asyncio.sleep(_PROBE_INTERVAL_S)
 
     @property
-    def cassettes_of(self) -> str:
-        """Return the name of the provider's folder of cassettes."""
+    def cassette_folder(self) -> str:
+        """Return the name of the folder with the provider's cassettes."""
         return self.spec.name
 
     def _server_kinds(self) -> Sequence[ProviderSpec]:

@@ -1,4 +1,4 @@
-"""Redaction of error messages: API keys are masked, and a message that quotes a prompt or an answer is removed."""
+"""Redaction of error messages: mask API keys, and exclude a message that quotes a prompt or an answer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ..errors import LLMError
 from ..transport.endpoint import Endpoint
 from .request import Request
 
-_MIN_TEXT_LETTERS: Final = 4  # letters and digits; a shorter text may occur in any message
-_MIN_QUOTE_LETTERS: Final = 16  # consecutive letters and digits of a text that count as a quotation
-_MAX_COMPARED_CHARS: Final = 200_000  # of each text, because an image has millions
+_MIN_TEXT_LETTERS: Final = 4  # letters and digits of a text. A shorter one may occur in any message
+_MIN_QUOTE_LETTERS: Final = 16  # a message quotes a text if it contains so many consecutive letters and digits of it
+_MAX_COMPARED_CHARS: Final = 200_000  # of each text: an image has millions
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 
 
@@ -29,7 +29,7 @@ def redact(error: LLMError, endpoint: Endpoint, request: Request | None, answer:
     error.server_message = endpoint.mask(error.server_message)
     message = _normalize(error.server_message)
     conversation = [*request.texts, answer] if request else [answer]
-    quotes = any(_quotes(message, text, match_short=True) for text in conversation)
+    quotes = any(_quotes(message, text, is_strict=True) for text in conversation)
     quotes = quotes or any(_quotes(message, text) for text in (request.all_texts if request else ()))
     error.quotable = not quotes
     if not error.quotable:
@@ -43,17 +43,17 @@ def _normalize(text: str) -> str:
     return "".join(re.findall(r"[^\W_]+", plain)).lower()
 
 
-def _quotes(message: str, text: str, *, match_short: bool = False) -> bool:
+def _quotes(message: str, text: str, *, is_strict: bool = False) -> bool:
     """Return whether a message quotes a text.
 
     Args:
         message: the normalized message.
         text: the text of a request or an answer.
-        match_short: the text counts as quoted also if it is shorter than a quotation, or too long to compare.
+        is_strict: return True for a text that is too long to compare, and compare also texts of 4 to 15 letters.
     """
-    if match_short and len(text) > _MAX_COMPARED_CHARS:
+    if is_strict and len(text) > _MAX_COMPARED_CHARS:
         return True
     letters = _normalize(text[:_MAX_COMPARED_CHARS])
     if len(letters) < _MIN_QUOTE_LETTERS:
-        return match_short and len(letters) >= _MIN_TEXT_LETTERS and letters in message
+        return is_strict and len(letters) >= _MIN_TEXT_LETTERS and letters in message
     return any(message[at : at + _MIN_QUOTE_LETTERS] in letters for at in range(len(message) - _MIN_QUOTE_LETTERS + 1))

@@ -1,4 +1,4 @@
-"""A request: the checked prompt and keywords of a call, and their format for LiteLLM. Nothing is dropped silently."""
+"""A request: the checked prompt and keywords of a call, in OpenAI's format. No keyword is dropped silently."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ _BODY_PARAMETERS: Final = ("top_k", "min_p")  # fields of the body, because Open
 # vLLM continues the prefill only with both fields. llama.cpp repeats it without them.
 _CONTINUES_FIELD: Final = "continue_final_message"
 _PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False}
-# Follows an assistant message at the end of a prompt, which the server would continue otherwise.
+# Appended if the last message is an assistant message, because many servers would continue that message.
 _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next message."}
 _MAX_TYPE_CHARS: Final = 40
 _MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
 _SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messages of servers that reject a schema
-_RESPONSES_API: Final = "v1/responses"  # in the message of a refusal of chat completions
+_RESPONSES_API: Final = "v1/responses"  # in an error message of chat completions: the model requires the Responses API
 _REFUSALS: Final = (errors.Misconfigured, errors.RequestRefused, errors.Unsupported)
 _WORD_START: Final = re.compile(r"(?<=[a-z])(?:-(?=[a-z])|(?=[A-Z]))")  # in "max-tokens" and "maxTokens"
-_NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # in the message, the code or the parameter of a refusal
+_NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # in the message, the code or the parameter of an error response
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """The format of a request that a model accepts.
+class RequestFormat:
+    """The format of a request that a model accepts. It changes after error responses.
 
     Attributes:
-        omitted: the parameters that this package adds and the model rejects.
-        rejected: the parameters and levels of reasoning that the model does not support, from ``ModelCatalog``.
-        schema_mode_index: the index of the schema's format in ``Dialect.schema_modes``.
-        api: the API that the operator configured, or that the server requires; None if LiteLLM's map decides.
+        omitted: the parameters that this package omits after an error response.
+        unsupported: the parameters and reasoning levels that the model does not support, from ``ModelCatalog``.
+        schema_mode_index: the index of the schema mode in ``Dialect.schema_modes``.
+        api: the API that the operator configured, or that the server requires; None if LiteLLM's price map decides.
         max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
     omitted: frozenset[str] = frozenset()
-    rejected: frozenset[str] = frozenset()
+    unsupported: frozenset[str] = frozenset()
     schema_mode_index: int = 0
     api: ApiName | None = None
     max_completion_tokens: bool = False
@@ -62,11 +62,10 @@ class Request:
         messages: OpenAI-style messages, including the system message.
         model: the model's name at the provider; None if it is chosen later.
         sampling: the sampling parameters of the call.
-        corrections: the number of messages at the end that were added for corrections: rejected answers, and requests
-            to correct them.
+        correction_messages: the number of messages at the end that are rejected answers and requests to correct them.
         user_message_added: a short user message follows the caller's last assistant message.
-        buffered: the caller reads the answer at once, so that the server may send it without streaming.
-        is_recorded: the journal records the text while it arrives, so that it is not held back.
+        buffered: the caller receives the whole answer at the end. The server may send it without streaming.
+        is_recorded: the journal records the text while it arrives. No text is held back.
     """
 
     spec: ProviderSpec
@@ -81,7 +80,7 @@ class Request:
     extra_body: dict[str, Any] = field(default_factory=dict, repr=False)
     session: str | None = field(default=None, repr=False)
     headers: dict[str, str] = field(default_factory=dict, repr=False)
-    corrections: int = 0
+    correction_messages: int = 0
     buffered: bool = False
     is_recorded: bool = False
     user_message_added: bool = False
@@ -92,8 +91,8 @@ class Request:
         return [text_of(part) for message in self.messages for part in parts_of(message)]
 
     @property
-    def is_passed_by_litellm(self) -> bool:
-        """Return whether LiteLLM would pass it to the server unchanged, see ``Dialect.direct_chat_path``."""
+    def bypasses_litellm(self) -> bool:
+        """Return whether LiteLLM is not needed, because it would change nothing; see ``Dialect.direct_chat_path``."""
         has_only_texts = all(m.keys() <= {"role", "content"} and isinstance(m["content"], str) for m in self.messages)
         return bool(self.spec.dialect.direct_chat_path and has_only_texts) and not (self.tools or self.response_format)
 
@@ -103,7 +102,7 @@ class Request:
         return sum(part.get("type") == "image_url" for message in self.messages for part in parts_of(message))
 
     @property
-    def ceiling(self) -> int | None:
+    def max_tokens_ceiling(self) -> int | None:
         """Return ``max_tokens`` if the caller allows a lower value (``AtMost``); None otherwise."""
         max_tokens = self.sampling.get("max_tokens")
         return max_tokens if isinstance(max_tokens, AtMost) else None
@@ -123,15 +122,17 @@ class Request:
         """Return this request, followed by the model's answer and a message that asks for its correction."""
         answer = {"role": "assistant", "content": text}
         correction = {"role": "user", "content": structured_output.write_correction(reason)}
-        return replace(self, messages=[*self.messages, answer, correction], corrections=self.corrections + 2)
+        return replace(
+            self, messages=[*self.messages, answer, correction], correction_messages=self.correction_messages + 2
+        )
 
-    def to_litellm(
-        self, variant: Variant, *, context_length: int | None, max_tokens: int | None, prefill: str | None
+    def to_openai(
+        self, request_format: RequestFormat, *, context_length: int | None, max_tokens: int | None, prefill: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Return messages and parameters in LiteLLM's format.
+        """Return messages and parameters in the format of OpenAI's client. Fields that it lacks are in ``extra_body``.
 
         Args:
-            variant: the format that the model accepts, with the API of the request.
+            request_format: the format that the model accepts, with the API of the request.
             context_length: the context length to request, in tokens; None for the server's default.
             max_tokens: the limit of the answer in tokens, if it is lower than the caller's; else None.
             prefill: the text that the model continues; None for a new answer.
@@ -140,20 +141,20 @@ class Request:
             Unsupported: the model does not support a sampling parameter of the caller, or this reasoning.
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
-        streams = self.streams(variant)
-        body = {**dialect.body_fields, **self._api_fields(variant), **self._session_field()}
+        streams = self.streams(request_format)
+        body = {**dialect.body_fields, **self._api_fields(request_format), **self._session_field()}
         body |= {**self.extra_body} if streams else {"stream": False, **self.extra_body}
         if prefill is not None:
             messages.append({"role": "assistant", "content": prefill})
             body |= _PREFILL_FIELDS
-        sampling = self._sampling_of(variant)
+        sampling = self._sampling_of(request_format)
         if max_tokens and "max_tokens" in sampling:
             sampling["max_tokens"] = max_tokens
         if dialect.format_options:
             body["options"] = dialect.format_options(sampling, context_length) | (body.get("options") or {})
         else:
             body |= {name: sampling.pop(name) for name in _BODY_PARAMETERS if name in sampling}
-            if variant.max_completion_tokens and "max_tokens" in sampling:
+            if request_format.max_completion_tokens and "max_tokens" in sampling:
                 sampling["max_completion_tokens"] = sampling.pop("max_tokens")
             parameters |= sampling
         if self.tools and self.tool_choice != "none":
@@ -161,80 +162,86 @@ class Request:
             if self.tool_choice is not None and not (dialect.format_options and self.tool_choice == "auto"):
                 parameters["tool_choice"] = self.tool_choice
         if self.response_format is not None:
-            mode = dialect.schema_modes[variant.schema_mode_index]
+            mode = dialect.schema_modes[request_format.schema_mode_index]
             response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
-            messages = _with_instruction(messages, instruction, self.corrections) if instruction else messages
-        if dialect.supports_stream_usage and streams and "stream_options" not in variant.omitted:
+            messages = _with_instruction(messages, instruction, self.correction_messages) if instruction else messages
+        if dialect.supports_stream_usage and streams and "stream_options" not in request_format.omitted:
             parameters["stream_options"] = {"include_usage": True}
         if body:
             parameters["extra_body"] = body
         return messages, parameters
 
-    def streams(self, variant: Variant) -> bool:
+    def streams(self, request_format: RequestFormat) -> bool:
         """Return whether the request asks for a stream. A caller of ``stream`` always gets one."""
-        return not (self.buffered and "stream" in variant.omitted)
+        return not (self.buffered and "stream" in request_format.omitted)
 
-    def next_variant(
-        self, variant: Variant, error: LLMError, *, api: ApiName, is_last: bool
-    ) -> tuple[Variant, str] | None:
-        """Return the variant for a retry, and a description of the change; None if a retry cannot help.
+    def next_format(
+        self, request_format: RequestFormat, error: LLMError, *, api: ApiName, is_last_provider: bool
+    ) -> tuple[RequestFormat, str] | None:
+        """Return the format for a retry, and a description of the change; None if a retry cannot help.
 
         A retry omits only what this package added: defaults, ``stream_options``, ``stream`` and the schema's format. It
         never omits a keyword of the caller.
 
         Args:
-            variant: the variant that the server rejected.
+            request_format: the format that the server rejected.
             error: the error response.
             api: the API of the rejected request.
-            is_last: no other provider is left, so that a retry follows also if the refusal names nothing.
+            is_last_provider: no other provider is left. Retry without defaults even if the error names no parameter.
         """
-        is_open = variant.api is None and self.spec.api.responses_path is not None
-        if is_open and api == "chat" and _RESPONSES_API in error.server_message:
-            return replace(variant, api="responses"), "to the Responses API, as the server requires"
-        if change := self._without_rejected(variant, error, api, is_last=is_last):
+        may_switch_api = request_format.api is None and self.spec.api.responses_path is not None
+        if may_switch_api and api == "chat" and _RESPONSES_API in error.server_message:
+            return replace(request_format, api="responses"), "to the Responses API, as the server requires"
+        if change := self._without_rejected(request_format, error, api, is_last_provider=is_last_provider):
             return change
-        if is_open and api == "responses" and error.status and isinstance(error, _REFUSALS):
-            return replace(variant, api="chat"), "as a chat completion, because the Responses API refused it"
+        if may_switch_api and api == "responses" and error.status and isinstance(error, _REFUSALS):
+            return replace(request_format, api="chat"), "as a chat completion, because the Responses API refused it"
         return None
 
     def _without_rejected(
-        self, variant: Variant, error: LLMError, api: ApiName, *, is_last: bool
-    ) -> tuple[Variant, str] | None:
-        """Return the variant without what this package added and the server rejected."""
+        self, request_format: RequestFormat, error: LLMError, api: ApiName, *, is_last_provider: bool
+    ) -> tuple[RequestFormat, str] | None:
+        """Return the format without the parameters that this package added and the server rejected."""
         if not isinstance(error, errors.CapabilityError):
             return None
         message = error.server_message.lower()
         words = " ".join((error.server_message, error.code or "", *error.params))
-        named = set(_NAME.findall(f"{words} {_WORD_START.sub('_', words)}".lower()))
-        if "max_completion_tokens" in named and not variant.max_completion_tokens:
-            return replace(variant, max_completion_tokens=True), "max_tokens as max_completion_tokens"
+        names_in_error = set(_NAME.findall(f"{words} {_WORD_START.sub('_', words)}".lower()))
+        if "max_completion_tokens" in names_in_error and not request_format.max_completion_tokens:
+            return replace(request_format, max_completion_tokens=True), "max_tokens as max_completion_tokens"
         overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
-        if named & {"max_completion_tokens", "max_output_tokens"} or (self.ceiling and overflow):
-            named.add("max_tokens")
-        defaults = {name for name, value in self.sampling.items() if may_be_left_out(value)}
-        defaults |= {"include", "summary"} if api == "responses" else {"stream_options"}
-        defaults, stream = defaults - variant.omitted, {"stream"} if self.streams(variant) and self.buffered else set()
-        rejected = named & defaults or named & stream
-        modes, index = self.spec.dialect.schema_modes, variant.schema_mode_index + 1
-        falls_back = isinstance(self.response_format, type) and index < len(modes)
-        if not rejected and falls_back and any(word in message for word in _SCHEMA_WORDS):
-            return replace(variant, schema_mode_index=index), f"the schema as {modes[index]}"
-        if is_last and isinstance(error, errors.RequestRefused) and not error.params:
-            rejected = rejected or defaults
+        if names_in_error & {"max_completion_tokens", "max_output_tokens"} or (self.max_tokens_ceiling and overflow):
+            names_in_error.add("max_tokens")
+        removable = {name for name, value in self.sampling.items() if may_be_left_out(value)}
+        removable |= {"include", "summary"} if api == "responses" else {"stream_options"}
+        removable = removable - request_format.omitted
+        stream = {"stream"} if self.streams(request_format) and self.buffered else set()
+        rejected = names_in_error & removable or names_in_error & stream
+        modes, index = self.spec.dialect.schema_modes, request_format.schema_mode_index + 1
+        has_next_mode = isinstance(self.response_format, type) and index < len(modes)
+        if not rejected and has_next_mode and any(word in message for word in _SCHEMA_WORDS):
+            return replace(request_format, schema_mode_index=index), f"the schema as {modes[index]}"
+        if is_last_provider and isinstance(error, errors.RequestRefused) and not error.params:
+            rejected = rejected or removable
         if not rejected:
             return None
-        return replace(variant, omitted=variant.omitted | rejected), f"without {', '.join(sorted(rejected))}"
+        adjustment = f"without {', '.join(sorted(rejected))}"
+        return replace(request_format, omitted=request_format.omitted | rejected), adjustment
 
-    def variant_to_cache(self, variant: Variant, before: Variant) -> Variant:
-        """Return the variant for later requests. They may have an ``AtMost`` that the server accepts.
+    def format_to_cache(self, request_format: RequestFormat, first_format: RequestFormat) -> RequestFormat:
+        """Return the format to cache for later requests.
+
+        It does not record that this request's ``AtMost`` was omitted: a later one may be low enough for the server.
 
         Args:
-            variant: the variant that the server accepted.
-            before: the variant of the first try.
+            request_format: the format that the server accepted.
+            first_format: the format of the first try.
         """
-        omitted = variant.omitted - {"max_tokens"} | before.omitted if self.ceiling else variant.omitted
-        return replace(variant, omitted=omitted)
+        omitted = request_format.omitted
+        if self.max_tokens_ceiling:
+            omitted = omitted - {"max_tokens"} | first_format.omitted
+        return replace(request_format, omitted=omitted)
 
     def _session_field(self) -> Mapping[str, str]:
         """Return the body field for ``session=``; empty if it is not supported. A long session becomes a digest."""
@@ -243,58 +250,57 @@ class Request:
             return {}
         return {name: session if len(session) <= _MAX_SESSION_CHARS else hashlib.sha256(session.encode()).hexdigest()}
 
-    def _api_fields(self, variant: Variant) -> Mapping[str, Any]:
-        """Return the body fields for ``reasoning=``.
+    def _api_fields(self, request_format: RequestFormat) -> Mapping[str, Any]:
+        """Return the body fields for ``reasoning=`` and, for the Responses API, for storage.
 
-        A request to the Responses API is not stored. The server encrypts the reasoning, so that the next turn can
-        contain it.
+        OpenAI stores no response. It returns the reasoning encrypted instead, and the next turn sends it back.
         """
-        reasoning = self._reasoning_fields(variant.rejected)
-        if variant.api != "responses":
+        reasoning = self._reasoning_fields(request_format.unsupported)
+        if request_format.api != "responses":
             return reasoning
         fields: dict[str, Any] = {"store": False}
-        if "include" not in variant.omitted and not self.extra_body.get("store"):
+        if "include" not in request_format.omitted and not self.extra_body.get("store"):
             fields["include"] = ["reasoning.encrypted_content"]
         if effort := reasoning.get("reasoning_effort"):
-            summary = {} if effort == "none" or "summary" in variant.omitted else {"summary": "auto"}
+            summary = {} if effort == "none" or "summary" in request_format.omitted else {"summary": "auto"}
             fields["reasoning"] = {"effort": effort, **summary}
         return fields
 
-    def _sampling_of(self, variant: Variant) -> dict[str, Any]:
-        """Return the sampling parameters without rejected defaults. Raise Unsupported if the caller set a rejected one.
+    def _sampling_of(self, request_format: RequestFormat) -> dict[str, Any]:
+        """Return the sampling parameters without unsupported defaults. Raise Unsupported if the caller set one.
 
-        Such a model accepts the value 1, its default.
+        A caller's 1 is sent: it is the vendor's default, which a model accepts even if it rejects other values.
         """
-        omitted = variant.omitted | variant.rejected
+        omitted = request_format.omitted | request_format.unsupported
         sampling = {n: value for n, value in self.sampling.items() if n not in omitted or not may_be_left_out(value)}
-        for name in sorted(name for name in sampling.keys() & variant.rejected if sampling[name] != 1):
+        for name in sorted(name for name in sampling.keys() & request_format.unsupported if sampling[name] != 1):
             hint = f"Leave {name}= out; extra_body= sends it anyway"
             raise Unsupported(f"the model does not support {name}=", hint=hint)
         return sampling
 
-    def _reasoning_fields(self, rejected: frozenset[str]) -> Mapping[str, Any]:
+    def _reasoning_fields(self, unsupported: frozenset[str]) -> Mapping[str, Any]:
         """Return the body fields for ``reasoning=``. Raise Unsupported if the model does not support it."""
         fields, value = self.spec.dialect.reasoning, self.reasoning
-        if value is None or ("reasoning" in rejected and value in (False, "none")):
+        if value is None or ("reasoning" in unsupported and value in (False, "none")):
             return {}
-        if value is True and "medium" in rejected:
+        if value is True and "medium" in unsupported:
             value = "high"
-        if not rejected & {"reasoning", value or "none"}:
+        if not unsupported & {"reasoning", value or "none"}:
             return fields[value]
         levels = (
             ()
-            if "reasoning" in rejected
-            else [level for level in REASONING_LEVELS if level in fields.keys() - rejected]
+            if "reasoning" in unsupported
+            else [level for level in REASONING_LEVELS if level in fields.keys() - unsupported]
         )
         hint = f"Use {', '.join(levels) or 'another model'}, or leave reasoning= out"
         hint += f". {self.spec.variable('capabilities')}=reasoning sends it anyway"
         raise Unsupported(f"the model does not support reasoning{'' if value is True else f'={value!r}'}", hint=hint)
 
 
-def write_texts(
+def write_without_litellm(
     spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
 ) -> HttpRequest:
-    """Write a request that LiteLLM would pass unchanged; see ``_litellm.write``."""
+    """Return the HTTP request if ``Request.bypasses_litellm`` is true; see ``_litellm.write`` for the arguments."""
     body = {"messages": messages, "stream": True, **parameters, **parameters.get("extra_body", {}), "model": model}
     body.pop("extra_body", None)
     return HttpRequest(url=f"{endpoint.base_url}{spec.dialect.direct_chat_path}", body=body)
@@ -326,7 +332,7 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     )
     if user_message_added:
         messages.append(dict(_ADDED_MESSAGE))
-    if system and messages[0]["role"] == "system":  # some templates refuse a second one
+    if system and messages[0]["role"] == "system":  # some chat templates reject a second system message
         messages[0] = _add_text(messages[0], system, before=True)
     elif system:
         messages.insert(0, {"role": "system", "content": system})
@@ -353,9 +359,9 @@ def _copy_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
-    """Raise Unsupported if the provider does not support a part of the message.
+    """Raise Unsupported if the provider does not support a part of the message, else LiteLLM would drop it silently.
 
-    LiteLLM would drop the part silently, or download a file from its URL.
+    Also raise it for a file's URL, which LiteLLM would download, and InvalidRequest for Ollama's field "images".
     """
     for part in parts_of(message):
         kind, file = part.get("type"), part.get("file")
@@ -377,15 +383,17 @@ def _is_data_url(image: Any) -> bool:
     return isinstance(url, str) and url.startswith("data:")
 
 
-def _with_instruction(messages: list[dict[str, Any]], instruction: str, corrections: int) -> list[dict[str, Any]]:
-    """Add an instruction to the last message of the caller. Many templates do not allow two user messages in a row.
+def _with_instruction(
+    messages: list[dict[str, Any]], instruction: str, correction_messages: int
+) -> list[dict[str, Any]]:
+    """Add an instruction to the last message of the caller. Many chat templates reject two user messages in a row.
 
     Args:
         messages: the messages of the request.
         instruction: the text to add.
-        corrections: the number of messages after the caller's.
+        correction_messages: the number of messages after the caller's.
     """
-    end = len(messages) - corrections
+    end = len(messages) - correction_messages
     *before, last = messages[:end]
     if last["role"] != "user":
         return [*before, last, {"role": "user", "content": instruction}, *messages[end:]]

@@ -36,16 +36,16 @@ class Facts:
         first_token_s: time limit to the first token in seconds.
         gap_s: time limit between two tokens in seconds.
         deadline_s: time limit of one attempt in seconds; None for the time that the request has left.
-        names: names of the model, which are compared with those of other providers.
+        names: names of the model, to find the same model at other providers.
         has_model: the provider has the model.
-        cold: the server must load the model before it responds.
+        cold: the model is not loaded. The server must load it before it responds.
         loads: the server can load models on request.
-        prefills: the provider continues a last assistant message exactly where it ends.
+        prefills: the provider supports a prefill: it continues a last assistant message exactly where it ends.
         replays: the responses come from cassettes. Circuit breakers and concurrency limits do not apply.
         concurrency_limit: how many requests may be in flight; None if unlimited.
-        near: the address looks like one of this machine or a private network. It is checked again on connecting.
+        near: the address looks like one of this machine or a private network. The connection checks it again.
         local_only: the provider refuses requests unless it is local.
-        denied: the names of the capabilities without which the provider refuses a request itself.
+        denied: the names of capabilities that the model lacks. The provider refuses a request that requires one.
     """
 
     address: str
@@ -65,7 +65,7 @@ class Facts:
     denied: frozenset[str] = frozenset()
 
     def permitted(self, *, local_only: bool) -> bool:
-        """Return whether a request is allowed. ``local_only`` is the value of LLM_LOCAL_ONLY."""
+        """Return whether LLM_LOCAL_ONLY (``local_only``) allows a request to this provider."""
         return self.near or not (local_only or self.local_only) or self.capabilities["local"]
 
 
@@ -240,7 +240,7 @@ def text_stream(stream: Any, provider: str, model: str | None, max_tokens: int) 
 
 
 def to_completion(answer: Any, provider: str, model: str | None) -> Completion:
-    """Return the answer of an application's provider as a completion. Raise LLMError if it is no answer.
+    """Return the answer of an application's provider as a completion. Raise MalformedAnswer for any other type.
 
     Args:
         answer: a completion or a text.
@@ -256,7 +256,7 @@ def to_completion(answer: Any, provider: str, model: str | None) -> Completion:
 
 
 class _TimeLimitedEmit(Relay):
-    """Limits the time between two events. The time that the reader needs for an event does not count.
+    """Limits the time between two events. The time that the caller needs to read an event does not count.
 
     Args:
         emit: receives the events.
@@ -279,7 +279,7 @@ class _TimeLimitedEmit(Relay):
         self._emit(event)
 
     async def drain(self) -> None:
-        """Wait for the reader without a time limit, then restart the limit."""
+        """Wait until the caller has read the events, without a time limit. Then restart the limit."""
         self._scope.reschedule(None)
         await self._emit.drain()
         self._scope.reschedule(min(self._deadline, asyncio.get_running_loop().time() + self._gap_s))
@@ -291,7 +291,7 @@ def comparable_names(model: str | None) -> frozenset[str]:
 
 
 def exception_error(error: Exception, provider: str) -> LLMError:
-    """Return the error for an exception of an application's provider. Its message may quote the prompt: drop it."""
+    """Return the error for an exception of an application's provider. Omit its message, which may quote the prompt."""
     return errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=provider)
 
 
@@ -301,7 +301,7 @@ def routable(provider: LLMProvider) -> RoutableProvider:
 
 
 def _delegate(name: str) -> Any:
-    """Return a property that reads the attribute of the wrapped provider."""
+    """Return a property that returns this attribute of the wrapped provider."""
     return property(lambda wrapper: getattr(wrapper.provider, name))
 
 
@@ -315,7 +315,7 @@ class _WrappedProvider(RoutableProvider):
         self.provider = provider
 
     def get_capabilities(self) -> Capabilities:
-        """Return the capabilities of the provider. Those that it omits are unknown, and all if it raises."""
+        """Return the capabilities of the provider. An omitted one is unknown. If it raises an error, all are."""
         with suppress(Exception):
             return {**default_capabilities(cost=None), **self.provider.get_capabilities()}
         return default_capabilities(cost=None)
@@ -337,5 +337,5 @@ class _WrappedProvider(RoutableProvider):
         return False
 
     def facts(self, model: str | None) -> Facts:
-        """Return the defaults. The address is the same if another router wraps the provider, too."""
+        """Return the default facts. The address identifies the wrapped provider, so that all its wrappers share it."""
         return replace(super().facts(model), address=f"{self.name}#{id(self.provider)}")

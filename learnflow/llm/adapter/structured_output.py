@@ -1,7 +1,7 @@
 """Structured output: request a schema in one of three modes, validate the answer, and ask for a correction.
 
-Every answer is validated, also if the server guarantees the schema. A request is written with ``write_format``, an
-answer is read with ``parse``, and ``run_with_corrections`` repeats attempts.
+Every answer is validated, even if the server guarantees the schema. ``write_format`` writes the parameters of a
+request, ``parse`` validates an answer, and ``run_with_corrections`` repeats attempts.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from .request import Request
 
 _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answer
-_JSON_START: Final = re.compile(r'\{\s*["}]|\[\s*["{\[]')  # not a brace or a bracket of a sentence
-_FENCE: Final = re.compile(r"(?:```\w*)?")  # what may be around the JSON of a whole answer
-_DECODER: Final = json.JSONDecoder(strict=False)  # with line ends in strings
+_JSON_START: Final = re.compile(r'\{\s*["}]|\[\s*["{\[]')  # of an object or a list; not "{" or "[" in a sentence
+_FENCE: Final = re.compile(r"(?:```\w*)?")  # a Markdown fence, or nothing
+_DECODER: Final = json.JSONDecoder(strict=False)  # allow control characters in strings
 _MAX_FAULTS: Final = 1000  # an answer with more faults is not described
 
 
 def write_format(response_format: type[BaseModel] | dict[str, Any], mode: SchemaMode) -> tuple[Any, str | None]:
-    """Return the ``response_format`` parameter and the instruction for the prompt; None for each that is not needed."""
+    """Return the ``response_format`` parameter and the instruction for the prompt. Each is None if it is not needed."""
     if mode == "json_schema" or isinstance(response_format, dict):
         return response_format, None  # LiteLLM converts a class to OpenAI's strict schema
     schema = json.dumps(response_format.model_json_schema(), ensure_ascii=False)
@@ -80,7 +80,7 @@ def parse(response_format: Any, text: str) -> Any:
 
     value = parse_json_answer(text)
     try:
-        limit_steps(response_format.model_json_schema(), value)
+        check_step_count(response_format.model_json_schema(), value)
         return response_format.model_validate_json(_only_json(text))
     except ValidationError as error:
         # The message names only fields of the class. Deeper locations may contain keys that the model wrote.
@@ -90,21 +90,24 @@ def parse(response_format: Any, text: str) -> Any:
         fields = [name for name in locations if name == "JSON" or name in response_format.model_fields]
         what = f"the answer does not match {response_format.__name__}: {', '.join(fields)}".rstrip(": ")
         reasons = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in faults]
-        raise _mismatch(what, "; ".join(reasons) or what) from None
+        raise _mismatch_error(what, "; ".join(reasons) or what) from None
     except Exception as error:  # noqa: BLE001  # too many steps; and a validator of the caller may raise anything
-        raise _unvalidated(response_format.__name__, error) from None
+        raise _unvalidated_error(response_format.__name__, error) from None
 
 
-def check_whole(response_format: Any, text: str) -> None:
-    """Raise SchemaMismatch if an answer that ended at a token limit is more or less than one object or list."""
+def check_complete(response_format: Any, text: str) -> None:
+    """Raise SchemaMismatch unless an answer is one complete object or list, which may have a Markdown fence around it.
+
+    Call it if the answer ended at a token limit.
+    """
     start, json_text, end = text.partition(_only_json(text)) if is_validated(response_format) else ("", "[", "")
     has_more = not all(_FENCE.fullmatch(around.strip(" \r\n\t\ufeff")) for around in (start, end))
     if has_more or json_text[:1] not in ("{", "["):
         raise SchemaMismatch("the answer may be incomplete")
 
 
-async def parse_in_background(response_format: Any, text: str) -> Any:
-    """Parse an answer as ``parse`` does, in a thread for a JSON schema. Validators of a class run in the event loop."""
+async def parse_async(response_format: Any, text: str) -> Any:
+    """Parse an answer as ``parse`` does. A JSON schema is validated in a thread, a pydantic class in the event loop."""
     if isinstance(response_format, dict):
         return await asyncio.to_thread(parse, response_format, text)
     return parse(response_format, text)
@@ -131,26 +134,26 @@ async def run_with_corrections(
         emit: receives the answer in one piece.
 
     Raises:
-        LLMError: the last attempt failed. If the provider refuses the request for a correction, the mismatch before it
-            is raised, because the caller did not write that request.
+        LLMError: the last attempt failed. If the provider refuses a correction request, the SchemaMismatch before it is
+            raised, because the caller did not write the correction request.
     """
     loop = asyncio.get_running_loop()
-    started = loop.time()
+    first_began = loop.time()
     rejected, failed_attempts = list[Completion](), attempt.failed_attempts
     failure: LLMError | None = None  # the error to raise
     while True:
         began = loop.time()
         try:
-            completion = await start(replace(request, timeout=started + limit_s - began), attempt)(Emit())
+            completion = await start(replace(request, timeout=first_began + limit_s - began), attempt)(Emit())
             emit(TextDelta(completion.text))
-            return _add_rejected(completion, rejected, began - started)
+            return _add_rejected(completion, rejected, began - first_began)
         except LLMError as error:
             failed_attempts.append(
                 FailedAttempt(provider, error.model, type(error).__name__, error.status, loop.time() - began)
             )
             refused = isinstance(error, (CapabilityError, RequestError))
             last, failure = error, failure if failure and refused else error
-        left_s = started + limit_s - loop.time()
+        left_s = first_began + limit_s - loop.time()
         if (
             not isinstance(last, SchemaMismatch)
             or not last.reason
@@ -188,8 +191,8 @@ def _add_rejected(completion: Completion, rejected: Sequence[Completion], delay_
     )
 
 
-_MAX_STEPS: Final = 100_000  # of one validation; they take a second at most
-_MAX_DEPTH: Final = 200  # of keywords; a RecursionError in jsonschema can end in a panic, which is no Exception
+_MAX_STEPS: Final = 100_000  # of one validation; this takes a second at most
+_MAX_DEPTH: Final = 200  # of nested keywords; a RecursionError in jsonschema can cause a panic, which is no Exception
 # These keywords are not validated. On some answers they take unlimited time.
 _UNCHECKED_KEYWORDS: Final = (
     "pattern",
@@ -209,20 +212,20 @@ class _Validation:
     """A running validation against a JSON schema.
 
     Attributes:
-        steps: the steps that are left.
+        steps_left: how many steps the validation may still take.
         depth: how deeply the current keyword is nested.
-        results: the first fault of a keyword, by keyword, schema and value. A recursive union would otherwise validate
-            a value in exponentially many ways. Schema and value are included, so that their ids stay unique.
+        first_faults: (keyword, id of the schema, id of the value) -> (schema, value, first fault). Without this cache,
+            a recursive union would validate a value exponentially often. The references keep the ids unique.
     """
 
-    steps: int
+    steps_left: int
     depth: int = 0
-    results: dict[tuple[str, int, int], tuple[Any, Any, Any]] = field(default_factory=dict)
+    first_faults: dict[tuple[str, int, int], tuple[Any, Any, Any]] = field(default_factory=dict)
 
     def spend(self, steps: int) -> None:
         """Subtract steps. Raise TooManySteps if no steps are left, or keywords are nested too deeply."""
-        self.steps -= steps
-        if self.steps < 0 or self.depth > _MAX_DEPTH:
+        self.steps_left -= steps
+        if self.steps_left < 0 or self.depth > _MAX_DEPTH:
             raise TooManySteps
 
 
@@ -230,36 +233,38 @@ _validation: ContextVar[_Validation] = ContextVar("learnflow_llm_validation")
 
 
 @cache
-def _bounded(draft: Any) -> Any:
-    """Return a validator class that validates like a draft's, and counts its steps in ``_validation``."""
+def _step_limited(validator_class: Any) -> Any:
+    """Return a copy of a validator class of jsonschema that counts its steps in ``_validation``."""
     import attrs  # noqa: PLC0415  # jsonschema's classes are attrs classes
     from jsonschema import ValidationError, validators  # noqa: PLC0415
 
     def counted(name: str, keyword: Any) -> Any:
-        def validate(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+        def validate(validator: Any, keyword_value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
             if name == "additionalProperties" and "patternProperties" in schema:
-                return
-            run, key = _validation.get(), (name, id(schema), id(instance))
-            run.spend(1)
-            if key not in run.results:
-                run.spend(sum(len(item) for item in (value, instance) if isinstance(item, list | dict)) // 16)
+                return  # an unchecked pattern may allow the property
+            validation, key = _validation.get(), (name, id(schema), id(instance))
+            validation.spend(1)
+            if key not in validation.first_faults:
+                sizes = [len(item) for item in (keyword_value, instance) if isinstance(item, list | dict)]
+                validation.spend(sum(sizes) // 16)
                 fault = None
-                run.depth += 1
-                for error in keyword(validator, value, instance, schema) or ():
-                    run.spend(4 + len(error.message) // 128)
+                validation.depth += 1
+                for error in keyword(validator, keyword_value, instance, schema) or ():
+                    validation.spend(4 + len(error.message) // 128)
                     error.message = error.message[:_MAX_REASON_CHARS]
                     fault = fault or error
-                run.depth -= 1
-                run.results[key] = schema, instance, fault
-            if fault := run.results[key][2]:
-                yield ValidationError.create_from(fault)  # validators change its path
+                validation.depth -= 1
+                validation.first_faults[key] = schema, instance, fault
+            if fault := validation.first_faults[key][2]:
+                yield ValidationError.create_from(fault)  # a copy, because validators change its path
 
         return validate
 
-    keywords = {name: counted(name, keyword) for name, keyword in draft.VALIDATORS.items()}
-    bounded: Any = validators.extend(draft, keywords | dict.fromkeys(_UNCHECKED_KEYWORDS, lambda *_: None))  # type: ignore[no-untyped-call]
-    bounded.evolve = attrs.evolve  # jsonschema's own selects another class at each "$schema"
-    return bounded
+    keywords = {name: counted(name, keyword) for name, keyword in validator_class.VALIDATORS.items()}
+    unchecked = dict.fromkeys(_UNCHECKED_KEYWORDS, lambda *_: None)
+    step_limited: Any = validators.extend(validator_class, keywords | unchecked)  # type: ignore[no-untyped-call]
+    step_limited.evolve = attrs.evolve  # jsonschema's own ``evolve`` selects another class at each "$schema"
+    return step_limited
 
 
 def _validate(answer: Any, schema: Any) -> None:
@@ -271,32 +276,34 @@ def _validate(answer: Any, schema: Any) -> None:
     from referencing.exceptions import Unresolvable  # noqa: PLC0415
 
     try:
-        draft = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
-        draft.check_schema(schema)
+        validator_class = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+        validator_class.check_schema(schema)
     except Exception:  # noqa: BLE001  # the server accepted this invalid schema
         return
     _validation.set(_Validation(_MAX_STEPS))
     try:
-        validator = _bounded(draft)(schema, registry=Registry())  # without access to the network
+        validator = _step_limited(validator_class)(schema, registry=Registry())  # without access to the network
         fault = jsonschema.exceptions.best_match(validator.iter_errors(answer))
     except Unresolvable:
         return  # a $ref refers to another document
     except Exception as error:  # noqa: BLE001  # too many steps, huge numbers, deep nesting
-        raise _unvalidated("the JSON schema", error) from None
+        raise _unvalidated_error("the JSON schema", error) from None
     if fault:
         properties = schema.get("properties")
         field = str(fault.absolute_path[0]) if fault.absolute_path else ""
         location = f" at {field}" if isinstance(properties, dict) and field in properties else ""
         what = f"the answer does not match the JSON schema{location} ({fault.validator})"
-        raise _mismatch(what, f"{fault.json_path}: {fault.message}")
+        raise _mismatch_error(what, f"{fault.json_path}: {fault.message}")
 
 
-# The keywords that contain the schema of the same value or of a part of it.
-_CONTAINS: Final = {"$ref", "anyOf", "oneOf", "allOf", "properties", "items", "prefixItems", "additionalProperties"}
+# JSON Schema's applicators: the keywords that apply a subschema to the same value or to a part of it.
+_APPLICATORS: Final = {"$ref", "anyOf", "oneOf", "allOf", "properties", "items", "prefixItems", "additionalProperties"}
 
 
-def limit_steps(schema: Mapping[str, Any], value: Any) -> None:
-    """Check how many values a pydantic class would validate. It cannot be interrupted, and tries each kind of a union.
+def check_step_count(schema: Mapping[str, Any], value: Any) -> None:
+    """Raise an error if pydantic would take too many steps to validate an answer.
+
+    A validation cannot be interrupted, and it tries every member of a union.
 
     Args:
         schema: the JSON schema of the class.
@@ -309,23 +316,27 @@ def limit_steps(schema: Mapping[str, Any], value: Any) -> None:
     counts: dict[tuple[int, int], int] = {}
 
     def count(schema: Any, value: Any) -> int:
-        key = id(schema), id(value)
-        if key in counts or not isinstance(schema, dict):
-            return counts.get(key, 0)
-        counts[key] = 1 + len(schema.get("enum", ())) // 16
-        if not _CONTAINS.isdisjoint(schema):
-            name, kinds = schema.get("$ref"), [*chain(*(schema.get(word, ()) for word in ("anyOf", "oneOf", "allOf")))]
-            if tag := schema.get("discriminator"):  # it selects one kind
-                name, kinds = object_at(tag, "mapping").get(str(object_at(value).get(tag["propertyName"]))), []
-            counts[key] += sum(count(kind, value) for kind in (*kinds, definitions.get(str(name).rpartition("/")[2])))
-            fields, rest = object_at(schema, "properties"), [schema.get("items"), schema.get("additionalProperties")]
-            for at, item in enumerate(value) if isinstance(value, list) else object_at(value).items():
-                nested = fields.values() if isinstance(item, dict | list) else ()  # a field may have an alias
-                options = [fields[str(at)]] if str(at) in fields else [*rest, *schema.get("prefixItems", ()), *nested]
-                counts[key] += sum(count(option, item) for option in options)
-        if max(counts[key], len(counts)) > _MAX_STEPS:
+        pair = id(schema), id(value)
+        if pair in counts or not isinstance(schema, dict):
+            return counts.get(pair, 0)
+        counts[pair] = 1 + len(schema.get("enum", ())) // 16
+        if not _APPLICATORS.isdisjoint(schema):
+            members = [*chain(*(schema.get(keyword, ()) for keyword in ("anyOf", "oneOf", "allOf")))]
+            reference = schema.get("$ref")
+            if discriminator := schema.get("discriminator"):  # it selects one member
+                selected = object_at(value).get(discriminator["propertyName"])
+                reference, members = object_at(discriminator, "mapping").get(str(selected)), []
+            definition = definitions.get(str(reference).rpartition("/")[2])
+            counts[pair] += sum(count(member, value) for member in (*members, definition))
+            properties = object_at(schema, "properties")
+            other_schemas = [schema.get("items"), schema.get("additionalProperties"), *schema.get("prefixItems", ())]
+            for key, item in enumerate(value) if isinstance(value, list) else object_at(value).items():
+                by_alias = properties.values() if isinstance(item, dict | list) else ()  # a field may have an alias
+                candidates = [properties[str(key)]] if str(key) in properties else [*other_schemas, *by_alias]
+                counts[pair] += sum(count(candidate, item) for candidate in candidates)
+        if max(counts[pair], len(counts)) > _MAX_STEPS:
             raise TooManySteps
-        return counts[key]
+        return counts[pair]
 
     count(schema, value)
 
@@ -335,10 +346,10 @@ def parse_json_answer(text: str) -> Any:
     try:
         return parse_json(_only_json(text))
     except ValueError as error:
-        raise _mismatch("the answer is not JSON", f"it is not JSON ({error})") from None
+        raise _mismatch_error("the answer is not JSON", f"it is not JSON ({error})") from None
 
 
-def _mismatch(what: str, reason: str) -> SchemaMismatch:
+def _mismatch_error(what: str, reason: str) -> SchemaMismatch:
     """Return a SchemaMismatch.
 
     Args:
@@ -366,7 +377,7 @@ def _only_json(text: str) -> str:
     return candidates.pop() if len(candidates) == 1 else answer
 
 
-def _unvalidated(schema: str, error: Exception) -> SchemaMismatch:
+def _unvalidated_error(schema: str, error: Exception) -> SchemaMismatch:
     """Return a SchemaMismatch for an answer that cannot be validated against a schema with this name."""
     what = f"the answer cannot be validated against {schema} ({type(error).__name__})"
-    return _mismatch(what, what)
+    return _mismatch_error(what, what)

@@ -110,7 +110,7 @@ def _server_lines(candidate: Candidate, *, is_alternative: bool) -> Iterator[Lin
     assert candidate.provider  # noqa: S101  # the candidate is ready
     spec, health = candidate.provider.spec, candidate.health
     lines = [_provider_line(spec.name, "or" if is_alternative else "" if spec.local else "prompts leave this machine")]
-    if not (candidate.configured or _is_default(candidate.provider)):
+    if not (candidate.configured or spec.starts_server or _is_default(candidate.provider)):
         lines.append(Line(spec.variable_names("base_url"), candidate.provider.endpoint.base_url))
     lines += _model_lines(spec, [health.model] if health.model else health.models)
     yield from (replace(line, is_alternative=is_alternative) for line in lines)

@@ -420,7 +420,7 @@ class EmbeddedProvider(BaseProvider):
         return self._transport.server.pid if self._transport else None
 
     @property
-    def cassettes_of(self) -> str:
+    def cassette_folder(self) -> str:
         """Return the name of the folder with llama.cpp's cassettes."""
         return llamacpp.SPEC.name
 
@@ -435,7 +435,7 @@ class EmbeddedProvider(BaseProvider):
 
     async def _start_server(self) -> None:
         if self._transport:
-            with self._explain_errors(self.model):
+            with self._detailed_errors(self.model):
                 await self._transport.ensure_started()
 
     async def aclose(self) -> None:

@@ -72,7 +72,7 @@ class Execution:
         emitted = split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
         prefix = emitted.prefix or None
         prefill = prefix if candidate.prefills else None  # without prefill, the prompt instructs the model to continue
-        by_prompt = prefix is not None and prefill is None
+        is_instructed = prefix is not None and prefill is None
         reserves_time = self._chain.must_reserve_time(candidate)
         try:
             attempt = replace(
@@ -86,10 +86,10 @@ class Execution:
                 has_alternative=any(other.ready for other in self._chain.remaining(candidate)),
             )
             progress.begin_attempt(candidate, self._last_error, continues=bool(emitted.text.strip()))
-            call = self._build_call(candidate, prefix, began, by_prompt=by_prompt)
+            call = self._build_call(candidate, prefix, began, is_instructed=is_instructed)
             work: Work = partial(_run_attempt, candidate, call, attempt)
             if emitted.text:
-                joiner = Joiner(emitted, by_prompt=by_prompt, source=progress.source)
+                joiner = Joiner(emitted, is_instructed=is_instructed, source=progress.source)
                 work = partial(join_continuation, work, joiner, candidate.name)
             completion = await work(progress)
         except LLMError as error:
@@ -108,14 +108,14 @@ class Execution:
         candidate.record_completion(completion, breaker_began)
         return progress.build_completion(completion, began, self._now)
 
-    def _build_call(self, candidate: Candidate, prefix: str | None, now: float, *, by_prompt: bool) -> Call:
+    def _build_call(self, candidate: Candidate, prefix: str | None, now: float, *, is_instructed: bool) -> Call:
         """Return the call for an attempt, with the model of the candidate, the time left and the tokens left.
 
         Args:
             candidate: the candidate of the attempt.
             prefix: the text to continue; None to begin the answer.
             now: the current time.
-            by_prompt: whether the prompt instructs the model to continue the text.
+            is_instructed: whether the prompt instructs the model to continue the text.
         """
         call, progress = self._call, self._progress
         left_s = min(self._deadline - now, candidate.facts.deadline_s or math.inf, candidate.deadline_s or math.inf)
@@ -123,7 +123,7 @@ class Execution:
         if prefix is None:
             return replace(call, model=candidate.model, options=options)
         repeated_chars = len(progress.text) - len(prefix)
-        if by_prompt:
+        if is_instructed:
             call = replace(call, prompt=instruct_to_continue(call.prompt, prefix))
             repeated_chars += len(last_words(prefix))
         return reduce_max_tokens(replace(call, model=candidate.model, options=options), progress.tokens, repeated_chars)

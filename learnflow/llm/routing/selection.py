@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from .. import errors
-from ..adapter.capacity import CAPACITY, digests_of
-from ..adapter.context_window import Needs, lacks, needs_of
+from ..adapter.capacity import CAPACITY, prefix_digests
+from ..adapter.context_window import Needs, missing_requirements, needs_of
 from ..base import Call, Routing
 from ..errors import LLMError
 from ..settings import Settings
@@ -34,7 +34,7 @@ class Chain:
 
     def __init__(self, candidates: Sequence[Candidate], call: Call, settings: Settings) -> None:
         self.candidates, self.call, self.settings = candidates, call, settings
-        self.digests = digests_of(call)
+        self.digests = prefix_digests(call)
         self.interrupted_model_names: frozenset[str] = frozenset()
         self._refused_since = math.inf  # the time since which all candidates refuse connections
 
@@ -104,7 +104,7 @@ class Chain:
             return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
         if len(self.candidates) == 1:
             return [name for name in self.needs.capabilities if name in candidate.facts.denied]
-        return lacks(self.needs, candidate.facts.capabilities)
+        return missing_requirements(self.needs, candidate.facts.capabilities)
 
     def supports(self, candidate: Candidate) -> bool:
         """Return whether a candidate may get the request. A sole candidate always may: its error is more specific."""

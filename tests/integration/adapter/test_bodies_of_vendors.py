@@ -10,7 +10,7 @@ import pytest
 from learnflow.llm import errors
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.adapter.options import supported_keywords
-from learnflow.llm.adapter.request import Variant, build_request
+from learnflow.llm.adapter.request import RequestFormat, build_request
 from learnflow.llm.base import DEFAULT_TEMPERATURE, Call
 from learnflow.llm.providers import build, registry
 
@@ -33,7 +33,7 @@ def body_for(name: str, prompt: Any, **keywords: Any) -> dict[str, Any]:
     supported = supported_keywords(provider.spec, Call(prompt, options=keywords))
     given = {keyword: value for keyword, value in supported.items() if keyword in keywords}
     request = build_request(provider.spec, prompt, "some-model", given)
-    messages, parameters = request.to_litellm(Variant(), context_length=None, max_tokens=None, prefill=None)
+    messages, parameters = request.to_openai(RequestFormat(), context_length=None, max_tokens=None, prefill=None)
     return dict(_litellm.write(provider.spec, provider.endpoint, "some-model", messages, parameters).body or {})
 
 

@@ -21,7 +21,7 @@ from support import ROOT
 from learnflow.llm import AtMost
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.adapter._litellm import _load
-from learnflow.llm.adapter.request import Variant, build_request, write_texts
+from learnflow.llm.adapter.request import RequestFormat, build_request, write_without_litellm
 from learnflow.llm.parameters import REASONING_LEVELS
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenAIProvider
 from learnflow.llm.providers.registry import SPECS
@@ -108,12 +108,12 @@ def test_request_of_texts_equals_the_one_of_litellm(name: str, buffered: bool) -
             continue
         for prompt, prefill in itertools.product((TEXTS, "Hi"), (None, "The quick")):
             request = replace(build_request(spec, prompt, "m", keywords), buffered=buffered)
-            assert request.is_passed_by_litellm
+            assert request.bypasses_litellm
             for omitted in (frozenset[str](), frozenset({"stream", "stream_options", "max_tokens", "temperature"})):
-                messages, parameters = request.to_litellm(
-                    Variant(omitted=omitted), context_length=64, max_tokens=None, prefill=prefill
+                messages, parameters = request.to_openai(
+                    RequestFormat(omitted=omitted), context_length=64, max_tokens=None, prefill=prefill
                 )
-                ours = write_texts(spec, endpoint, "qwen/m:1b", messages, parameters)
+                ours = write_without_litellm(spec, endpoint, "qwen/m:1b", messages, parameters)
                 theirs = _litellm.write(spec, endpoint, "qwen/m:1b", messages, parameters)
                 for message in theirs.body["messages"]:
                     assert message.pop("images", []) == []  # LiteLLM adds an empty list for Ollama
@@ -130,7 +130,7 @@ def test_request_of_texts_equals_the_one_of_litellm(name: str, buffered: bool) -
     ],
 )
 def test_other_requests_are_written_by_litellm(keywords: dict[str, Any]) -> None:
-    assert not build_request(SPECS["llamacpp"], "Hi", "m", keywords).is_passed_by_litellm
+    assert not build_request(SPECS["llamacpp"], "Hi", "m", keywords).bypasses_litellm
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,11 @@ def test_other_requests_are_written_by_litellm(keywords: dict[str, Any]) -> None
 )
 def test_messages_with_other_fields_are_written_by_litellm(message: dict[str, Any]) -> None:
     request = build_request(SPECS["llamacpp"], [{"role": "user", "content": "Hi"}, message], "m", {})
-    assert not request.is_passed_by_litellm
+    assert not request.bypasses_litellm
 
 
 def test_openai_requests_are_written_by_litellm() -> None:
-    assert not build_request(SPECS["openai"], "Hi", "m", {}).is_passed_by_litellm
+    assert not build_request(SPECS["openai"], "Hi", "m", {}).bypasses_litellm
 
 
 def test_importing_package_costs_a_tenth_of_preparing_litellm(fresh: dict[str, Any]) -> None:

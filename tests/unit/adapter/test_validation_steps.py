@@ -226,6 +226,6 @@ class Old(FirstBaseModel):
 def test_steps_of_class_of_pydantic_1_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(structured_output, "_MAX_STEPS", 50)
     Old.update_forward_refs()
-    structured_output.limit_steps(Old.schema(), nested(5))
+    structured_output.check_step_count(Old.schema(), nested(5))
     with pytest.raises(structured_output.TooManySteps):
-        structured_output.limit_steps(Old.schema(), nested(60))
+        structured_output.check_step_count(Old.schema(), nested(60))

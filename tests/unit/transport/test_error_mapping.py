@@ -179,7 +179,7 @@ def test_table_of_litellm_exceptions_names_only_what_exists() -> None:
     _litellm._load()
     import litellm.exceptions  # noqa: PLC0415
 
-    assert [name for name in _litellm._CLASSES if not hasattr(litellm.exceptions, name)] == []
+    assert [name for name in _litellm._ERROR_CLASSES if not hasattr(litellm.exceptions, name)] == []
 
 
 def test_wait_in_error_object_of_a_200_makes_a_quota_a_rate_limit() -> None:

@@ -75,7 +75,7 @@ def _parse(schema: Any, message: AIMessage) -> Any:
     if not hasattr(schema, "parse_obj"):
         return value
     try:  # a class of pydantic 1
-        structured_output.limit_steps(schema.schema(), value)
+        structured_output.check_step_count(schema.schema(), value)
         return schema.parse_obj(value)
     except ValueError:
         raise SchemaMismatch(f"the answer does not match {schema.__name__}") from None
