@@ -22,7 +22,7 @@ _detachers: Final[dict[tuple[object, ...], Callable[[], None]]] = {}
 
 
 def attach(common: Settings) -> None:
-    """Attach the sinks of ``LLM_METRICS_PORT`` and ``LLM_OPENTELEMETRY``, once in a process."""
+    """Attach the sinks that ``LLM_METRICS_PORT`` and ``LLM_OPENTELEMETRY`` enable, once in a process."""
     if common.llm_metrics_port:
         # Prometheus scrapes a container from outside
         default_host = "0.0.0.0" if in_container() else "127.0.0.1"  # noqa: S104
@@ -68,7 +68,7 @@ def _serve_metrics(host: str, port: int) -> None:
             "llm.metrics_unavailable",
             "LLM_METRICS_PORT needs the package prometheus_client (pip install prometheus_client)",
         )
-    except (OSError, ValueError) as error:  # for example, a second process of the same application
+    except (OSError, ValueError) as error:  # such as a port that another process of the application uses
         _log_once(
             "llm.metrics_unavailable",
             f"{host}:{port} cannot be used (LLM_METRICS_HOST, LLM_METRICS_PORT): {error}",

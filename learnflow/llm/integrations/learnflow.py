@@ -20,7 +20,8 @@ from ..routing.router import RouterProvider
 from .langchain import ChatLearnFlow
 from .public_messages import public_message
 
-_SAMPLING: Final = ("temperature", "top_p", "frequency_penalty", "presence_penalty")  # of a node in graph.yaml
+# Parameters of a node in graph.yaml
+_SAMPLING: Final = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 
 
 class ConfigManager(Protocol):
@@ -40,7 +41,7 @@ class ConfigManager(Protocol):
 
 
 class ModelFactory:
-    """A factory of the chat models of LearnFlow's nodes.
+    """Creates the chat models for LearnFlow's graph nodes.
 
     If ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` is set, all nodes use that chain and the default models of its providers
     (``<NAME>_VISION_MODEL`` for images). Otherwise a node uses its provider and model in ``graph.yaml``. In both cases
@@ -70,18 +71,21 @@ class ModelFactory:
         """Create the model of a node.
 
         ``max_tokens`` of the node is an upper limit. It is lowered, with an event, to fit the context length. The other
-        parameters are left out for a model that does not support them, because the operator may change the model.
+        parameters are omitted for a model that does not support them, because the operator may change the model.
 
         Args:
             config: the ``ModelConfig`` of the node.
-            node: the name of the node; None to look it up. LearnFlow's guard does not pass it.
+            node: the name of the node; None to look it up, because LearnFlow's security guard passes only the config.
 
         Raises:
             NotConfigured: the node's provider is not in ``providers.yaml``, or has no address or key.
             Unsupported: the node requires structured output, and no provider of the chain supports it.
         """
         node = node or self._node_of(config)
-        provider, model = self._chain or self._configured(config, node), None if self._chain else config.model_name
+        provider, model = (
+            self._chain or self._configured_router(config, node),
+            None if self._chain else config.model_name,
+        )
         if config.requires_structured_output and provider.get_capabilities()["json_schema"] is False:
             raise Unsupported(
                 f"{node} requires structured output, and no provider of {provider.name} supports it",
@@ -90,7 +94,7 @@ class ModelFactory:
         return ChatLearnFlow(
             provider=provider,
             model=settings.node_models().get(f"{settings.NODE_PREFIX}{node.upper()}", model),
-            max_tokens=AtMost(config.max_tokens),
+            max_tokens=AtMost(config.max_tokens),  # lowered to fit the context length
             **{name: DefaultFloat(value) for name in _SAMPLING if (value := getattr(config, name)) is not None},
         )
 
@@ -104,9 +108,9 @@ class ModelFactory:
 
     def _node_of(self, config: Any) -> str:
         nodes = self._config_manager.get_full_config().models.nodes
-        return next((name for name, known in nodes.items() if known is config), "default")
+        return next((name for name, node_config in nodes.items() if node_config is config), "default")
 
-    def _configured(self, config: Any, node: str) -> RouterProvider:
+    def _configured_router(self, config: Any, node: str) -> RouterProvider:
         """Return a router over the provider in ``graph.yaml``. Nodes with the same provider share the router."""
         name = config.provider
         if name not in self._routers:
@@ -131,7 +135,8 @@ class ModelFactory:
         config = providers[name]
         arguments = (config.base_url or None, config.default_model or None, config.api_key or None)
         try:
-            return build(config.name, *arguments, default_kind=CUSTOM.name)  # its providers are OpenAI-compatible
+            # The providers in providers.yaml are OpenAI-compatible.
+            return build(config.name, *arguments, default_kind=CUSTOM.name)
         except NotConfigured as error:
             error.hint = f"{error.hint}. Or set its base_url in configs/providers.yaml"
             raise
@@ -140,7 +145,7 @@ class ModelFactory:
 def initialize_model_factory(api_key: str | None, config_manager: ConfigManager) -> ModelFactory:
     """Create the factory of this module, and check the model of every node.
 
-    LearnFlow's own function only logs a warning if the model of its guard is invalid. This one raises.
+    LearnFlow's own function only logs a warning if the model of its security guard is invalid. This one raises.
 
     Args:
         api_key: the key of OpenAI, which is used if ``providers.yaml`` is empty.
@@ -150,7 +155,7 @@ def initialize_model_factory(api_key: str | None, config_manager: ConfigManager)
         NotConfigured: a variable is invalid, or a node's provider is unknown.
         Unsupported: a node requires structured output, and its provider does not support it.
     """
-    global _factory  # noqa: PLW0603  # as LearnFlow has it
+    global _factory  # noqa: PLW0603  # LearnFlow's module has the same global
     factory = ModelFactory(config_manager, api_key)
     for node in config_manager.get_full_config().models.nodes:
         factory.create_model_for_node(node)
@@ -173,7 +178,7 @@ def create_model_for_node(node_name: str) -> ChatLearnFlow:
 async def health() -> dict[str, bool]:
     """Return whether each provider of the nodes is ready, by name. For LearnFlow's ``/health``.
 
-    It loads no model. Raise NotConfigured before ``initialize_model_factory()``.
+    No model is loaded. Raise NotConfigured before ``initialize_model_factory()``.
     """
     providers = {provider.name: provider for provider in get_model_factory().providers}
     ready = await asyncio.gather(*(provider.health_check() for provider in providers.values()))

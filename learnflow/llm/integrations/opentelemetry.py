@@ -1,4 +1,4 @@
-"""OpenTelemetry spans and metrics of log events, by the conventions for generative AI.
+"""OpenTelemetry spans and metrics of log events, by the semantic conventions for generative AI.
 
 Requires the extra ``[opentelemetry]``, which is only the API. The application configures the SDK. It also calls
 ``attach``, or sets ``LLM_OPENTELEMETRY``. Prompts and answers are recorded only if
@@ -186,7 +186,7 @@ def _metadata(event: events.RequestStarted | events.AttemptStarted) -> dict[str,
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a message to the format of the conventions. Keep only the type of parts other than text."""
+    """Convert a message to the format of the conventions. Of a part that is not text, only its type is recorded."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
     converted: list[dict[str, Any]] = [

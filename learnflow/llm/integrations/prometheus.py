@@ -18,7 +18,7 @@ from . import attach_once
 
 _PREFIX: Final = "learnflow_llm_"
 _ALL_MODELS: Final = "all"  # the label of a circuit breaker that covers all models of an address
-# Limits of the number of label values. Later values become "other".
+# The maximum numbers of label values. Further values become "other".
 _MAX_MODELS: Final = 50  # for each provider
 _MAX_NODES: Final = 50  # values of metadata["node"]
 _MAX_PROVIDERS: Final = 30
@@ -85,16 +85,20 @@ class Metrics:
                 Histogram(_PREFIX + name, description, labels, registry=registry, buckets=buckets), name, labels
             )
 
-        target = ("provider", "model")
-        self._requests = counter("requests_total", "Attempts at a provider, by outcome.", *target, "outcome", "node")
+        model_labels = ("provider", "model")
+        self._requests = counter(
+            "requests_total", "Attempts at a provider, by outcome.", *model_labels, "outcome", "node"
+        )
         self._duration = histogram(
-            "request_seconds", "Duration of successful attempts in seconds.", _LONG_BUCKETS_S, *target
+            "request_seconds", "Duration of successful attempts in seconds.", _LONG_BUCKETS_S, *model_labels
         )
-        self._first_token = histogram("first_token_seconds", "Seconds to the first token.", _SHORT_BUCKETS_S, *target)
+        self._first_token = histogram(
+            "first_token_seconds", "Seconds to the first token.", _SHORT_BUCKETS_S, *model_labels
+        )
         self._tokens = counter(
-            "tokens_total", "Tokens of prompts (in) and answers (out).", *target, "direction", "node"
+            "tokens_total", "Tokens of prompts (in) and answers (out).", *model_labels, "direction", "node"
         )
-        self._cost = counter("cost_dollars_total", "Cost in US dollars, if known.", *target, "node")
+        self._cost = counter("cost_dollars_total", "Cost in US dollars, if known.", *model_labels, "node")
         self._failovers = counter("failovers_total", "Failovers to another provider.", "from", "to", "reason")
         self._failover_seconds = histogram(
             "switch_seconds",
@@ -104,12 +108,14 @@ class Metrics:
             "to",
         )
         self._continuations = counter("resumes_total", "Continuations of broken answers.", "provider", "outcome")
-        self._resumed = counter("resumed_answers_total", "Texts that a provider continues.", "provider", "source")
+        self._continued_answers = counter(
+            "resumed_answers_total", "Texts that a provider continues.", "provider", "source"
+        )
         self._configuration_errors = counter(
             "configuration_errors_total", "Failures that require a change of the configuration.", "provider", "error"
         )
         self._checks = counter("health_checks_total", "Health checks, by state.", "provider", "state")
-        self._breaker_open = gauge("breaker_open", "1 while a circuit breaker is open, else 0.", *target)
+        self._breaker_open = gauge("breaker_open", "1 while a circuit breaker is open, else 0.", *model_labels)
         self._in_flight = gauge("requests_in_flight", "Running attempts.", "provider")
         self._queue = histogram(
             "queue_seconds",
@@ -141,7 +147,7 @@ class Metrics:
                 self._count_other(event)
 
     def _count_other(self, event: LogEvent) -> None:
-        """Update the metrics for an event that does not begin or end an attempt."""
+        """Update the metrics for an event that neither starts nor ends an attempt."""
         match event:
             case events.RequestQueued():
                 self._queue.labels(self._provider(event.provider)).observe(event.seconds)
@@ -155,14 +161,14 @@ class Metrics:
             case events.StreamContinued():
                 self._continuations.labels(self._provider(event.provider), event.outcome).inc()
             case events.Resumed():
-                self._resumed.labels(self._provider(event.provider), event.source).inc()
+                self._continued_answers.labels(self._provider(event.provider), event.source).inc()
             case events.HealthChecked():
                 self._checks.labels(self._provider(event.provider), event.state).inc()
             case events.BreakerOpened():
-                self._breaker_open.labels(*self._target(event.provider, event.model or _ALL_MODELS)).set(1)
+                self._breaker_open.labels(*self._model_labels(event.provider, event.model or _ALL_MODELS)).set(1)
             case events.BreakerClosed():
                 for model in (event.model or _ALL_MODELS, _ALL_MODELS):
-                    self._breaker_open.labels(*self._target(event.provider, model)).set(0)
+                    self._breaker_open.labels(*self._model_labels(event.provider, model)).set(0)
             case _:
                 pass
 
@@ -188,15 +194,15 @@ class Metrics:
         self._configuration_errors.labels(self._provider(event.provider), type(event.error).__name__).inc()
 
     def _count_end(self, event: events.AttemptEnded, model: str | None, outcome: str) -> tuple[str, str]:
-        labels = self._target(event.provider, model, succeeded=isinstance(event, events.AttemptSucceeded))
+        labels = self._model_labels(event.provider, model, succeeded=isinstance(event, events.AttemptSucceeded))
         self._requests.labels(*labels, outcome, self._node(event)).inc()
         if (event.request, event.attempt) in self._started:
             self._started.remove((event.request, event.attempt))
             self._in_flight.labels(labels[0]).dec()
         return labels
 
-    def _target(self, provider: str, model: str | None, *, succeeded: bool = True) -> tuple[str, str]:
-        """Return provider and model as labels.
+    def _model_labels(self, provider: str, model: str | None, *, succeeded: bool = True) -> tuple[str, str]:
+        """Return the labels ``provider`` and ``model``.
 
         Failed attempts may use at most half of the label values. The other half is reserved for models that work.
         """
@@ -213,7 +219,7 @@ class Metrics:
 
 
 def _limit(values: set[str], value: str, limit: int) -> str:
-    """Add a value to the values of a label and return it. Return "other" if the limit is reached."""
+    """Add a value to the known values of a label, and return it. Return "other" if the limit is reached."""
     if value not in values and len(values) >= limit:
         return "other"
     values.add(value)

@@ -76,7 +76,7 @@ def public_message(error: BaseException, language: str = "ru") -> str:
     """Return a message for the end user, without the provider, the model, addresses and variables.
 
     Args:
-        error: an error, also of another library.
+        error: any exception, not only an LLMError.
         language: "ru" for Russian. Any other value is English.
     """
     russian, english = next(_MESSAGES[kind] for kind in type(error).__mro__ if kind in _MESSAGES)

@@ -1,6 +1,6 @@
 """A LangChain chat model over any provider, for LangChain and LangGraph.
 
-This package only converts messages and answers. The provider retries and falls back. Only this package imports
+This package only converts messages and answers. The provider retries and falls back. No other package imports
 LangChain. It requires the extra ``[langchain]``.
 """
 
@@ -122,8 +122,9 @@ class ChatLearnFlow(BaseChatModel):
 
     @field_validator("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", mode="wrap")
     @classmethod
-    def _keep_class(cls, value: Any, check: Callable[[Any], float | None]) -> float | None:
-        return value if may_be_left_out(value) else check(value)  # pydantic would convert it to int or float
+    def _keep_float_subclass(cls, value: Any, check: Callable[[Any], float | None]) -> float | None:
+        # pydantic would convert AtMost and DefaultFloat to int and float.
+        return value if may_be_left_out(value) else check(value)
 
     @property
     def _llm_type(self) -> str:
@@ -131,7 +132,7 @@ class ChatLearnFlow(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        # a cache key, so it must contain the models
+        # LangChain's cache key: it must contain the models.
         return _hash_extra_body({"provider": repr(self.provider), **self._options(None, {})})
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class ChatLearnFlow(BaseChatModel):
         return convert.profile({**default_capabilities(cost=None), **self.provider.get_capabilities()})
 
     def _update_profile(self) -> None:
-        """Update the profile after an answer, because it may have revealed more capabilities."""
+        """Update the profile after an answer, because more capabilities may be known."""
         if self._updates_profile:
             self.profile = cast(
                 Any, convert.profile({**default_capabilities(cost=None), **self.provider.get_capabilities()})
@@ -168,7 +169,7 @@ class ChatLearnFlow(BaseChatModel):
         """Return the keywords for the provider. Keywords of the call override those of the model."""
         options = {name: getattr(self, name) for name in _PARAMETERS} | self.model_kwargs
         options |= {name: value for name, value in call.items() if value is not None and name not in _INTERNAL_KEYWORDS}
-        if options.get("headers"):  # LangChain's cache keys and callbacks contain the keywords of a call
+        if options.get("headers"):  # they would be stored in LangChain's cache keys and callbacks
             raise InvalidRequest("ChatLearnFlow does not support headers=", hint="Give them to the provider= class")
         if "prompt" in options:
             raise InvalidRequest("ChatLearnFlow does not support prompt=", hint="Give the messages as the input")
@@ -177,9 +178,9 @@ class ChatLearnFlow(BaseChatModel):
 
     def _metadata(self, run: Any) -> dict[str, Any]:
         """Return the keyword ``metadata``: LangGraph's node, and the fields "learnflow_llm" of LangChain's metadata."""
-        # LangChain streams without a run manager, but the surrounding config has the same metadata
-        of_langchain = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
-        node, fields = of_langchain.get("langgraph_node"), of_langchain.get("learnflow_llm")
+        # Without a run manager, as in a stream, LangChain's current config has the same metadata.
+        langchain_metadata = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
+        node, fields = langchain_metadata.get("langgraph_node"), langchain_metadata.get("learnflow_llm")
         metadata = {"node": node[:_MAX_NODE_CHARS]} if isinstance(node, str) and node.isprintable() else {}
         metadata |= {**(fields if isinstance(fields, dict) else {}), **(self.model_kwargs.get("metadata") or {})}
         return {"metadata": metadata} if metadata else {}
@@ -205,7 +206,7 @@ class ChatLearnFlow(BaseChatModel):
         )
 
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
-        return next(filter(None, llm_outputs), {})  # Langfuse 2 reads the model from it
+        return next(filter(None, llm_outputs), {})  # Langfuse 2 reads the model name from the first output
 
     async def _astream(
         self,
@@ -267,7 +268,7 @@ class ChatLearnFlow(BaseChatModel):
 
         Raises:
             InvalidRequest: ``tool_choice`` names none of the tools.
-            Unsupported: a tool is built into one provider.
+            Unsupported: a tool is a built-in tool of one provider.
         """
         try:
             converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
@@ -319,8 +320,10 @@ class ChatLearnFlow(BaseChatModel):
                 **kwargs,
             )
         else:
-            form = {"type": "json_object"} if method == "json_mode" else schemas.response_format(schema, strict)
-            model = self.bind(response_format=form, ls_structured_output_format=output_format, **kwargs)
+            response_format = (
+                {"type": "json_object"} if method == "json_mode" else schemas.response_format(schema, strict)
+            )
+            model = self.bind(response_format=response_format, ls_structured_output_format=output_format, **kwargs)
 
         def parse(message: AIMessage) -> Any:
             return schemas.parse(schema, message)

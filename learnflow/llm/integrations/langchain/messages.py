@@ -1,6 +1,6 @@
 """Conversion between LangChain's messages and those of a provider.
 
-Errors do not contain a text of a message.
+Errors do not contain the text of messages.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ...completion import (
 )
 from ...errors import InvalidRequest
 
-_EXTRA: Final = "learnflow_extra"  # the key of an answer's further fields in ``additional_kwargs``
-_FIRST_CALL_INDEX: Final = 1000
+_EXTRA: Final = "learnflow_extra"  # the key in ``additional_kwargs`` for fields that LangChain does not have
+_FIRST_CALL_INDEX: Final = 1000  # above the indices of text and reasoning blocks
 _SUPPORTED_PARTS: Final = ("text", "image_url", "input_audio", "file")
 
 
@@ -42,17 +42,17 @@ def to_openai(messages: list[BaseMessage]) -> list[dict[str, Any]]:
     try:
         for message in messages:
             extra = message.additional_kwargs.get(_EXTRA)
-            rows: list[dict[str, Any]] = convert_to_openai_messages([message])
-            converted += [add_extra(row, extra) for row in rows] if extra else rows
-    except (ValueError, TypeError, KeyError, AttributeError):  # the text of the error contains the message
+            openai_messages: list[dict[str, Any]] = convert_to_openai_messages([message])
+            converted += [add_extra(one, extra) for one in openai_messages] if extra else openai_messages
+    except (ValueError, TypeError, KeyError, AttributeError):  # its text may contain the message, so it is dropped
         converted = []
     is_valid = bool(converted)
-    for row in converted:
-        if isinstance(row["content"], list):
-            parts = [part for part in row["content"] if part.get("type") in _SUPPORTED_PARTS]
-            # of an answer, reasoning is not sent, and tool calls are in another field
-            is_valid = is_valid and (row["role"] == "assistant" or len(parts) == len(row["content"]))
-            row["content"] = parts or ""
+    for message_dict in converted:
+        if isinstance(message_dict["content"], list):
+            parts = [part for part in message_dict["content"] if part.get("type") in _SUPPORTED_PARTS]
+            # An assistant message may lose parts: reasoning is not sent, and tool calls are in another field.
+            is_valid = is_valid and (message_dict["role"] == "assistant" or len(parts) == len(message_dict["content"]))
+            message_dict["content"] = parts or ""
     if not is_valid:
         raise InvalidRequest(
             "a message cannot be converted to OpenAI's format",
@@ -127,7 +127,7 @@ def metadata(completion: Completion) -> dict[str, Any]:
 
 
 def _extra(completion: Completion) -> dict[str, Any]:
-    """Return the further fields of an answer for ``additional_kwargs``, so that the next turn returns them."""
+    """Return the fields of an answer that LangChain does not have. The next request sends them back to the provider."""
     message = completion.message()
     if ORIGIN_FIELD not in message:
         return {}

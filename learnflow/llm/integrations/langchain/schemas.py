@@ -45,7 +45,7 @@ def function_name(schema: dict[str, Any] | type) -> Any:
 def _convert(convert: Callable[[Any], dict[str, Any]], schema: Any) -> dict[str, Any]:
     try:
         return convert(schema)
-    except Exception:  # noqa: BLE001  # LangChain's error differs between kinds of schemas
+    except Exception:  # noqa: BLE001  # the class of LangChain's error depends on the schema
         hint = "Use a pydantic class, a TypedDict, or a JSON schema with a title"
     raise InvalidRequest(f"LangChain cannot convert the schema ({type(schema).__name__})", hint=hint)
 
@@ -92,28 +92,28 @@ def with_raw(
 ) -> Runnable[LanguageModelInput, dict[str, Any]]:
     """Return a runnable for ``include_raw=True``. It returns the message, the parsed value and the parsing error."""
 
-    def succeeded(message: AIMessage) -> dict[str, Any]:
+    def success_result(message: AIMessage) -> dict[str, Any]:
         try:
             return {"raw": message, "parsed": parse_message(message), "parsing_error": None}
         except SchemaMismatch as error:
             return {"raw": message, "parsed": None, "parsing_error": error}
 
-    def failed(error: SchemaMismatch) -> dict[str, Any]:
+    def failure_result(error: SchemaMismatch) -> dict[str, Any]:
         metadata = {"provider": error.provider, "model_name": error.model}
         raw = AIMessage(content=error.partial, response_metadata=metadata)
         return {"raw": raw, "parsed": None, "parsing_error": error}
 
     def invoke(model_input: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
         try:
-            return succeeded(model.invoke(model_input, config))
+            return success_result(model.invoke(model_input, config))
         except SchemaMismatch as error:
-            return failed(error)
+            return failure_result(error)
 
     async def ainvoke(model_input: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
         try:
             message = await model.ainvoke(model_input, config)
-            return await asyncio.to_thread(succeeded, message)
+            return await asyncio.to_thread(success_result, message)
         except SchemaMismatch as error:
-            return failed(error)
+            return failure_result(error)
 
     return RunnableLambda(invoke, ainvoke)
