@@ -27,7 +27,7 @@ def deserialize(text: str) -> dict[str, Any]:
     rows = []
     for interaction in cassette.load(text)[1]:
         request, response = interaction.request, interaction.response
-        mark = {"pieces": [len(piece) for piece in response.pieces], "left": response.left}
+        mark = {"pieces": [len(piece) for piece in response.pieces], "left": response.client_disconnected}
         if response.failure:
             mark |= {"error": type(response.failure).__name__, "what": response.failure.what}
         body = "" if request.body is None else json.dumps(request.body)

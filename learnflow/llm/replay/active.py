@@ -45,13 +45,13 @@ def current(settings: Settings) -> Cassettes | None:
 
 
 def is_replay(cassettes: Cassettes | None) -> bool:
-    """Return whether requests are answered from cassettes, and not by servers."""
+    """Return whether responses come from cassettes instead of servers."""
     return cassettes is not None and cassettes.providers is not None
 
 
 @contextmanager
 def override(cassettes: _C) -> Iterator[_C]:
-    """Return a context manager in which new providers use these cassettes, and not the environment's. For tests."""
+    """Let providers that the block creates use these cassettes instead of those of ``LLM_REPLAY``. For tests."""
     _overrides.append(cassettes)
     try:
         yield cassettes
@@ -73,7 +73,7 @@ def read_cassettes(path: Path, hint: str = _HINT) -> dict[str, str]:
     try:
         files = [path] if path.is_file() else sorted(path.rglob("*.yaml"), key=lambda file: str(file.with_suffix("")))
         texts = {str(file): _read(file) for file in files if not file.is_dir()}
-    except (OSError, ValueError) as error:  # and text that is not UTF-8
+    except (OSError, ValueError) as error:  # ValueError also if a file is not UTF-8
         what = f"the cassettes in {path} cannot be read ({type(error).__name__})"
     if not path.is_file():
         texts = {name: text for name, text in texts.items() if "\ninteractions:" in f"\n{text}"}
@@ -85,7 +85,7 @@ def read_cassettes(path: Path, hint: str = _HINT) -> dict[str, str]:
 def _read(file: Path) -> str:
     """Return the text of a file. Raise OSError or ValueError if it is no regular file, too large or not UTF-8."""
     if not file.is_file() and file.exists():
-        raise OSError  # a pipe or a device would never end
+        raise OSError  # reading a pipe or a device would not end
     with file.open("rb") as stream:
         data = stream.read(_MAX_CASSETTE_BYTES + 1)
     if len(data) > _MAX_CASSETTE_BYTES:

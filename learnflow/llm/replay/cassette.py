@@ -22,12 +22,12 @@ from ..transport.untrusted import parse_json, printable
 
 _VCRPY_VERSION: Final = 1
 _HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
-_TYPES: Final = ("null", "bool", "int", "float", "str", "binary", "seq", "map")
+_YAML_TYPES: Final = ("null", "bool", "int", "float", "str", "binary", "seq", "map")
 _MAX_FAILURE_CHARS: Final = 1000
 _MAX_DEPTH: Final = 200
 _MAX_VALUES: Final = 500_000
 _STREAMS: Final = ("text/event-stream", "application/x-ndjson")
-# Other line ends, and the byte order mark. YAML changes them in a block.
+# Line ends other than "\n", and the byte order mark. A YAML block does not preserve them.
 _CHANGED_IN_BLOCKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")
 
 
@@ -62,19 +62,19 @@ class RecordedResponse:
         headers: the recorded headers.
         pieces: the body, in the pieces in which it was received.
         failure: the error that ended the body; None if it was complete.
-        left: whether the client disconnected before the end of the body.
+        client_disconnected: whether the client disconnected before the end of the body.
     """
 
     status: int | None
     headers: Mapping[str, str] = field(default_factory=dict)
     pieces: tuple[bytes, ...] = field(default=(), repr=False)
     failure: LLMError | None = None
-    left: bool = False
+    client_disconnected: bool = False
 
     @property
     def final_error(self) -> LLMError | None:
         """Return a new error to raise after the last piece; None if the body is complete."""
-        if not self.left:
+        if not self.client_disconnected:
             return self.failure and type(self.failure)(self.failure.what)
         timeout = errors.FirstTokenTimeout if self.status is None else errors.GapTimeout
         return timeout("the cassette ends here: the client disconnected when it was recorded")
@@ -93,13 +93,13 @@ def convert_request(request: httpx.Request, endpoint: Endpoint, provider: str) -
 
     Args:
         request: the request.
-        endpoint: the endpoint of the provider. The path of its root, and its query, which may contain a key, are
-            removed from the URL. The version of the API stays.
+        endpoint: the endpoint of the provider. Its base path and its query parameters are removed from the URL,
+            because they may contain a key. The parameter ``api-version`` stays.
         provider: the name of the provider, which replaces the host.
     """
     url = urlsplit(str(request.url))
-    own = {pair for pair in endpoint.query.split("&") if not pair.startswith("api-version=")}
-    query = "&".join(pair for pair in url.query.split("&") if pair not in own)
+    endpoint_parameters = {pair for pair in endpoint.query.split("&") if not pair.startswith("api-version=")}
+    query = "&".join(pair for pair in url.query.split("&") if pair not in endpoint_parameters)
     path = url.path.removeprefix(urlsplit(endpoint.server_url).path.rstrip("/")) + (f"?{query}" if query else "")
     credentials = {name: _placeholder(name, value, provider) for name, value in endpoint.credentials.items()}
     body = json.loads(request.content) if request.content else None
@@ -107,13 +107,13 @@ def convert_request(request: httpx.Request, endpoint: Endpoint, provider: str) -
 
 
 def _placeholder(name: str, value: str, provider: str) -> str:
-    """Return the value of a header with a placeholder instead of the key. The keys of tests are placeholders."""
+    """Return the value of a header with a placeholder instead of the key. Keep the keys of tests: they are fake."""
     scheme, space, key = value.partition(" ") if name == "authorization" else ("", "", value)
     return scheme + space + (key if key.startswith(("key-of-", "wrong-")) else f"key-of-{provider}")
 
 
 def _failure(response: Mapping[str, Any]) -> LLMError | None:
-    """Return the error that a cassette has for a response; None without one. Raise TypeError if it is unknown."""
+    """Return the error that ended a response; None if it was complete. Raise TypeError for an unknown class."""
     if not (failure := response.get("failure")):
         return None
     kind = getattr(errors, failure["error"], None)
@@ -133,7 +133,7 @@ def convert_response(
         status: the HTTP status; None if no response arrived.
         headers: the headers of the response.
         pieces: the body, in the pieces in which it was received.
-        end: the fields ``failure`` and ``left`` of the recorded response.
+        end: the fields ``failure`` and ``client_disconnected`` of the recorded response.
     """
     recorded_headers = {name: headers[name] for name in _HEADERS if name in headers}
     retry_after_s = error_mapping.retry_after(headers)
@@ -143,7 +143,7 @@ def convert_response(
 
 
 def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
-    """Return the text of a cassette: YAML with multi-line texts and readable Unicode."""
+    """Return the text of a cassette: YAML with block texts and unescaped Unicode."""
     import yaml  # noqa: PLC0415  # only needed to play or record
 
     rows = [
@@ -187,13 +187,13 @@ def _loader(text: str) -> Any:
             raise ValueError
 
     class Loader(base):  # type: ignore[misc,valid-type]  # one of two classes
-        """A loader without dates, sets, merged mappings and sexagesimal numbers."""
+        """A loader without dates, sets, merge keys and sexagesimal numbers, which JSON does not have."""
 
         yaml_constructors: ClassVar = {
-            tag: base.yaml_constructors[tag] for tag in (None, *(f"tag:yaml.org,2002:{name}" for name in _TYPES))
+            tag: base.yaml_constructors[tag] for tag in (None, *(f"tag:yaml.org,2002:{name}" for name in _YAML_TYPES))
         }
         yaml_implicit_resolvers: ClassVar = {
-            character: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in _TYPES]
+            character: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in _YAML_TYPES]
             for character, resolvers in base.yaml_implicit_resolvers.items()
         }
 
@@ -216,7 +216,7 @@ def _response(response: RecordedResponse) -> dict[str, Any]:
     entry: dict[str, Any] = {"status": status, "headers": headers, "body": _body(response)}
     if response.failure:
         entry["failure"] = {"error": type(response.failure).__name__, "what": response.failure.what}
-    return entry | ({"left": True} if response.left else {})
+    return entry | ({"left": True} if response.client_disconnected else {})
 
 
 def _body(response: RecordedResponse) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def _is_yaml_safe(value: Any) -> bool:
 def _text(data: bytes) -> str | bytes:
     try:
         return data.decode()
-    except UnicodeDecodeError:  # a piece that ends inside a character
+    except UnicodeDecodeError:  # the piece ends inside a character
         return data
 
 
@@ -258,7 +258,7 @@ def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Int
     request_body = request["body"]
     if isinstance(request_body, str):
         request_body = parse_json(request_body)
-    json.dumps(request_body, allow_nan=False)  # a type that JSON lacks
+    json.dumps(request_body, allow_nan=False)  # raises for values that JSON cannot represent
     body = response["body"]
     if "pieces" in body:
         pieces = tuple(_bytes(piece) for piece in body["pieces"])
@@ -275,7 +275,7 @@ def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Int
         bool(response.get("left", False)),
     )
     recorded_request = RecordedRequest(str(request["method"]), str(request["uri"]), credentials, request_body)
-    urlsplit(recorded_request.uri)
+    urlsplit(recorded_request.uri)  # raises ValueError if it is invalid
     return Interaction(recorded_request, recorded)
 
 
@@ -283,7 +283,7 @@ def _dump_yaml(cassette: Mapping[str, Any], base: Any) -> str:
     import yaml  # noqa: PLC0415
 
     class Dumper(base):  # type: ignore[misc]  # one of two classes
-        """A dumper that writes multi-line texts as blocks, and repeats equal values."""
+        """A dumper that writes multi-line texts as blocks, and writes no aliases."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
             return True

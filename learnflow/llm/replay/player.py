@@ -20,7 +20,7 @@ from .cassette import RecordedRequest, RecordedResponse
 from .scrubber import mask_secrets
 from .transport import Cassettes
 
-# These options depend on earlier requests, so they are not compared.
+# Options that are not compared, because they depend on earlier requests
 _IGNORED_OPTIONS: Final = ("num_ctx", "keep_alive")
 _CHAT_PATH: Final = "/chat/completions"
 _HINT: Final = "Record it with LLM_REPLAY_MODE=record while the server is running, or unset LLM_REPLAY"
@@ -39,7 +39,7 @@ class _Entry:
     played_count: int = 0
 
     def play(self) -> RecordedResponse:
-        """Return the next response. After the last one, return it again."""
+        """Return the next response. After the last one, repeat the last."""
         self.played_count += 1
         return self.responses[min(self.played_count, len(self.responses)) - 1]
 
@@ -74,7 +74,7 @@ class Player(Cassettes):
 
     @property
     def missing(self) -> list[str]:
-        """Return the messages of NotRecorded errors, except those after which the router used another provider."""
+        """Return the messages of NotRecorded errors, except if the router then used another provider."""
         return [str(error) for error in self._missing if not error.was_skipped]
 
     @property
@@ -87,10 +87,9 @@ class Player(Cassettes):
         ]
 
     def play(self, request: RecordedRequest) -> RecordedResponse:
-        """Return the next response to a request. Raise NotRecorded if none is left.
+        """Return the next response to a request. Raise NotRecorded if no recorded request matches.
 
-        An exact match wins, then one with a compatible API key, then one that differs only in ignored
-        options.
+        Prefer an exact match, then a request with a compatible API key, then one that differs only in ignored options.
         """
         if exact := self._entries.get(_request_key(request)):
             return exact.play()
@@ -146,9 +145,9 @@ def _matches(recorded: RecordedRequest, request: RecordedRequest) -> bool:
 
 
 def _credentials_match(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether the API keys are equal, or one is missing, as in CI.
+    """Return whether the API keys are equal, or only one request has a key. CI replays without keys.
 
-    Tests mark invalid keys with "wrong-". A missing key does not match such a key.
+    A key that begins with "wrong-" is the invalid key of a test. It does not match a missing key.
     """
     if recorded.credentials == request.credentials:
         return True
@@ -183,7 +182,10 @@ def _differences(recorded: RecordedRequest, request: RecordedRequest) -> list[st
 
 
 def _body_differences(old: Any, new: Any, path: str) -> Iterator[str]:
-    """Yield the paths of different values. Only values of ``_SHOWN_FIELDS`` are shown; for texts, only a position."""
+    """Yield the paths of different values. Only values of ``_SHOWN_FIELDS`` are included.
+
+    Of other texts, the position of the first difference is included.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             yield from _body_differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))
@@ -197,7 +199,7 @@ def _body_differences(old: Any, new: Any, path: str) -> Iterator[str]:
         elif name in _SHOWN_FIELDS:
             yield f"{path} ({old!r} in the cassette, {new!r} in the request)"
         elif isinstance(old, str) and isinstance(new, str):
-            same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
-            yield f"{path} (from character {same} on)"
+            common_chars = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False)))
+            yield f"{path} (from character {common_chars} on)"
         else:
             yield path

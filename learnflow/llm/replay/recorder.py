@@ -42,7 +42,7 @@ class Recorder(Cassettes):
         raise errors.NotConfigured(what, hint="Set LLM_REPLAY to a folder that can be written")
 
     def record(self, request: RecordedRequest) -> Recording:
-        """Start to record the response to a request. Numbers follow the order of requests, not of responses."""
+        """Start to record the response to a request. The files are numbered in the order of the requests."""
         name = _name(request)
         with self._lock:
             number = self._counts[name] = self._counts.get(name, 0) + 1
@@ -62,22 +62,22 @@ class Recorder(Cassettes):
     def _remove_old(self, file: Path) -> None:
         """Remove the numbered cassettes of the same request from earlier runs."""
         for old in file.parent.glob(f"{file.stem}.[0-9][0-9][0-9][0-9].yaml"):
-            if old.stat().st_mtime < self._started_at:  # a newer one is of another process of this run
+            if old.stat().st_mtime < self._started_at:  # another process of this run wrote the newer ones
                 old.unlink(missing_ok=True)
 
 
 def _name(request: RecordedRequest) -> str:
     """Return the name of the cassette: the path, and a hash if requests with this path may differ."""
     path = request.uri.partition(".example/")[2]
-    page = re.sub(r"[^\w-]+", "-", path.partition("?")[0]) or "root"
+    name = re.sub(r"[^\w-]+", "-", path.partition("?")[0]) or "root"
     if request.body is not None or request.credentials or "?" in path:
         content = json.dumps([path, request.method, dict(request.credentials), request.body], sort_keys=True)
-        page += f"-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-    return f"{request.provider}/{page}"
+        name += f"-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    return f"{request.provider}/{name}"
 
 
 def _write_atomically(file: Path, text: str) -> None:
-    """Write a file by renaming a complete one, so that a killed process leaves no partial cassette."""
+    """Write a temporary file and rename it, so that a killed process leaves no partial cassette."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Removal of secrets from what a cassette contains: keys, hosts, and secret fields of a request."""
+"""Removal of secrets from cassettes: API keys, hosts, and secret fields of a request."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SECRET_TEXT: Final = re.compile(
     r"|(?:bearer|basic) +\S{8,}",
     re.IGNORECASE,
 )
-# A text in JSON, and the name of its field. The deltas of a stream have the same name.
+# A field of JSON with a text. Texts of a stream with the same field name are joined to find a split secret.
 _JSON_TEXT: Final = re.compile(r'"(\w{1,64})"[ \t]{0,8}:[ \t]{0,8}"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 
 
 def find_secrets(value: Any) -> dict[str, str]:
-    """Return the secrets in a JSON value, and their placeholder. They are found by their field or by their form."""
+    """Return the secrets in a JSON value, with a placeholder. Detect them by the field name or the format."""
     secrets = {}
     if isinstance(value, Mapping):
         for name, item in value.items():
@@ -38,16 +38,16 @@ def find_secrets(value: Any) -> dict[str, str]:
 
 
 def mask_secrets(value: Any) -> Any:
-    """Return a copy of a JSON value in which the secrets that ``find_secrets`` finds are replaced."""
+    """Return a copy of a JSON value with placeholders for its secrets."""
     return Scrubber(find_secrets(value)).scrub(value)
 
 
 class Scrubber:
-    """Replaces secrets in texts, also if they are escaped (JSON, URL) or encoded (base64).
+    """Replaces secrets in texts, including escaped (JSON, URL) and encoded (base64) secrets.
 
     Args:
         secrets: the placeholder of each secret.
-        hosts: the placeholder of each host. Hosts are replaced only if they are not escaped.
+        hosts: the placeholder of each host. An escaped or encoded host is not replaced.
     """
 
     def __init__(self, secrets: Mapping[str, str], hosts: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -75,7 +75,7 @@ class Scrubber:
         return tuple(pieces) if clean_body == body else (clean_body,)
 
     def _mask_split(self, body: str) -> str:
-        """Mask secrets that are split over several texts of a stream. Each character is replaced by ``*``."""
+        """Mask secrets that are split over several events of a stream. Replace each character with ``*``."""
         fields: dict[str, list[tuple[int, int]]] = {}
         for match in _JSON_TEXT.finditer(body) if self._secrets else ():
             fields.setdefault(match[1], []).append(match.span(2))
@@ -95,16 +95,16 @@ def _substitute(text: str, replacements: Sequence[tuple[re.Pattern[str], str]]) 
 
 
 def _replace(body: str, spans: Sequence[tuple[int, int]], text: str) -> str:
-    """Replace the spans of a body by a text of the same length."""
-    parts, at, used = [], 0, 0
+    """Replace the spans of a body with a text. The spans and the text have the same total length."""
+    parts, copied_to, used = [], 0, 0
     for start, end in spans:
-        parts += [body[at:start], text[used : used + end - start]]
-        at, used = end, used + end - start
-    return "".join([*parts, body[at:]])
+        parts += [body[copied_to:start], text[used : used + end - start]]
+        copied_to, used = end, used + end - start
+    return "".join([*parts, body[copied_to:]])
 
 
 def _patterns(secret: str) -> Iterator[str]:
-    """Yield the patterns of a secret: its characters, escaped or not, and its base64 at each of three positions."""
+    """Yield the patterns of a secret: its characters, escaped or not, and its base64 at the three alignments."""
     yield "".join(map(_character, secret))
     data = secret.encode()
     for offset in range(3):

@@ -27,7 +27,7 @@ _is_paused: ContextVar[bool] = ContextVar("learnflow_llm_recording_paused", defa
 
 @contextmanager
 def pause_recording() -> Iterator[None]:
-    """Return a context manager in which no response is recorded, for probes whose number depends on time."""
+    """Record no response in the block. For probes, because their number depends on the time."""
     token = _is_paused.set(True)
     try:
         yield
@@ -39,7 +39,7 @@ class Recording:
     """A response that is being recorded.
 
     Args:
-        write: a function that stores the interaction when it has ended.
+        write: a function that stores the complete interaction.
         request: the request of the response.
 
     Attributes:
@@ -58,7 +58,7 @@ class Recording:
         self._request = request
         self._ended = False
 
-    def end(self, *, failure: LLMError | None = None, left: bool = False) -> None:
+    def end(self, *, failure: LLMError | None = None, client_disconnected: bool = False) -> None:
         """Store the interaction. Later calls have no effect."""
         if not self._ended:
             self._ended = True
@@ -66,12 +66,14 @@ class Recording:
             headers = {name: self.scrubber.scrub_text(value) for name, value in headers.items()}
             pieces = self.scrubber.scrub_pieces(pieces)
             failure = failure and type(failure)(self.scrubber.scrub_text(failure.what))
-            response = cassette.convert_response(self.status, headers, pieces, failure=failure, left=left)
+            response = cassette.convert_response(
+                self.status, headers, pieces, failure=failure, client_disconnected=client_disconnected
+            )
             self._write(Interaction(self._request, response))
 
 
 def _decompress(headers: Mapping[str, str], pieces: Sequence[bytes]) -> tuple[Mapping[str, str], Sequence[bytes]]:
-    """Return the headers and the body of a response without compression, so that secrets in it can be found.
+    """Decompress a response, so that secrets in it can be found. Return its headers and body.
 
     The body is omitted if it cannot be decompressed.
     """
@@ -90,7 +92,7 @@ def _decompress(headers: Mapping[str, str], pieces: Sequence[bytes]) -> tuple[Ma
 
 
 class Cassettes:
-    """The base class of ``Player`` and ``Recorder``.
+    """The base class of ``Player`` and ``Recorder``, with the methods that ``ReplayTransport`` calls.
 
     Attributes:
         providers: the names of the recorded providers; None if requests are sent to servers.
@@ -99,7 +101,7 @@ class Cassettes:
     providers: frozenset[str] | None = None
 
     def play(self, request: RecordedRequest) -> RecordedResponse | None:  # noqa: ARG002
-        """Return the recorded response; None to send the request. Raise NotRecorded if the cassettes lack it."""
+        """Return the recorded response; None to send the request. Raise NotRecorded if no cassette has it."""
         return None
 
     def record(self, request: RecordedRequest) -> Recording:
@@ -107,7 +109,7 @@ class Cassettes:
         raise NotImplementedError
 
     def base_url(self, provider: str, *, local: bool) -> str | None:  # noqa: ARG002
-        """Return a base URL for a provider for which none is configured; None if requests are sent to servers."""
+        """Return a base URL for a provider without a configured one; None if requests are sent to servers."""
         return None
 
     def transport(self, wrapped: httpx.AsyncBaseTransport, provider: str) -> httpx.AsyncBaseTransport:
@@ -144,8 +146,8 @@ class ReplayTransport(httpx.AsyncBaseTransport):
             recording.end(failure=map_exception(error))
             raise
         except asyncio.CancelledError:
-            # Later, because the handler of a timeout first ends the recording with its error.
-            asyncio.get_running_loop().call_soon(partial(recording.end, left=True))
+            # Not immediately: if a timeout caused the cancellation, its handler first records the timeout error.
+            asyncio.get_running_loop().call_soon(partial(recording.end, client_disconnected=True))
             raise
         recording.status, recording.headers = response.status_code, dict(response.headers)
         return httpx.Response(
@@ -203,6 +205,6 @@ class _RecordedStream(httpx.AsyncByteStream):
         self._recording.end()
 
     async def aclose(self) -> None:
-        """Close the response. If the body was not read to its end, the cassette has ``left``."""
-        self._recording.end(left=True)
+        """Close the response. If the body was not read to its end, record that the client disconnected."""
+        self._recording.end(client_disconnected=True)
         await self._response.aclose()
