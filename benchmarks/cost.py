@@ -62,7 +62,13 @@ def serve(pipe: Connection, chunks: int) -> None:
                 continue
             writer.write(f"HTTP/1.1 200 OK\r\ncontent-type: {dialect.content_type}\r\n".encode())
             writer.write(b"transfer-encoding: chunked\r\n\r\n")
-            for part in [dialect.opening(), *map(dialect.piece, words), dialect.end(), dialect.usage(), dialect.done()]:
+            for part in [
+                dialect.opening(),
+                *map(dialect.piece, words),
+                dialect.last_piece(),
+                dialect.usage(),
+                dialect.terminator(),
+            ]:
                 if part:
                     writer.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
                     if "apart" in messages:

@@ -66,7 +66,7 @@ def serve(pipe: Connection, chunks: int) -> None:
 
     def stream(count: int) -> bytes:
         words = [dialect.piece(f"word{n} ") for n in range(count)]
-        parts = [dialect.opening(), *words, dialect.end(), dialect.usage(), dialect.done()]
+        parts = [dialect.opening(), *words, dialect.last_piece(), dialect.usage(), dialect.terminator()]
         return b"".join(f"{len(part):x}\r\n".encode() + part + b"\r\n" for part in parts)
 
     head = f"HTTP/1.1 200 OK\r\ncontent-type: {dialect.content_type}\r\ntransfer-encoding: chunked\r\n\r\n".encode()

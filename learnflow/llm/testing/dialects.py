@@ -33,7 +33,7 @@ def _openai_error(
 _OVERFLOW: Final = "This model's maximum context length is 2048 tokens. However, your messages resulted in 3007 tokens."
 _LMSTUDIO_MODEL: Final = "No models loaded. Please load a model in the developer page or use the 'lms load' command."
 # Error responses by server and reason. Those of llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 are recorded. Those
-# of OpenAI and LM Studio are written from their documentation. Authored cassettes use them, too.
+# of OpenAI and LM Studio are written from their documentation. tests/contract/authored.py uses them, too.
 _OPENAI_ERRORS: Final[Mapping[str, _ErrorResponse]] = {
     "key": _openai_error(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
     "model": _openai_error(
@@ -109,7 +109,7 @@ class Dialect:
 
     @property
     def chat_path(self) -> str:
-        """Return the end of the path of chat requests."""
+        """Return the last part of the path of chat requests."""
         return "/api/chat" if self.is_ndjson else "/chat/completions"
 
     @property
@@ -144,7 +144,7 @@ class Dialect:
         comment = b": ping\n\n" if self.name in ("llamacpp", "vllm") else b""
         return comment + self._chunk({"role": "assistant", "content": ""}, None)
 
-    def end(self, finish: str | None = "stop", prompt_tokens: int = 5) -> bytes:
+    def last_piece(self, finish: str | None = "stop", prompt_tokens: int = 5) -> bytes:
         """Return the last piece.
 
         Args:
@@ -158,8 +158,8 @@ class Dialect:
             done |= {"done_reason": finish, "prompt_eval_count": prompt_tokens, "eval_count": 7}
         return _line({"model": MODEL, "message": {"role": "assistant", "content": ""}, **done})
 
-    def done(self) -> bytes:
-        """Return the end of a stream, after the last piece."""
+    def terminator(self) -> bytes:
+        """Return the line that terminates a stream, after the last piece."""
         return b"" if self.is_ndjson else b"data: [DONE]\n\n"
 
     def usage(self, prompt_tokens: int = 5) -> bytes:
@@ -170,7 +170,7 @@ class Dialect:
     def answer_body(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:
         """Return the body of a response that is not a stream."""
         if self.is_ndjson:
-            return self.end(finish).replace(b'"content": ""', b'"content": ' + json.dumps(text).encode(), 1)
+            return self.last_piece(finish).replace(b'"content": ""', b'"content": ' + json.dumps(text).encode(), 1)
         message = {"role": "assistant", "content": text} | ({"reasoning_content": thinking} if thinking else {})
         return json.dumps(
             {
@@ -185,8 +185,8 @@ class Dialect:
         if self.is_ndjson:
             return _line({"error": message})
         name = b"event: error\n" if self.name == "lmstudio" else b""
-        after = self.done() if self.name == "vllm" else b""
-        return name + _event({"error": {"message": message, "type": "server_error", "code": 500}}) + after
+        end = self.terminator() if self.name == "vllm" else b""
+        return name + _event({"error": {"message": message, "type": "server_error", "code": 500}}) + end
 
     def error_body(self) -> bytes:
         """Return an error that is sent with status 200, as LM Studio does for an unknown path."""
@@ -202,7 +202,7 @@ class Dialect:
         elif body.get("continue_final_message") and body["messages"][-1]["role"] == "assistant":
             partial = body["messages"][-1]["content"]
         elif len(body["messages"]) > 2 and "cut off" in str(body["messages"][-1]["content"]):
-            overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]  # the continuation repeats it
+            overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]  # which the continuation repeats
             partial = str(body["messages"][-2]["content"]).removesuffix(overlap)
         else:
             return None
@@ -213,8 +213,8 @@ class Dialect:
         messages = body.get("messages") or [{"content": body.get("prompt")}]
         return [str(message.get("content")) for message in messages]
 
-    def rendered(self, messages: Any) -> bytes:
-        """Return Ollama's response to a request with ``_debug_render_only``."""
+    def rendered_prompt(self, messages: Any) -> bytes:
+        """Return Ollama's response to a request with ``_debug_render_only``: the prompt after its template."""
         text = "".join(f"<|{message['role']}|>{message['content']}\n" for message in messages) + _ASSISTANT
         return json.dumps({"model": MODEL, "done": False, "_debug_info": {"rendered_template": text}}).encode()
 

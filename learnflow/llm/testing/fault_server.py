@@ -53,8 +53,8 @@ _WITHOUT_ANSWER: Final = ("refuse", "redirect", "hang", "close")
 _NOT_STREAMED: Final = ("whole", "whole_cut", "whole_no_finish", "empty", "error_body", "page")
 _AFTER_PIECES: Final = ("cut", "half_line", "drop", "reset", "stall", "drip", "error_frame", "malformed")
 
-# Scheme, host and port of the running servers, to which ``no_model_calls`` allows requests
-RUNNING: Final[set[tuple[str, str, int]]] = set()
+# Scheme, host and port of the running servers. ``no_model_calls`` allows requests to them.
+RUNNING_ORIGINS: Final[set[tuple[str, str, int]]] = set()
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Seen:
     Attributes:
         body: the parsed JSON; None without a body.
         connection: the number of the connection, from 1.
-        gone: set when the client closes the connection.
+        gone: an event that is set when the client closes the connection.
     """
 
     method: str
@@ -111,14 +111,14 @@ class FaultServer:
         slice_bytes: the size of the chunks of a stream in bytes; None for one chunk for each piece.
         key: the API key that requests must have; None to accept all.
         prompt_tokens: the number of prompt tokens that responses report; by default the number of words.
-        responses: responses to requests other than chat, by path: JSON, bytes, or a tuple of a status and one of these.
-            They override those of the dialect.
+        responses: responses to requests that are not chat requests, by path. A response is JSON, bytes, or a tuple of
+            a status and one of these. They override the responses of the dialect.
 
     Attributes:
         seen: the chat requests so far.
-        pages: method and path of all other requests so far.
+        pages: the method and path of each request so far that is not a chat request.
         responses: the responses by path, with those of the dialect. Tests may change it at any time.
-        derailed: the pieces of the continuation of a text that is not the beginning of the answer.
+        derailed: the pieces of the response to a prefill that is not the beginning of ``answer``.
         fault: the fault of every response. Tests may change it at any time.
         script: the faults of the next responses, one for each request. It overrides ``fault``.
     """
@@ -136,7 +136,7 @@ class FaultServer:
         responses: Mapping[str, Any] | None = None,
         prompt_tokens: int | None = None,
     ) -> None:
-        assert dialect in get_args(DialectName)  # noqa: S101  # a fault of the test
+        assert dialect in get_args(DialectName)  # noqa: S101  # otherwise the test is wrong
         self.dialect: Final = dialect_of(dialect)
         self.pieces: list[str] = re.split(r"(?<= )", answer) if isinstance(answer, str) else answer
         self.thinking = thinking
@@ -168,12 +168,12 @@ class FaultServer:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
-        RUNNING.add(origin(self.root))
+        RUNNING_ORIGINS.add(origin(self.root))
         return self
 
     async def __aexit__(self, *error: object) -> None:
         assert self._server  # noqa: S101
-        RUNNING.discard(origin(self.root))
+        RUNNING_ORIGINS.discard(origin(self.root))
         self._server.close()
         for task in list(self._tasks):
             task.cancel()
@@ -202,13 +202,15 @@ class FaultServer:
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Respond to a request. Return whether the connection stays open."""
         if not self._is_chat(seen):
-            return await self._page(seen, writer)
+            return await self._respond_to_page(seen, writer)
         if seen.body.get("_debug_render_only"):
-            await _send(writer, 200, {"content-type": "application/json"}, self.dialect.rendered(seen.body["messages"]))
+            await _send(
+                writer, 200, {"content-type": "application/json"}, self.dialect.rendered_prompt(seen.body["messages"])
+            )
             return True
         self.seen.append(seen)
         fault = self.script.pop(0) if self.script else self.fault
-        if not self._authorized(seen):
+        if not self._is_authorized(seen):
             fault = Fault("refuse", refusal="key")
         if fault and fault.name in _WITHOUT_ANSWER:
             return await self._respond_without_answer(fault, seen, reader, writer)
@@ -224,14 +226,14 @@ class FaultServer:
         is_raw = self.dialect.is_ndjson and seen.path == "/api/generate" and "prompt" in seen.body
         return is_raw or seen.path.partition("?")[0].endswith(self.dialect.chat_path)
 
-    def _authorized(self, seen: Seen) -> bool:
+    def _is_authorized(self, seen: Seen) -> bool:
         return not self.key or seen.headers.get("authorization") == f"Bearer {self.key}"
 
-    async def _page(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+    async def _respond_to_page(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         self.pages.append((seen.method, seen.path))
         page = self.responses.get(seen.path.partition("?")[0], (404, {"error": "not found"}))
         status, content = page if isinstance(page, tuple) else (200, page)
-        if not self._authorized(seen) and not seen.path.endswith("/health"):
+        if not self._is_authorized(seen) and not seen.path.endswith("/health"):
             status, content = ERROR_RESPONSES[self.dialect.name]["key"]
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         content_type = "text/html" if body.startswith(b"<") else "application/json"
@@ -273,7 +275,7 @@ class FaultServer:
         writer.write(head.encode())
         watcher = asyncio.ensure_future(_watch(seen, reader))
         try:
-            for part in self._parts(fault, seen):
+            for part in self._stream_parts(fault, seen):
                 await self._write(writer, part)
                 if fault and fault.name == "slow":
                     await asyncio.sleep(fault.seconds)
@@ -307,7 +309,7 @@ class FaultServer:
             return self.derailed
         return [piece for piece in re.split(r"(?<=\s)|(?=\s)", rest) if piece]
 
-    def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
+    def _stream_parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
         """Yield the parts of the stream up to the fault."""
         dialect, name = self.dialect, fault.name if fault and fault.name != "slow" else ""
         pieces = self._answer_pieces(seen)
@@ -328,22 +330,22 @@ class FaultServer:
         ends: dict[str, list[bytes]] = {
             "half_line": [dialect.piece("half")[:-9]],
             "error_frame": [dialect.error()],
-            "malformed": [bad_line, dialect.end(), dialect.done()],
-            "unknown_finish": [dialect.end("load" if dialect.is_ndjson else "abort"), dialect.done()],
-            "filtered": [dialect.end("content_filter"), dialect.done()],
-            "done_without_finish": [dialect.end(None) if dialect.is_ndjson else dialect.done()],
-            "no_finish": [dialect.end(None)],
-            "error_after_finish": [dialect.end(), dialect.error(), dialect.done()],
-            "silent": [dialect.end(), dialect.done()],
-            "lingers": [dialect.end()],
-            "": [dialect.end(finish, prompt_tokens), dialect.usage(prompt_tokens), dialect.done()],
+            "malformed": [bad_line, dialect.last_piece(), dialect.terminator()],
+            "unknown_finish": [dialect.last_piece("load" if dialect.is_ndjson else "abort"), dialect.terminator()],
+            "filtered": [dialect.last_piece("content_filter"), dialect.terminator()],
+            "done_without_finish": [dialect.last_piece(None) if dialect.is_ndjson else dialect.terminator()],
+            "no_finish": [dialect.last_piece(None)],
+            "error_after_finish": [dialect.last_piece(), dialect.error(), dialect.terminator()],
+            "silent": [dialect.last_piece(), dialect.terminator()],
+            "lingers": [dialect.last_piece()],
+            "": [dialect.last_piece(finish, prompt_tokens), dialect.usage(prompt_tokens), dialect.terminator()],
         }
         yield from ends.get(name, [])
 
     async def _write(self, writer: asyncio.StreamWriter, part: bytes) -> None:
         size = self.slice_bytes or len(part) or 1
-        for at in range(0, len(part), size):
-            data = part[at : at + size]
+        for offset in range(0, len(part), size):
+            data = part[offset : offset + size]
             writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
             await writer.drain()
             if self.slice_bytes:
@@ -352,10 +354,10 @@ class FaultServer:
 
 def closed_port() -> int:
     """Return a port of loopback that refuses connections. Until this process ends, no other process gets it."""
-    held = socket.socket()
-    held.bind(("127.0.0.1", 0))  # bound without listening
-    port = int(held.getsockname()[1])
-    held.detach()
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))  # without listening
+    port = int(bound.getsockname()[1])
+    bound.detach()  # leaves the port bound
     return port
 
 

@@ -12,12 +12,12 @@ from ..process import switches
 from ..replay import active
 from ..replay.player import Player
 from ..replay.recorder import Recorder
-from .fault_server import RUNNING
+from .fault_server import RUNNING_ORIGINS
 
 
 @contextmanager
 def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]:
-    """Let the providers that the block creates answer from cassettes, without a server, a key or a network.
+    """Replay cassettes to the providers that the block creates, without a server, an API key or a network.
 
     Args:
         folders: folders of cassettes, or single cassettes.
@@ -68,7 +68,7 @@ def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
 
 @contextmanager
 def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
-    """Let routers retry without a pause in the block. Timeouts and the wait for a cold model stay.
+    """Let routers retry without a pause in the block. Timeouts, and the time to load a cold model, do not change.
 
     Args:
         attempts: the maximum number of attempts at each provider for one request.
@@ -86,7 +86,7 @@ def no_model_calls() -> Iterator[None]:
 
     This includes requests of providers that were created before the block.
     """
-    previous, switches.allowed_origins = switches.allowed_origins, RUNNING
+    previous, switches.allowed_origins = switches.allowed_origins, RUNNING_ORIGINS
     try:
         yield
     finally:

@@ -50,9 +50,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Player | Recorder]:
     """Let providers that the test creates answer from ``cassettes/<module>/<test>``, or from the marker's folder.
 
-    The test fails if a request is not in a cassette, even if the application catches the error, and if a cassette was
-    not played to its end. With ``--llm-record`` the real servers answer. If the test passes, the new cassettes replace
-    its folder. They are only added to the folder of a marker, because other tests may use it.
+    The test fails if a request is not in a cassette, even if the application catches the error. It also fails if a
+    recorded response was not played. With ``--llm-record`` the real servers respond. If the test passes, the new
+    cassettes replace the folder of the test. In the folder of a marker they replace only files with the same name,
+    because other tests may use that folder.
     """
     from .. import process  # noqa: PLC0415
     from . import kit  # noqa: PLC0415

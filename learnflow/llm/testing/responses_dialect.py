@@ -14,7 +14,7 @@ _STATUSES = {"stop": "completed", "tool_calls": "completed", None: "in_progress"
 
 
 def event(kind: str, **fields: Any) -> bytes:
-    """Return an event of a stream. Its type is in two places."""
+    """Return a server-sent event. Its type is in both the event field and the data."""
     data = json.dumps({"type": kind, **fields}, ensure_ascii=False)
     return f"event: {kind}\ndata: {data}\n\n".encode()
 
@@ -25,7 +25,7 @@ class ResponsesDialect(Dialect):
 
     @property
     def chat_path(self) -> str:
-        """Return the end of the path of requests."""
+        """Return the last part of the path of requests."""
         return "/responses"
 
     def piece(self, text: str = "", thinking: str = "") -> bytes:
@@ -45,7 +45,7 @@ class ResponsesDialect(Dialect):
         """Return the beginning of a stream, before the first piece."""
         return event("response.created", response=self._response(None))
 
-    def end(self, finish: str | None = "stop", prompt_tokens: int = 5) -> bytes:
+    def last_piece(self, finish: str | None = "stop", prompt_tokens: int = 5) -> bytes:
         """Return the last event.
 
         Args:
@@ -55,12 +55,12 @@ class ResponsesDialect(Dialect):
         response = self._response(finish, prompt_tokens)
         return event(f"response.{response['status']}", response=response)
 
-    def done(self) -> bytes:
-        """Return nothing, because the last event is the end."""
+    def terminator(self) -> bytes:
+        """Return b"": the stream ends with the last event."""
         return b""
 
-    def usage(self, prompt_tokens: int = 5) -> bytes:  # noqa: ARG002  # of the base class
-        """Return nothing, because the last event reports the tokens."""
+    def usage(self, prompt_tokens: int = 5) -> bytes:  # noqa: ARG002  # an argument of the base class
+        """Return b"": the last event reports the tokens."""
         return b""
 
     def answer_body(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:
@@ -82,7 +82,8 @@ class ResponsesDialect(Dialect):
         texts = self.prompt_texts(body)
         if len(texts) < 3 or "cut off" not in texts[-1]:
             return None
-        return texts[-2].removesuffix(texts[-1].partition("\n\n")[2])  # the continuation repeats the overlap
+        # The continuation repeats the overlap, so the partial answer ends before it.
+        return texts[-2].removesuffix(texts[-1].partition("\n\n")[2])
 
     def prompt_texts(self, body: Any) -> list[str]:
         """Return the texts of a prompt."""

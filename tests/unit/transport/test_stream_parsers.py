@@ -34,7 +34,9 @@ def reader(dialect: str) -> StreamParser:
 def stream(dialect: str, pieces: list[str], thinking: str = "") -> bytes:
     say = dialect_of(dialect)  # type: ignore[arg-type]
     thought = say.piece(thinking=thinking) if thinking else b""
-    return say.opening() + thought + b"".join(map(say.piece, pieces)) + say.end() + say.usage() + say.done()
+    return (
+        say.opening() + thought + b"".join(map(say.piece, pieces)) + say.last_piece() + say.usage() + say.terminator()
+    )
 
 
 def read(wire: StreamParser, body: bytes, cuts: list[int]) -> tuple[str, str]:
@@ -60,7 +62,7 @@ def test_any_response_in_any_reads_gives_same_text(
 @given(pieces=PIECES, cut=st.integers(0, 10**6))
 def test_response_cut_before_finish_is_never_complete(dialect: str, pieces: list[str], cut: int) -> None:
     say = dialect_of(dialect)  # type: ignore[arg-type]
-    until_finish = say.opening() + b"".join(map(say.piece, pieces)) + say.end()
+    until_finish = say.opening() + b"".join(map(say.piece, pieces)) + say.last_piece()
     # the finish reason is read with the last character of its JSON
     body = until_finish[: cut % (len(until_finish.rstrip()))]
     wire = reader(dialect)
