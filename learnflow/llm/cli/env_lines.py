@@ -68,7 +68,7 @@ def default_lines(faults: Iterable[str]) -> Iterator[Line]:
 
 
 def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Iterator[Line]:
-    """Yield lines that configure a working provider. Yield nothing if a configured one is ready."""
+    """Yield lines that configure a working provider. Yield nothing if a provider of the chain is ready."""
     selected = providers_in_use(chain, candidates)
     ready = [candidate for candidate in selected if candidate.ready]
     if chain and ready:
@@ -127,6 +127,6 @@ def _is_default(provider: BaseProvider) -> bool:
 
 
 def _model_lines(spec: ProviderSpec, models: Sequence[str]) -> Iterator[Line]:
-    """Yield the line that selects the first model with a name that can be pasted."""
+    """Yield the line that selects the first model with a name that needs no quotes."""
     value, *others = [name for name in models if _PLAIN_NAME.fullmatch(name)] or [_UNKNOWN]
     yield Line(spec.variable_names("model"), value, f"or {', '.join(others[:5])}" if others else "")

@@ -82,10 +82,8 @@ class ModelFactory:
             Unsupported: the node requires structured output, and no provider of the chain supports it.
         """
         node = node or self._node_of(config)
-        provider, model = (
-            self._chain or self._configured_router(config, node),
-            None if self._chain else config.model_name,
-        )
+        provider = self._chain or self._configured_router(config, node)
+        model = None if self._chain else config.model_name
         if config.requires_structured_output and provider.get_capabilities()["json_schema"] is False:
             raise Unsupported(
                 f"{node} requires structured output, and no provider of {provider.name} supports it",
@@ -95,6 +93,7 @@ class ModelFactory:
             provider=provider,
             model=settings.node_models().get(f"{settings.NODE_PREFIX}{node.upper()}", model),
             max_tokens=AtMost(config.max_tokens),  # lowered to fit the context length
+            # A DefaultFloat is omitted for a model that does not support it.
             **{name: DefaultFloat(value) for name in _SAMPLING if (value := getattr(config, name)) is not None},
         )
 

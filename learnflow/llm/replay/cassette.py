@@ -143,7 +143,12 @@ def convert_response(
 
 
 def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
-    """Return the text of a cassette: YAML with block texts and unescaped Unicode."""
+    """Return the text of a cassette: YAML with block texts and unescaped Unicode.
+
+    Args:
+        origin: how and where it was recorded.
+        interactions: the requests with their responses.
+    """
     import yaml  # noqa: PLC0415  # only needed to play or record
 
     rows = [
@@ -161,7 +166,7 @@ def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
     import yaml  # noqa: PLC0415
 
     try:
-        content = yaml.load(text, _loader(text))  # noqa: S506  # it is a restricted safe loader
+        content = yaml.load(text, _loader(text))  # noqa: S506  # a subclass of SafeLoader
         interactions = [_interaction(entry["request"], entry["response"]) for entry in content["interactions"]]
         return content.get("origin", {}), interactions
     except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -186,7 +191,7 @@ def _loader(text: str) -> Any:
         if getattr(event, "anchor", None) or depth > _MAX_DEPTH or count > _MAX_VALUES:
             raise ValueError
 
-    class Loader(base):  # type: ignore[misc,valid-type]  # one of two classes
+    class Loader(base):  # type: ignore[misc,valid-type]  # with or without libyaml
         """A loader without dates, sets, merge keys and sexagesimal numbers, which JSON does not have."""
 
         yaml_constructors: ClassVar = {
@@ -282,7 +287,7 @@ def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Int
 def _dump_yaml(cassette: Mapping[str, Any], base: Any) -> str:
     import yaml  # noqa: PLC0415
 
-    class Dumper(base):  # type: ignore[misc]  # one of two classes
+    class Dumper(base):  # type: ignore[misc]  # with or without libyaml
         """A dumper that writes multi-line texts as blocks, and writes no aliases."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002

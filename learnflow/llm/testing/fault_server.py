@@ -103,7 +103,8 @@ class FaultServer:
     """A model server: ``async with FaultServer("vllm") as server:``, then send requests to ``server.base_url``.
 
     Args:
-        dialect: openai (chat completions), responses (OpenAI's other API), lmstudio, vllm, llamacpp or ollama.
+        dialect: the wire format: openai (chat completions), responses (OpenAI's Responses API), lmstudio, vllm,
+            llamacpp or ollama.
         answer: the pieces of the answer. A text is split into words.
         thinking: the reasoning before the answer.
         calls: pieces of tool calls after the answer. Ollama requires one piece for each call.
@@ -120,7 +121,7 @@ class FaultServer:
         responses: the responses by path, with those of the dialect. Tests may change it at any time.
         derailed: the pieces of the response to a prefill that is not the beginning of ``answer``.
         fault: the fault of every response. Tests may change it at any time.
-        script: the faults of the next responses, one for each request. It overrides ``fault``.
+        script: the faults of the next responses, one for each chat request. It overrides ``fault``.
     """
 
     def __init__(
@@ -167,7 +168,7 @@ class FaultServer:
         return self.root if self.dialect.is_ndjson else f"{self.root}/v1"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve_connection, "127.0.0.1", 0)
         RUNNING_ORIGINS.add(origin(self.root))
         return self
 
@@ -182,7 +183,7 @@ class FaultServer:
             writer.transport.abort()
         await asyncio.sleep(0)
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task  # noqa: S101
         self._tasks.add(task)
@@ -191,7 +192,7 @@ class FaultServer:
         number = self.connections
         try:
             while (seen := await _read(reader, number)) is not None:
-                if not await self._answer(seen, reader, writer):
+                if not await self._respond(seen, reader, writer):
                     break
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
@@ -199,8 +200,8 @@ class FaultServer:
             self._tasks.discard(task)
             writer.close()
 
-    async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Respond to a request. Return whether the connection stays open."""
+    async def _respond(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Respond to a request. Return whether the connection stays open, as the methods below do."""
         if not self._is_chat(seen):
             return await self._respond_to_page(seen, writer)
         if seen.body.get("_debug_render_only"):
@@ -215,7 +216,7 @@ class FaultServer:
         if fault and fault.name in _WITHOUT_ANSWER:
             return await self._respond_without_answer(fault, seen, reader, writer)
         if fault and fault.name in _NOT_STREAMED:
-            content_type, body = self._whole_response(fault)
+            content_type, body = self._not_streamed_response(fault)
             await _send(writer, 200, {"content-type": content_type}, body)
             return True
         return await self._stream(fault, seen, reader, writer)
@@ -244,7 +245,7 @@ class FaultServer:
         self, fault: Fault, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         if fault.name == "hang":
-            await _watch(seen, reader)
+            await _watch_disconnect(seen, reader)
         elif fault.name == "redirect":
             await _send(writer, 307, {"location": "http://example.org/v1/chat/completions", **fault.headers}, b"")
         elif fault.name == "refuse":
@@ -254,7 +255,7 @@ class FaultServer:
             return True
         return False
 
-    def _whole_response(self, fault: Fault) -> tuple[str, bytes]:
+    def _not_streamed_response(self, fault: Fault) -> tuple[str, bytes]:
         dialect, text = self.dialect, "".join(self.pieces)
         if fault.name == "empty":
             return dialect.content_type, b""
@@ -273,7 +274,7 @@ class FaultServer:
     ) -> bool:
         head = f"HTTP/1.1 200 OK\r\ncontent-type: {self.dialect.content_type}\r\ntransfer-encoding: chunked\r\n\r\n"
         writer.write(head.encode())
-        watcher = asyncio.ensure_future(_watch(seen, reader))
+        watcher = asyncio.ensure_future(_watch_disconnect(seen, reader))
         try:
             for part in self._stream_parts(fault, seen):
                 await self._write(writer, part)
@@ -288,7 +289,8 @@ class FaultServer:
             seen.gone.set()
             raise
         finally:
-            watcher.cancel()  # before the end of the body, because the client then sends the next request
+            # Before the body ends, because the watcher would read from the next request.
+            watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await watcher
         if fault and fault.name == "reset":
@@ -310,7 +312,7 @@ class FaultServer:
         return [piece for piece in re.split(r"(?<=\s)|(?=\s)", rest) if piece]
 
     def _stream_parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
-        """Yield the parts of the stream up to the fault."""
+        """Yield the parts of the stream, up to the fault. "slow" has all parts of a complete stream."""
         dialect, name = self.dialect, fault.name if fault and fault.name != "slow" else ""
         pieces = self._answer_pieces(seen)
         if name == "error_first":
@@ -384,7 +386,7 @@ async def _send(writer: asyncio.StreamWriter, status: int, headers: Mapping[str,
     await writer.drain()
 
 
-async def _watch(seen: Seen, reader: asyncio.StreamReader) -> None:
+async def _watch_disconnect(seen: Seen, reader: asyncio.StreamReader) -> None:
     """Set ``seen.gone`` when the client closes the connection."""
     with suppress(OSError):
         await reader.read(1)
