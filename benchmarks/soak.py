@@ -78,11 +78,11 @@ def answer(number: int) -> list[str]:
 class NumberedServer(FaultServer):
     """A fault server that answers each question by its number, with the speed of a model."""
 
-    async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _respond(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         question = re.search(r"Question (\d+)\.", json.dumps(seen.body))
         if question:
             self.pieces = answer(int(question.group(1)))  # used before the next await
-        return await super()._answer(seen, reader, writer)
+        return await super()._respond(seen, reader, writer)
 
     async def _write(self, writer: asyncio.StreamWriter, part: bytes) -> None:
         await super()._write(writer, part)

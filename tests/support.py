@@ -227,7 +227,7 @@ async def sent(provider: Any, server: FaultServer, **more: Any) -> dict[str, Any
 class Obedient(FaultServer):
     """A server that calls the first allowed tool, or fills the requested schema, or answers with a sentence."""
 
-    def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
+    def _stream_parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
         text = str(seen.body["messages"][-1]["content"])
         answered = seen.body["messages"][-1]["role"] == "tool"
         tools = [] if answered else [item["function"] for item in seen.body.get("tools", ())]
@@ -244,7 +244,7 @@ class Obedient(FaultServer):
         elif schema or "JSON" in text:
             keys = {"setup": {"type": "string"}, "punchline": {"type": "string"}}
             self.pieces = re.findall(r".{1,4}", json.dumps(filled(schema or {"properties": keys}, "a joke")))
-        yield from super()._parts(fault, seen)
+        yield from super()._stream_parts(fault, seen)
 
 
 def filled(schema: dict[str, Any], text: str) -> dict[str, Any]:

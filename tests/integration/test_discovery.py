@@ -226,13 +226,13 @@ async def test_discovery_sends_nothing_to_clouds_and_no_key_to_servers(
         monkeypatch.setenv("OPENAI_BASE_URL", cloud.root)
         monkeypatch.setenv("CUSTOM_API_KEY", "sk-of-another-server")
         keys: list[str | None] = []
-        real = stranger._answer
+        real = stranger._respond
 
         async def answer(seen: Any, reader: Any, writer: Any) -> bool:
             keys.append(seen.headers.get("authorization"))
             return await real(seen, reader, writer)
 
-        stranger._answer = answer  # type: ignore[method-assign]
+        stranger._respond = answer  # type: ignore[method-assign]
         usual["llamacpp"] = stranger.root
         assert await get_provider().generate("hi")
         assert cloud.pages == []

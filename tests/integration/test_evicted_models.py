@@ -41,7 +41,7 @@ class LoadingOllama(FaultServer):
         self.responses["/api/ps"] = {"models": []}
         self.loaded.clear()
 
-    async def _answer(self, seen: Any, reader: Any, writer: Any) -> bool:
+    async def _respond(self, seen: Any, reader: Any, writer: Any) -> bool:
         if seen.method == "POST" and seen.path in ("/api/chat", "/api/generate"):
             options = {"shift": seen.body.get("shift", True), "num_ctx": seen.body.get("options", {}).get("num_ctx")}
             if self._running is None or any(
@@ -58,11 +58,11 @@ class LoadingOllama(FaultServer):
                 leaving.cancel()
                 if self.error:
                     self.responses["/api/generate"] = self.responses["/api/chat"] = (500, {"error": self.error})
-                    return await self._page(seen, writer)
+                    return await self._respond_to_page(seen, writer)
                 self._running = {"shift": options["shift"], "num_ctx": options["num_ctx"] or 4096}
                 running = {"name": "fault-model", "context_length": self._running["num_ctx"]}
                 self.responses["/api/ps"] = {"models": [running]}
-        return await super()._answer(seen, reader, writer)
+        return await super()._respond(seen, reader, writer)
 
 
 class Cloud(CustomProvider):

@@ -94,10 +94,10 @@ async def test_answer_that_cannot_be_streamed_may_take_longer_than_the_first_tok
     """A later ``stream()`` asks for a stream again."""
 
     class Slow(OddServer):
-        async def _answer(self, *arguments: Any) -> bool:
+        async def _respond(self, *arguments: Any) -> bool:
             if len(self.bodies) == 1:
                 await asyncio.sleep(0.4)
-            return await super()._answer(*arguments)
+            return await super()._respond(*arguments)
 
     def reply(request: dict[str, Any]) -> Reply:
         if request["stream"]:

@@ -23,11 +23,11 @@ class Loader(FaultServer):
     loads: list[Any]
     seconds: float = 0.0
 
-    async def _page(self, seen: Any, writer: Any) -> bool:
+    async def _respond_to_page(self, seen: Any, writer: Any) -> bool:
         if seen.method == "POST" and not seen.path.endswith("/show"):
             self.loads = [*getattr(self, "loads", []), (seen.path, seen.body)]
             await asyncio.sleep(self.seconds)
-        return await super()._page(seen, writer)
+        return await super()._respond_to_page(seen, writer)
 
 
 async def test_ollama_loads_model_with_context_length_of_later_requests(monkeypatch: pytest.MonkeyPatch) -> None:

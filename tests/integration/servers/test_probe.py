@@ -263,10 +263,10 @@ async def test_api_without_model_list_is_ready() -> None:
     responses = {"/v1/models": (404, {"detail": "Not Found"}), "/v1/chat/completions": (405, {"detail": "Method"})}
 
     class Server(FaultServer):
-        async def _answer(self, seen: Any, reader: Any, writer: Any) -> bool:
+        async def _respond(self, seen: Any, reader: Any, writer: Any) -> bool:
             if seen.method == "GET":
-                return await self._page(seen, writer)
-            return await super()._answer(seen, reader, writer)
+                return await self._respond_to_page(seen, writer)
+            return await super()._respond(seen, reader, writer)
 
     async with Server("openai", responses=responses) as server:
         provider = CustomProvider(base_url=server.base_url, model="m")

@@ -264,10 +264,10 @@ async def test_fault_server_notices_client_that_resets_before_response() -> None
     class Vanishing(FaultServer):
         """A server with a client that resets the connection between request and response."""
 
-        def _parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
+        def _stream_parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()
-            yield from super()._parts(fault, seen)
+            yield from super()._stream_parts(fault, seen)
 
     async with Vanishing(fault=Fault("stall", after=1)) as server:
         client = socket.create_connection(("127.0.0.1", int(server.root.rpartition(":")[2])))

@@ -45,9 +45,9 @@ class RecordingServer(FaultServer):
         super().__init__(*arguments, **more)
         self.requests: list[Seen] = []
 
-    async def _answer(self, seen: Seen, *streams: Any) -> bool:
+    async def _respond(self, seen: Seen, *streams: Any) -> bool:
         self.requests.append(seen)
-        return await super()._answer(seen, *streams)
+        return await super()._respond(seen, *streams)
 
     def values(self, name: str = NAME) -> set[str | None]:
         """Return the values of a header in all requests; None if a request lacks it."""
