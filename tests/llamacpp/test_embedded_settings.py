@@ -98,7 +98,8 @@ async def test_replay_uses_cassettes_of_llamacpp_and_starts_no_server(monkeypatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)  # the extra is not required either
     monkeypatch.setenv("LLM_PROVIDER", "embedded")
     monkeypatch.setenv("LLM_REPLAY", str(ROOT / "cassettes" / "llamacpp"))
+    running = server_processes()
     provider = get_provider()
     done = await provider.complete("Say hello", temperature=0)
     assert (done.provider, done.text) == ("embedded", "Hello! How can I help you study today?")
-    assert server_processes() == []
+    assert set(server_processes()) <= set(running)  # one of an earlier test may be ending
