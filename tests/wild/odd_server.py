@@ -58,9 +58,9 @@ class OddServer(FaultServer):
     def bodies(self) -> list[dict[str, Any]]:
         return [seen.body for seen in self.seen]
 
-    async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _respond(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         if not (seen.method == "POST" and seen.path.partition("?")[0].endswith(("/chat/completions", "/responses"))):
-            return await super()._answer(seen, reader, writer)
+            return await super()._respond(seen, reader, writer)
         self.seen.append(seen)
         reply = self.reply(seen.body) if callable(self.reply) else self.reply
         headers = {"content-type": reply.content_type, "content-length": str(len(reply.body)), **reply.headers}
