@@ -18,9 +18,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-from learnflow.llm import discovery, integrations, settings_sources
+from learnflow.llm import discovery, integrations, process, settings_sources
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.providers import registry
+from learnflow.llm.providers import embedded, registry
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.transport.endpoint import parse_endpoint
 
@@ -59,11 +59,18 @@ def own_log() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_sinks() -> Iterator[None]:
-    """Detach the integrations that a test, or a variable of it, attached to this process."""
+def own_process_state() -> Iterator[None]:
+    """Remove what a test left in this process: integrations, embedded servers, and knowledge about an address.
+
+    A later test may get the same port.
+    """
     yield
     for detach in list(integrations._detachers.values()):  # noqa: SLF001
         detach()
+    for server in embedded._servers.values():  # noqa: SLF001
+        server.stop()
+    embedded._servers.clear()  # noqa: SLF001
+    process.forget()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -37,7 +37,7 @@ FIXED = {"temperature": 0, "max_tokens": 400}
 
 @pytest.fixture(autouse=True)
 def embedded_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Configure the tiny model. Stop and drop the servers of the test."""
+    """Configure the tiny model. No server runs before the test, and none runs after it was stopped."""
     monkeypatch.setenv("EMBEDDED_MODEL", str(MODEL))
     monkeypatch.setenv("EMBEDDED_THREADS", "1")
     assert server_processes() == []
