@@ -5,7 +5,8 @@ BIN := .venv/bin
 # Old ones do not know the groups of pyproject.toml, so pip itself comes first.
 PIP := -m pip install --quiet --disable-pip-version-check
 # The tests start many processes, so bytecode is cached even if the environment forbids it (images of containers do).
-PYTEST := -m pytest -n auto --dist worksteal
+# One worker more than cores: some tests wait for a process.
+PYTEST := -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1)) --dist worksteal
 PACKAGE := -e '.[langchain,prometheus,opentelemetry,embedded]'
 .PHONY: help install demo test test-newest lint format live engines record vendors models tables docs docs-serve coverage bench
 

@@ -188,7 +188,7 @@ async def test_continuation_contains_images() -> None:
 @pytest.mark.parametrize("page", [b"no JSON", b"[" * 100_000, b'{"_debug_info": 3}'])
 async def test_missing_template_becomes_prompt_to_continue(page: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     async with pair("vllm", "ollama", Fault("cut", after=5)) as (_, two, chain):
-        monkeypatch.setattr(type(two.dialect), "rendered", lambda *_: page)
+        monkeypatch.setattr(type(two.dialect), "rendered_prompt", lambda *_: page)
         assert await request_text(chain, "stream") == TEXT
         assert [seen.path for seen in two.seen] == ["/api/chat"]  # by a prompt
 
