@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, cast
@@ -12,27 +12,25 @@ from typing import Final, cast
 from .. import errors, events, log
 from ..base import Attempt, Slot, describe_limit
 from ..capabilities import is_same_model
-from ..completion import CallId, Completion, ReasoningDelta, ServedModel, TextDelta, Waiting
+from ..completion import CallId, Completion, Waiting
 from ..errors import LLMError
 from ..parameters import ApiName
 from ..provider_spec import ProviderSpec
 from ..servers import model_prices
 from ..servers.model_catalog import QUICK_PROBE_S, ModelCatalog
-from ..stream import Emit, Transcript, Work
+from ..stream import Emit, Work
 from ..timeouts import Timeouts
 from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.endpoint import add_error_context
 from ..transport.error_mapping import change_class, map_exception
 from ..transport.reader import AnswerReader, IsLoading
-from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta, ReasoningSplitter
+from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta
 from ..transport.responses_parser import ResponsesParser
 from ..transport.sse_parser import SSEParser
-from ..transport.stream_parser import StreamParser
-from ..transport.tool_calls import join_extra
 from . import _litellm, structured_output
+from .answer import Answer, redact
 from .capacity import CAPACITY
 from .context_window import ContextBudget
-from .redaction import redact
 from .request import Request, RequestFormat, write_without_litellm
 
 # For the event ``RequestAdjusted``, if ``build_request`` appended a message.
@@ -461,125 +459,3 @@ class _AttemptRun:
         ):
             runner.reported_mismatches.add(pair)
             events.emit(events.OtherModelAnswered(provider=name, model=self._model, served=served))
-
-
-class Answer(Transcript):
-    """The answer of one response while it arrives. It receives deltas, emits events, and returns the completion.
-
-    Args:
-        request: the request of the answer.
-        emit: the receiver of the events.
-        parser: the parser of the response.
-        hold_text: hold text back until it is certain that it is not thinking.
-        only_closing_tag: thinking ends with </think> but has no <think>, because the chat template contains it.
-        is_continuation: the response continues an answer. It may be empty, and has no thinking.
-
-    Attributes:
-        first_delta_at: the time of the first delta, on the event loop's clock; None before it.
-        delta_count: the number of deltas. Most servers send one for each token.
-        load_wait: the wait for a cold model, which the first delta ends.
-    """
-
-    def __init__(
-        self,
-        request: Request,
-        emit: Emit,
-        parser: StreamParser,
-        *,
-        hold_text: bool,
-        only_closing_tag: bool,
-        is_continuation: bool,
-    ) -> None:
-        super().__init__(emit)
-        self.parser = parser
-        self.first_delta_at: float | None = None
-        self.delta_count = 0
-        self.load_wait = ExitStack()
-        self._sent_at = self._ended_at = asyncio.get_running_loop().time()
-        self._request, self._is_continuation = request, is_continuation
-        self._splitter = ReasoningSplitter(
-            hold=hold_text and not is_continuation, only_closing_tag=only_closing_tag and not is_continuation
-        )
-
-    def feed(self, delta: Delta) -> None:
-        """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
-        self.delta_count += 1
-        if self.first_delta_at is None:
-            self.first_delta_at = asyncio.get_running_loop().time()
-            self.load_wait.close()
-        held = self._splitter.stop_splitting() if delta.thinking or delta.calls else ""
-        split = self._splitter.feed(delta.text) if delta.text else Delta()
-        self._emit_delta(Delta(held + split.text, delta.thinking + split.thinking, delta.calls))
-
-    def end(self, *, broken: bool = False) -> None:
-        """Emit the text that was held back.
-
-        Args:
-            broken: the response ended before the answer was complete.
-        """
-        self._ended_at = asyncio.get_running_loop().time()
-        self._emit_delta(self._splitter.end(broken=broken))
-
-    def _emit_delta(self, delta: Delta) -> None:
-        if self._splitter.leaked and self.text:
-            self.drop_text()
-            self._thinking.append(delta.thinking)
-            raise errors.ThinkingLeaked("the text so far was thinking: </think> arrived without <think>")
-        if delta.thinking:
-            self(ReasoningDelta(delta.thinking))
-        if delta.text:
-            self(TextDelta(delta.text))
-        for call in delta.calls:
-            self(call)
-
-    def completion(self, provider: str, model: str) -> Completion:
-        """Return the completion without ``parsed``. Its cost is the one that the server reports, or None.
-
-        Args:
-            provider: the provider's name.
-            model: the requested model.
-
-        Raises:
-            AnswerTruncated: thinking used all tokens, or a tool call ended at the limit.
-            ContentFiltered: the model refused to answer.
-            EmptyAnswer: the response has neither text nor tool calls.
-            MalformedAnswer: a tool call has no name, or its arguments are not a JSON object.
-            SchemaMismatch: a required tool call is missing.
-        """
-        parser = self.parser
-        calls, text, finish = parser.tool_calls(), self.text, parser.finish or "stop"
-        if not text.strip() and not calls and not self._is_continuation:
-            raise self._empty_error()
-        if calls and finish == "length":
-            raise errors.AnswerTruncated("the answer ends with a tool call, which may be incomplete")
-        must_call = self._request.tool_choice not in (None, "auto", "none")
-        if must_call and not calls:  # some servers ignore the parameter
-            hint = "Use a model and a server that support tools"
-            raise errors.SchemaMismatch("tool_choice= requires a tool call, but the answer has none", hint=hint)
-        first = self.first_delta_at
-        return Completion(
-            text=text,
-            reasoning=self.thinking or None,
-            tool_calls=calls,
-            extra=join_extra(parser.extra),
-            finish="tool_calls" if calls and finish == "stop" else finish,
-            provider=provider,
-            model=ServedModel(model, parser.served_model),
-            usage=parser.usage,
-            cost=parser.cost,
-            first_token_s=None if first is None else first - self._sent_at,
-            total_s=self._ended_at - self._sent_at,
-        )
-
-    def add_details(self, error: LLMError) -> None:
-        """Add the partial answer to an error."""
-        error.partial, error.thinking, error.tokens = self.text, self.thinking, self.delta_count
-        error.partial_calls, error.finished = self.parser.partial_calls, bool(self.parser.finish)
-
-    def _empty_error(self) -> LLMError:
-        if self.parser.refused:
-            return errors.ContentFiltered("the model refused to answer")
-        if self.thinking and self.parser.finish == "length":
-            return errors.AnswerTruncated("thinking used all tokens", hint="Raise max_tokens=, or set reasoning=False")
-        what = "the answer is empty after the thinking" if self.thinking else "the answer is empty"
-        return errors.EmptyAnswer(what, hint="Retry. If it stays empty, check the server's log and its context length")

@@ -1,0 +1,189 @@
+"""The answer of one response while it arrives, and what an error may show of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import ExitStack
+from typing import Final
+
+from .. import errors
+from ..completion import Completion, ReasoningDelta, ServedModel, TextDelta
+from ..errors import LLMError
+from ..stream import Emit, Transcript
+from ..transport.endpoint import Endpoint
+from ..transport.reasoning import Delta, ReasoningSplitter
+from ..transport.stream_parser import StreamParser
+from ..transport.tool_calls import join_extra
+from .request import Request
+
+_MIN_TEXT_LETTERS: Final = 4  # letters and digits of a text. A shorter one may occur in any message
+_MIN_QUOTE_LETTERS: Final = 16  # a message quotes a text if it contains so many consecutive letters and digits of it
+_MAX_COMPARED_CHARS: Final = 200_000  # of each text: an image has millions
+_ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
+
+
+class Answer(Transcript):
+    """The answer of one response while it arrives. It receives deltas, emits events, and returns the completion.
+
+    Args:
+        request: the request of the answer.
+        emit: the receiver of the events.
+        parser: the parser of the response.
+        hold_text: hold text back until it is certain that it is not thinking.
+        only_closing_tag: thinking ends with </think> but has no <think>, because the chat template contains it.
+        is_continuation: the response continues an answer. It may be empty, and has no thinking.
+
+    Attributes:
+        first_delta_at: the time of the first delta, on the event loop's clock; None before it.
+        delta_count: the number of deltas. Most servers send one for each token.
+        load_wait: the wait for a cold model, which the first delta ends.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        emit: Emit,
+        parser: StreamParser,
+        *,
+        hold_text: bool,
+        only_closing_tag: bool,
+        is_continuation: bool,
+    ) -> None:
+        super().__init__(emit)
+        self.parser = parser
+        self.first_delta_at: float | None = None
+        self.delta_count = 0
+        self.load_wait = ExitStack()
+        self._sent_at = self._ended_at = asyncio.get_running_loop().time()
+        self._request, self._is_continuation = request, is_continuation
+        self._splitter = ReasoningSplitter(
+            hold=hold_text and not is_continuation, only_closing_tag=only_closing_tag and not is_continuation
+        )
+
+    def feed(self, delta: Delta) -> None:
+        """Add a delta of the response. Raise ThinkingLeaked if emitted text turns out to be thinking."""
+        self.delta_count += 1
+        if self.first_delta_at is None:
+            self.first_delta_at = asyncio.get_running_loop().time()
+            self.load_wait.close()
+        held = self._splitter.stop_splitting() if delta.thinking or delta.calls else ""
+        split = self._splitter.feed(delta.text) if delta.text else Delta()
+        self._emit_delta(Delta(held + split.text, delta.thinking + split.thinking, delta.calls))
+
+    def end(self, *, broken: bool = False) -> None:
+        """Emit the text that was held back.
+
+        Args:
+            broken: the response ended before the answer was complete.
+        """
+        self._ended_at = asyncio.get_running_loop().time()
+        self._emit_delta(self._splitter.end(broken=broken))
+
+    def _emit_delta(self, delta: Delta) -> None:
+        if self._splitter.leaked and self.text:
+            self.drop_text()
+            self._thinking.append(delta.thinking)
+            raise errors.ThinkingLeaked("the text so far was thinking: </think> arrived without <think>")
+        if delta.thinking:
+            self(ReasoningDelta(delta.thinking))
+        if delta.text:
+            self(TextDelta(delta.text))
+        for call in delta.calls:
+            self(call)
+
+    def completion(self, provider: str, model: str) -> Completion:
+        """Return the completion without ``parsed``. Its cost is the one that the server reports, or None.
+
+        Args:
+            provider: the provider's name.
+            model: the requested model.
+
+        Raises:
+            AnswerTruncated: thinking used all tokens, or a tool call ended at the limit.
+            ContentFiltered: the model refused to answer.
+            EmptyAnswer: the response has neither text nor tool calls.
+            MalformedAnswer: a tool call has no name, or its arguments are not a JSON object.
+            SchemaMismatch: a required tool call is missing.
+        """
+        parser = self.parser
+        calls, text, finish = parser.tool_calls(), self.text, parser.finish or "stop"
+        if not text.strip() and not calls and not self._is_continuation:
+            raise self._empty_error()
+        if calls and finish == "length":
+            raise errors.AnswerTruncated("the answer ends with a tool call, which may be incomplete")
+        must_call = self._request.tool_choice not in (None, "auto", "none")
+        if must_call and not calls:  # some servers ignore the parameter
+            hint = "Use a model and a server that support tools"
+            raise errors.SchemaMismatch("tool_choice= requires a tool call, but the answer has none", hint=hint)
+        first = self.first_delta_at
+        return Completion(
+            text=text,
+            reasoning=self.thinking or None,
+            tool_calls=calls,
+            extra=join_extra(parser.extra),
+            finish="tool_calls" if calls and finish == "stop" else finish,
+            provider=provider,
+            model=ServedModel(model, parser.served_model),
+            usage=parser.usage,
+            cost=parser.cost,
+            first_token_s=None if first is None else first - self._sent_at,
+            total_s=self._ended_at - self._sent_at,
+        )
+
+    def add_details(self, error: LLMError) -> None:
+        """Add the partial answer to an error."""
+        error.partial, error.thinking, error.tokens = self.text, self.thinking, self.delta_count
+        error.partial_calls, error.finished = self.parser.partial_calls, bool(self.parser.finish)
+
+    def _empty_error(self) -> LLMError:
+        if self.parser.refused:
+            return errors.ContentFiltered("the model refused to answer")
+        if self.thinking and self.parser.finish == "length":
+            return errors.AnswerTruncated("thinking used all tokens", hint="Raise max_tokens=, or set reasoning=False")
+        what = "the answer is empty after the thinking" if self.thinking else "the answer is empty"
+        return errors.EmptyAnswer(what, hint="Retry. If it stays empty, check the server's log and its context length")
+
+
+def redact(error: LLMError, endpoint: Endpoint, request: Request | None, answer: str = "") -> None:
+    """Mask secrets in the server's message. Exclude the message from the error if it quotes the request or the answer.
+
+    Args:
+        error: the error to change in place.
+        endpoint: the endpoint with the secrets of the request.
+        request: the request that failed; None for a probe.
+        answer: the text received before the error.
+    """
+    if not error.server_message:
+        return
+    error.server_message = endpoint.mask(error.server_message)
+    message = _normalize(error.server_message)
+    conversation = [*request.texts, answer] if request else [answer]
+    quotes = any(_quotes(message, text, is_strict=True) for text in conversation)
+    quotes = quotes or any(_quotes(message, text) for text in (request.all_texts if request else ()))
+    error.quotable = not quotes
+    if not error.quotable:
+        error.what += " (the server's message repeats the request and is left out)"
+        error.args = (error.what,)
+
+
+def _normalize(text: str) -> str:
+    """Return the letters and digits of a text. A quotation may differ in case, white space, punctuation and escapes."""
+    plain = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else " ", text)
+    return "".join(re.findall(r"[^\W_]+", plain)).lower()
+
+
+def _quotes(message: str, text: str, *, is_strict: bool = False) -> bool:
+    """Return whether a message quotes a text.
+
+    Args:
+        message: the normalized message.
+        text: the text of a request or an answer.
+        is_strict: return True for a text that is too long to compare, and compare also texts of 4 to 15 letters.
+    """
+    if is_strict and len(text) > _MAX_COMPARED_CHARS:
+        return True
+    letters = _normalize(text[:_MAX_COMPARED_CHARS])
+    if len(letters) < _MIN_QUOTE_LETTERS:
+        return is_strict and len(letters) >= _MIN_TEXT_LETTERS and letters in message
+    return any(message[at : at + _MIN_QUOTE_LETTERS] in letters for at in range(len(message) - _MIN_QUOTE_LETTERS + 1))
