@@ -76,7 +76,7 @@ async def test_explain_and_status_show_rank_requests_in_flight_and_cached_share(
     async with router.stream("hi") as busy:
         await anext(busy)
         assert sorted(row["in_flight"] for row in router.status()) == [0, 0, 1]
-        assert {row["concurrency_limit"] for row in router.status()} == {1}
+        assert {row["room"] for row in router.status()} == {1}
 
 
 async def test_slots_of_server_are_concurrency_limit(two: list[FaultServer], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ async def test_slots_of_server_are_concurrency_limit(two: list[FaultServer], mon
     two[0].responses["/props"] = {**two[0].responses["/props"], "total_slots": 3}
     router = RouterProvider("gpu1+gpu2")
     await router.generate("hi")
-    assert [row["concurrency_limit"] for row in router.status()] == [3, 1]
+    assert [row["room"] for row in router.status()] == [3, 1]
 
 
 async def test_conversation_goes_to_server_with_its_prefix_in_cache(two: list[FaultServer]) -> None:

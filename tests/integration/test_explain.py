@@ -22,7 +22,7 @@ async def test_misconfigured_member_is_reported_and_others_serve(events_seen: li
         assert "OPENAI_API_KEY" in unusable.hint
         assert await request_text(chain, "generate") == TEXT
         state = chain.status()[0]
-        assert (state["breaker"], "OPENAI_API_KEY" in state["reason"]) == ("misconfigured", True)
+        assert (state["breaker"], "OPENAI_API_KEY" in state["because"]) == ("misconfigured", True)
         assert "OPENAI_API_KEY" in choices_of(chain, "hi")[0].reason
     with pytest.raises(errors.KeyMissing, match="OPENAI_API_KEY"):
         RouterProvider(primary="openai")
