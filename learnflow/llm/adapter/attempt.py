@@ -271,7 +271,7 @@ class _AttemptRun:
                     send = partial(self._send, replace(request_format, api=api), reader)
                     await reader.read(send, deadline, feed, emit.drain)
             except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
-                error = await self._classify(failure)
+                error = await self._classify(failure, deadline)
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
                     request_format = self._next_format(request_format, error, api)
                     continue
@@ -314,11 +314,15 @@ class _AttemptRun:
         self._report_adjusted(adjustment)
         return request_format
 
-    async def _classify(self, error: Exception) -> Exception:
+    async def _classify(self, error: Exception, deadline: float) -> Exception:
         """Return a more specific error if LiteLLM recognises the server's message; else the error itself."""
         if not (isinstance(error, _UNEXPLAINED_ERRORS) and error.server_message):
             return error
-        await _litellm.prepare(self._spec, self._client.endpoint)
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await _litellm.prepare(self._spec, self._client.endpoint)
+        if not _litellm.is_prepared(self._spec):
+            return error
         status, message = error.status or _BAD_REQUEST, error.server_message
         kind = _litellm.classify_error(self._spec, self._model, status, message)
         return change_class(error, kind) if kind in (errors.ContextOverflow, errors.ContentFiltered) else error
