@@ -6,41 +6,47 @@ is dropped, because a full disk must not fail a request.
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
-
-import structlog  # here, because a log line about a failed import cannot import it
-from structlog import processors
 
 Level = Literal["debug", "info", "warning", "error"]
 
 _NAME: Final = "learnflow.llm"
-_TEXT_PROCESSORS: Final[list[Any]] = [processors.KeyValueRenderer(key_order=["event"])]
-_JSON_PROCESSORS: Final = [structlog.stdlib.add_log_level, processors.TimeStamper(fmt="iso"), processors.JSONRenderer()]
-_processors: Final = [*_TEXT_PROCESSORS]
-_STANDARD_LOGGER: Final = logging.getLogger(_NAME)
-_STRUCTLOG_LOGGER: Final = structlog.wrap_logger(
-    _STANDARD_LOGGER, processors=_processors, wrapper_class=structlog.stdlib.BoundLogger
-)
+_LOGGER: Final = logging.getLogger(_NAME)
+_format: Final = ["text"]
 
 
 def set_format(name: str) -> None:
     """Set the format of lines in the standard logging: "json", or text. A configured structlog has its own format."""
-    _processors[:] = _JSON_PROCESSORS if name == "json" else _TEXT_PROCESSORS
+    _format[:] = [name]
 
 
 def write_line(level: Level, event: str, **fields: Any) -> None:
     """Write one line. A float has three significant digits."""
     with suppress(Exception):
-        logger = _logger_for(level)
-        if logger is not None:
-            rounded = {key: float(f"{value:.3g}") for key, value in fields.items() if isinstance(value, float)}
-            getattr(logger, level)(event, **fields | rounded)
+        structlog, number = _configured_structlog(), logging.getLevelNamesMapping()[level.upper()]
+        if structlog or _LOGGER.isEnabledFor(number):
+            fields |= {key: float(f"{value:.3g}") for key, value in fields.items() if isinstance(value, float)}
+            if structlog:
+                getattr(structlog.get_logger(_NAME), level)(event, **fields)
+            else:
+                _LOGGER.log(number, _render(level, {"event": event, **fields}))
 
 
-def _logger_for(level: Level) -> Any:
-    """Return the logger; None if the level is disabled. An unconfigured structlog prints to stdout and is not used."""
-    if structlog.is_configured():
-        return structlog.get_logger(_NAME)
-    return _STRUCTLOG_LOGGER if _STANDARD_LOGGER.isEnabledFor(logging.getLevelNamesMapping()[level.upper()]) else None
+def _configured_structlog() -> Any:
+    """Return the module structlog; None unless it is configured. Unconfigured, it would print to stdout.
+
+    It is not imported here, because that takes 0.2 s. An application that configures it has imported it.
+    """
+    structlog: Any = sys.modules.get("structlog")
+    return structlog if structlog and structlog.is_configured() else None
+
+
+def _render(level: Level, fields: dict[str, Any]) -> str:
+    if _format == ["json"]:
+        return json.dumps({**fields, "level": level, "timestamp": datetime.now(UTC).isoformat()}, default=repr)
+    return " ".join(f"{key}={value!r}" for key, value in fields.items())
