@@ -11,7 +11,9 @@ from typing import Any, Final, Unpack
 
 import click
 
+from ..adapter.provider import BaseProvider
 from ..base import Call, Options, Prompt
+from ..capabilities import is_same_model
 from ..factory import get_provider
 from ..routing.candidate import Candidate
 from ..routing.router import RouterProvider
@@ -30,6 +32,7 @@ class Choice:
     """A provider of the chain, its rank, and whether it would serve a request.
 
     Attributes:
+        model: the model that would answer, according to the last probe; the requested one if there was none.
         serves: whether the provider would get the request; None if it would, but may lack a required capability.
         reason: the reason for ``serves``.
         rank: the position in the chain, from 0. Load-balanced providers have the same rank.
@@ -121,9 +124,13 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
         serves, reason = None, f"would be used; it is unknown whether it has {', '.join(unknown_needs)}"
     else:
         serves, reason = True, "would serve"
+    requested, provider = candidate.target.model, candidate.original
+    model = provider.catalog.expected_model(requested) if isinstance(provider, BaseProvider) else None
     if serves is not False and candidate.cold:
         reason += ", after it has loaded the model"
-    return Choice(candidate.name, candidate.target.model, serves, reason, candidate.rank)
+    if requested and model and not is_same_model(requested, model):
+        reason += f"; the server answers with {model}, not with {requested}"
+    return Choice(candidate.name, model or requested, serves, reason, candidate.rank)
 
 
 def _serves_cells(choice: Choice, probe: bool) -> tuple[str, str]:

@@ -118,7 +118,7 @@ class RouterProvider(AbstractProvider):
 
     def __repr__(self) -> str:
         members = (repr(candidate.original) if candidate.original else candidate.name for candidate in self._candidates)
-        return f"RouterProvider({', '.join(members)})"
+        return f"RouterProvider({', '.join(members) or 'find=…'})"
 
     @property
     def name(self) -> str:

@@ -137,6 +137,12 @@ class ModelCatalog:
             error = choice_error
         return None if error is None or isinstance(error, errors.ModelLoading) else message_without_provider(error)
 
+    def expected_model(self, name: str | None) -> str | None:
+        """Return the model that would answer a request for this one, according to the last probe; None if unknown."""
+        with suppress(LLMError):
+            return self._choose(self.server, name).name if self.server else None
+        return None
+
     def clear(self) -> None:
         """Clear the models, so that the next request probes again."""
         self._models.clear()
