@@ -121,7 +121,7 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
         serves, reason = None, f"would be used; it is unknown whether it has {', '.join(unknown_needs)}"
     else:
         serves, reason = True, "would serve"
-    if serves is not False and candidate.cold:
+    if serves is not False and candidate.facts.cold:
         reason += ", after it has loaded the model"
     return Choice(candidate.name, candidate.target.model, serves, reason, candidate.rank)
 

@@ -141,7 +141,7 @@ class Execution:
             error.was_skipped = True
             self._last_error = self._last_error or error
             return
-        is_free = candidate.cost == (0.0, 0.0)
+        is_free = candidate.facts.capabilities["cost"] == (0.0, 0.0)
         progress.record_failure(error, error.attempts or (failed,), now, is_free=is_free)
         if (
             reserves_time
@@ -159,7 +159,7 @@ class Execution:
 
     def _may_have_other_recording(self, candidate: Candidate) -> bool:
         """Return whether another candidate may have been used when the cassettes were recorded."""
-        others = self._chain.remaining(candidate) if candidate.replays else []
+        others = self._chain.remaining(candidate) if candidate.facts.replays else []
         return any(candidate.breaker or other.rank == candidate.rank for other in others)
 
     async def _prepare_next(self, candidate: Candidate | None, error: LLMError, state: decision.RequestState) -> None:

@@ -49,13 +49,13 @@ class Chain:
         A candidate uses the requested model if its provider has it. If no provider is known to have it, the candidates
         of the first rank use it. All other candidates use their default model.
         """
-        usable, requested = [item for item in self.candidates if not item.creation_error], self.call.model
-        for candidate in usable:
+        requested = self.call.model
+        for candidate in self.candidates:
             candidate.set_model(requested)
-        with_model = [candidate for candidate in usable if requested and candidate.facts.has_model]
-        with_model = with_model or [candidate for candidate in usable if candidate.rank == self.candidates[0].rank]
-        for candidate in usable:
-            if not requested or candidate not in with_model:
+        with_model = [item for item in self.candidates if requested and item.facts.has_model]
+        with_model = with_model or [item for item in self.candidates if item.rank == self.candidates[0].rank]
+        for candidate in self.candidates:
+            if not candidate.creation_error and (not requested or candidate not in with_model):
                 vision_model = candidate.provider.vision_model
                 candidate.set_model(vision_model if "vision" in self.needs.capabilities else None)
 
@@ -83,15 +83,14 @@ class Chain:
             self.candidates
         ):
             return list(self.candidates)
-        usable = [candidate for candidate in self.candidates if not candidate.creation_error]
         ordered: list[Candidate] = []
-        for rank in dict.fromkeys(candidate.rank for candidate in usable):
-            same_rank = [candidate for candidate in usable if candidate.rank == rank]
+        for rank in dict.fromkeys(candidate.rank for candidate in self.candidates):
+            same_rank = [candidate for candidate in self.candidates if candidate.rank == rank]
             limits = {candidate.address: candidate.concurrency_limit for candidate in same_rank if candidate.ready}
             order = CAPACITY.sort_addresses(limits, self.digests)
             ordered += sorted(same_rank, key=lambda item: order.index(item.address) if item.address in order else -1)
-        not_created = [candidate for candidate in self.candidates if candidate.creation_error]
-        return sort_candidates(ordered, self.settings.llm_routing) + not_created
+        ordered.sort(key=lambda candidate: candidate.creation_error is not None)
+        return sort_candidates(ordered, self.settings.llm_routing)
 
     def missing(self, candidate: Candidate) -> list[str]:
         """Return descriptions of the requirements that a candidate certainly does not meet.
@@ -146,7 +145,7 @@ class Chain:
 
         While a server loads its model, candidates farther away are not used and need no time.
         """
-        waits = candidate.cold and self.settings.llm_routing != "warm-first"
+        waits = candidate.facts.cold and self.settings.llm_routing != "warm-first"
         return any(not waits or other.distance <= candidate.distance for other in self.remaining(candidate))
 
     def unsupported_error(self) -> LLMError:
@@ -154,10 +153,7 @@ class Chain:
         missing = "; ".join(
             f"{candidate.name}: no {', no '.join(self.missing(candidate))}" for candidate in self.candidates
         )
-        lengths = [
-            None if candidate.creation_error else candidate.facts.capabilities["context_served"]
-            for candidate in self.candidates
-        ]
+        lengths = [candidate.facts.capabilities["context_served"] for candidate in self.candidates]
         too_long = all(length is not None and self.needs.tokens > length for length in lengths)
         kind = errors.ContextOverflow if too_long else errors.Unsupported
         return kind(f"no provider can serve this request ({missing})", hint="Add one that can to LLM_PROVIDERS")
@@ -170,7 +166,7 @@ def sort_candidates(candidates: Sequence[Candidate], routing: Routing) -> list[C
         if routing == "latency":
             return math.inf if candidate.statistics.first_token_s is None else candidate.statistics.first_token_s
         if routing == "cost":
-            return math.inf if candidate.cost is None else sum(candidate.cost)
+            return sum(candidate.facts.capabilities["cost"] or [math.inf])
         return candidate.distance if routing == "local-first" else 0
 
     return sorted(candidates, key=key)
@@ -195,8 +191,8 @@ def select(
         return None
     first = ready[0]
     max_distance = math.inf if routing == "warm-first" else first.distance
-    warm = [candidate for candidate in ready if not candidate.cold and candidate.distance <= max_distance]
-    chosen = warm[0] if first.cold and warm else first
+    warm = [candidate for candidate in ready if not candidate.facts.cold and candidate.distance <= max_distance]
+    chosen = warm[0] if first.facts.cold and warm else first
     same_model = (
         candidate for candidate in warm if interrupted_model_names and interrupted_model_names & candidate.facts.names
     )

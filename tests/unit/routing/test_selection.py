@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from learnflow.llm.adapter.context_window import Needs, missing_requirements
+from learnflow.llm.adapter.routable import Facts
+from learnflow.llm.capabilities import default_capabilities
 from learnflow.llm.routing import selection
 from learnflow.llm.routing.breaker import BreakerState, Statistics
 
@@ -20,6 +22,11 @@ class Candidate:
     distance: int = 1
     statistics: Statistics = field(default_factory=Statistics)
     cost: tuple[float, float] | None = None
+
+    @property
+    def facts(self) -> Facts:
+        capabilities = default_capabilities(cost=self.cost)
+        return Facts(address="", capabilities=capabilities, first_token_s=1.0, gap_s=1.0, cold=self.cold)
 
     @property
     def ready(self) -> bool:
