@@ -229,8 +229,8 @@ class Capacity:
 
         Args:
             address: the address of the server.
-            count: the number of prompts; None for one. With the concurrency limit, these are the prompts in the cache,
-                because a server caches the last prompt of each slot.
+            count: the number of prompts; None for one. A server caches the last prompt of each slot. Therefore pass the
+                concurrency limit for the prompts in the cache.
         """
         newest = itertools.islice(reversed(self.recent_prompts.get(address, OrderedDict())), count or 1)
         return {digest for digests in newest for digest in digests}
@@ -245,7 +245,10 @@ class Capacity:
         received = self._recent_digests(address, _MAX_RECENT_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """Return the sort key: prompts that only this server has cached first, those that only others have last."""
+            """Return the sort key: first the requests with a prompt in the cache of this server only.
+
+            Requests with a prompt in the caches of other servers come last.
+            """
             if waiter.ticket.times_overtaken >= _MAX_TIMES_OVERTAKEN:
                 return False, 0, 0, 0, waiter.ticket.number
             cached_here = _count_known(waiter.digests, cached[address])

@@ -242,8 +242,8 @@ class RouterProvider(AbstractProvider):
         chain = Chain(await self._find_candidates(), call, self._settings)
         candidates = chain.candidates
         if len(candidates) > 1:
-            needs = chain.needs
-            needs_facts = needs.capabilities or needs.tokens > _LONG_PROMPT_TOKENS or call.model
+            required = chain.requirements
+            needs_facts = required.capabilities or required.tokens > _LONG_PROMPT_TOKENS or call.model
             timeout_s = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
             closed = [candidate for candidate in candidates if candidate.breaker_state == "closed"]
             rank_sizes = Counter(candidate.rank for candidate in candidates)

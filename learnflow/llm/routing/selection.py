@@ -11,7 +11,7 @@ from functools import cached_property
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, prefix_digests
-from ..adapter.context_window import Needs, missing_requirements, needs_of
+from ..adapter.context_window import Requirements, missing_requirements, requirements_of
 from ..base import Call, Routing
 from ..errors import LLMError
 from ..settings import Settings
@@ -39,9 +39,9 @@ class Chain:
         self._refused_since = math.inf  # the time since which all candidates refuse connections
 
     @cached_property
-    def needs(self) -> Needs:
+    def requirements(self) -> Requirements:
         """Return the requirements of the call."""
-        return needs_of(self.call)
+        return requirements_of(self.call)
 
     def choose_models(self) -> None:
         """Set the model of each candidate.
@@ -57,7 +57,7 @@ class Chain:
         for candidate in self.candidates:
             if not candidate.creation_error and (not requested or candidate not in with_model):
                 vision_model = candidate.provider.vision_model
-                candidate.set_model(vision_model if "vision" in self.needs.capabilities else None)
+                candidate.set_model(vision_model if "vision" in self.requirements.capabilities else None)
 
     def choose(self, loading: Sequence[Candidate]) -> tuple[list[Candidate], Candidate | None]:
         """Choose the next candidate.
@@ -102,8 +102,8 @@ class Chain:
         if not candidate.facts.permitted(local_only=self.settings.llm_local_only):
             return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
         if len(self.candidates) == 1:
-            return [name for name in self.needs.capabilities if name in candidate.facts.denied]
-        return missing_requirements(self.needs, candidate.facts.capabilities)
+            return [name for name in self.requirements.capabilities if name in candidate.facts.denied]
+        return missing_requirements(self.requirements, candidate.facts.capabilities)
 
     def supports(self, candidate: Candidate) -> bool:
         """Return whether a candidate may get the request. A sole candidate always may: its error is more specific."""
@@ -154,7 +154,7 @@ class Chain:
             f"{candidate.name}: no {', no '.join(self.missing(candidate))}" for candidate in self.candidates
         )
         lengths = [candidate.facts.capabilities["context_served"] for candidate in self.candidates]
-        too_long = all(length is not None and self.needs.tokens > length for length in lengths)
+        too_long = all(length is not None and self.requirements.tokens > length for length in lengths)
         kind = errors.ContextOverflow if too_long else errors.Unsupported
         return kind(f"no provider can serve this request ({missing})", hint="Add one that can to LLM_PROVIDERS")
 
