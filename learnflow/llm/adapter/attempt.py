@@ -295,8 +295,7 @@ class _AttemptRun:
         """Return the format to retry with after an error response. Raise the error if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
         if adjustment is None:
-            is_last_provider = not self._attempt.has_alternative and self._attempt.prefix is None
-            change = self._request.next_format(request_format, error, api=api, is_last_provider=is_last_provider)
+            change = self._request.next_format(request_format, error, api=api)
             if change is None:
                 raise self._responses_error or error
             request_format, adjustment = change

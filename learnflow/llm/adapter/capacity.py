@@ -15,7 +15,6 @@ import bisect
 import hashlib
 import itertools
 import math
-import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from typing import Final, cast
 from weakref import WeakKeyDictionary
 
 from ..base import Call, Slot
-from ..process import register
+from ..process import after_fork, register
 from .options import messages_of, parts_of, text_of
 
 # An address with more than this multiple of its share of the load is used last. It is the c of "Consistent Hashing with
@@ -297,5 +296,4 @@ CAPACITY: Final = Capacity(
         "addresses with prompt digests", OrderedDict[str, OrderedDict[PrefixDigests, None]](), learned=True
     ),
 )
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=CAPACITY.reset)
+after_fork(CAPACITY.reset)

@@ -181,30 +181,29 @@ class Request:
         return not (self.buffered and "stream" in request_format.omitted)
 
     def next_format(
-        self, request_format: RequestFormat, error: LLMError, *, api: ApiName, is_last_provider: bool
+        self, request_format: RequestFormat, error: LLMError, *, api: ApiName
     ) -> tuple[RequestFormat, str] | None:
         """Return the format for a retry, and a description of the change; None if a retry cannot help.
 
         A retry omits only what this package added: defaults, ``stream_options``, ``stream`` and the schema's format. It
-        never omits a keyword of the caller.
+        never omits a keyword of the caller. If the error names no parameter, the retry omits all defaults.
 
         Args:
             request_format: the format that the server rejected.
             error: the error response.
             api: the API of the rejected request.
-            is_last_provider: no other provider is left. Retry without defaults even if the error names no parameter.
         """
         may_switch_api = request_format.api is None and self.spec.api.responses_path is not None
         if may_switch_api and api == "chat" and _RESPONSES_API in error.server_message:
             return replace(request_format, api="responses"), "to the Responses API, as the server requires"
-        if change := self._without_rejected(request_format, error, api, is_last_provider=is_last_provider):
+        if change := self._without_rejected(request_format, error, api):
             return change
         if may_switch_api and api == "responses" and error.status and isinstance(error, _REFUSALS):
             return replace(request_format, api="chat"), "as a chat completion, because the Responses API refused it"
         return None
 
     def _without_rejected(
-        self, request_format: RequestFormat, error: LLMError, api: ApiName, *, is_last_provider: bool
+        self, request_format: RequestFormat, error: LLMError, api: ApiName
     ) -> tuple[RequestFormat, str] | None:
         """Return the format without the parameters that this package added and the server rejected."""
         if not isinstance(error, errors.CapabilityError):
@@ -226,7 +225,7 @@ class Request:
         has_next_mode = isinstance(self.response_format, type) and index < len(modes)
         if not rejected and has_next_mode and any(word in message for word in _SCHEMA_WORDS):
             return replace(request_format, schema_mode_index=index), f"the schema as {modes[index]}"
-        if is_last_provider and isinstance(error, errors.RequestRefused) and not error.params:
+        if isinstance(error, errors.RequestRefused) and not error.params:
             rejected = rejected or removable
         if not rejected:
             return None

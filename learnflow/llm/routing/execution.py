@@ -52,7 +52,6 @@ class Execution:
         # Whether a prefill ends before the last word, which the model must repeat. False after one did not repeat it
         self._splits_at_last_word = True
         self._restarted = False  # the answer was started again from the beginning, which happens at most once
-        self._omitted_defaults = False  # a refused request was sent without defaults, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt
 
     async def run(self) -> Completion:
@@ -83,7 +82,6 @@ class Execution:
                 thinking=progress.partial_thinking if prefill else "",
                 slot=self._slot,
                 failed_attempts=[],
-                has_alternative=any(other.ready for other in self._chain.remaining(candidate)),
             )
             progress.begin_attempt(candidate, self._last_error, continues=bool(emitted.text.strip()))
             call = self._build_call(candidate, prefix, began, is_instructed=is_instructed)
@@ -168,7 +166,6 @@ class Execution:
         text, streams = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
         not_continued, loading = chain.failed_with(errors.NotContinued), self._loading()
-        refused = not (self._omitted_defaults or isinstance(error, errors.RequestRefused)) and self._refusing()
         state = replace(
             state,
             text_emitted=has_partial and streams,
@@ -179,14 +176,13 @@ class Execution:
             has_other_provider=bool(chain.limit_distance(chain.remaining(candidate), loading)),
             can_wait_for_load=bool(loading),
             can_restart=bool(not_continued) and not self._restarted,
-            can_omit_defaults=bool(refused),
             can_retry=pause_s is not None,
             time_left=self._now < self._deadline,
         )
         rule = decision.decide(error, state)
         if rule.action == "raise":
             cause = not_continued[0].failure if not_continued else None
-            if isinstance(error, errors.RequestRefused):
+            if isinstance(error, errors.RequestRefused):  # the first refusal is the most informative one
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
@@ -212,9 +208,6 @@ class Execution:
         if action == "restart":
             self._restarted = True
             return self._chain.failed_with(errors.NotContinued)
-        if action == "without_defaults":
-            self._omitted_defaults = True
-            return self._refusing()[:1]
         if action == "retry":
             retryable = self._chain.retryable()
             self._retries += 1
@@ -222,11 +215,6 @@ class Execution:
                 await asyncio.sleep(pause_s)
             return retryable
         return ()
-
-    def _refusing(self) -> list[Candidate]:
-        """Return the candidates that refused the request without naming a parameter."""
-        candidates = self._chain.failed_with(errors.RequestRefused)
-        return [candidate for candidate in candidates if candidate.failure and not candidate.failure.params]
 
     def _loading(self) -> list[Candidate]:
         """Return the candidates that are loading a model; none after LLM_LOAD_TIMEOUT."""
