@@ -153,9 +153,7 @@ async def run_with_corrections(
             emit(TextDelta(completion.text))
             return _add_rejected(completion, rejected, began - first_began)
         except LLMError as error:
-            failed_attempts.append(
-                FailedAttempt(provider, error.model, type(error).__name__, error.status, loop.time() - began)
-            )
+            failed_attempts.append(FailedAttempt.of(error, provider, None, loop.time() - began))
             refused = isinstance(error, (CapabilityError, RequestError))
             last, failure = error, failure if failure and refused else error
         left_s = first_began + limit_s - loop.time()

@@ -18,7 +18,7 @@ from .decision import MAX_DELAY_S, breaker_rule, is_provider_failure
 
 # What may be sent: requests, nothing, a probe, or one trial request. The last two are half-open states
 BreakerState = Literal["closed", "open", "probe", "trial"]
-# A probe or trial request blocks others for this time at most. Without a limit, a stopped event loop would block forever.
+# A probe or trial request blocks others for this time at most. The event loop of a probe may stop before its end.
 _MAX_CHECK_S: Final = 60.0
 _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed")
 

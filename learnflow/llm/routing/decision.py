@@ -1,7 +1,7 @@
 """The rules of failover: the next action after a failure, and how long the provider's circuit breaker opens.
 
-All functions are pure. ``execution`` performs the action that ``decide`` chooses. ``docs/generate.py`` writes
-``RULES``, ``LAST_RULES`` and ``BREAKER_RULES`` to ``docs/failover.md``.
+No function sends a request or waits. ``execution`` performs the action that ``decide`` chooses. ``docs/generate.py``
+writes ``RULES``, ``LAST_RULES`` and ``BREAKER_RULES`` to ``docs/failover.md``.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ RULES: Final = (
     ),
     Rule(
         "the request is invalid or filtered, the cassette has no response to it, or the caller's deadline has passed",
-        # With time left, a DeadlineExceeded is due to a shorter deadline, that of one provider
+        # The deadline of one provider may be shorter than the caller's
         lambda error, state: not (error.failover or (isinstance(error, errors.DeadlineExceeded) and state.time_left)),
         "raise",
     ),

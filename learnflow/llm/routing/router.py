@@ -132,24 +132,24 @@ class RouterProvider(AbstractProvider):
 
     def start(self, call: Call) -> Work:
         """Return the work of a call: attempts at its providers until one succeeds."""
-        template = Attempt(request=events.next_request(), metadata=call.metadata)
+        base_attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         options = dict(call.options)
         resume = options.pop("resume", self._resume)
         if options.get("headers") is not None:
             hint = "They are secrets of one server. Set <NAME>_HEADERS, or give headers= to its class"
             raise errors.InvalidRequest("a router does not support headers=", hint=hint)
-        run = partial(self._run, resume, template)
+        run = partial(self._run, resume, base_attempt)
         call = replace(call, options=options)
         work: Work = partial(run, call)
         if resume == "continue":
             work = journal.with_journal(self._settings, self._settings.llm_deadline, run, call)
-        return partial(events.run_request, self.name, call.model, template, work)
+        return partial(events.run_request, self.name, call.model, base_attempt, work)
 
-    async def _run(self, resume: Resume, template: Attempt, call: Call, emit: Emit) -> Completion:
+    async def _run(self, resume: Resume, base_attempt: Attempt, call: Call, emit: Emit) -> Completion:
         """Run a request through the chain. Raise only LLMError."""
-        progress = Progress(emit, asyncio.get_running_loop().time(), template.failed_attempts, call)
+        progress = Progress(emit, asyncio.get_running_loop().time(), base_attempt.failed_attempts, call)
         try:
-            return await Execution(call, resume, template, await self._build_chain(call), progress).run()
+            return await Execution(call, resume, base_attempt, await self._build_chain(call), progress).run()
         except errors.Unavailable:
             if self._find:
                 self._candidates = []  # the next request finds the providers again

@@ -66,7 +66,7 @@ class Chain:
             loading: the candidates that are loading a model. Meanwhile, no candidate with a greater distance is used.
 
         Returns:
-            The candidates that can be tried, in order, and the chosen one. It is None if all circuit breakers are open.
+            The candidates that can be tried, in order, and the chosen one: None if all circuit breakers are open.
         """
         for candidate in self.candidates:
             candidate.set_model(candidate.model)
@@ -79,12 +79,11 @@ class Chain:
 
         Within a rank, a candidate that probably has the prompt in its cache comes first.
         """
-        if self.settings.llm_routing == "order" and len({item.rank for item in self.candidates}) == len(
-            self.candidates
-        ):
+        ranks = dict.fromkeys(candidate.rank for candidate in self.candidates)
+        if self.settings.llm_routing == "order" and len(ranks) == len(self.candidates):
             return list(self.candidates)
         ordered: list[Candidate] = []
-        for rank in dict.fromkeys(candidate.rank for candidate in self.candidates):
+        for rank in ranks:
             same_rank = [candidate for candidate in self.candidates if candidate.rank == rank]
             limits = {candidate.address: candidate.concurrency_limit for candidate in same_rank if candidate.ready}
             order = CAPACITY.sort_addresses(limits, self.digests)
@@ -95,7 +94,7 @@ class Chain:
     def missing(self, candidate: Candidate) -> list[str]:
         """Return descriptions of the requirements that a candidate certainly does not meet.
 
-        A sole candidate lacks only what its provider checks itself. Everything else is left to its server.
+        For a sole candidate, these are only those that its provider checks. Its server reports the others better.
         """
         if candidate.creation_error:
             return [str(candidate.creation_error)]
@@ -143,10 +142,10 @@ class Chain:
     def must_reserve_time(self, candidate: Candidate) -> bool:
         """Return whether an attempt must leave time for other candidates.
 
-        While a server loads its model, candidates farther away are not used and need no time.
+        While its server loads a model, candidates farther away are not used and need no time.
         """
-        waits = candidate.facts.cold and self.settings.llm_routing != "warm-first"
-        return any(not waits or other.distance <= candidate.distance for other in self.remaining(candidate))
+        others = self.remaining(candidate)
+        return bool(self.limit_distance(others, [candidate] if candidate.facts.cold else []))
 
     def unsupported_error(self) -> LLMError:
         """Return the error for a request that no candidate supports, with the requirements that each one lacks."""
@@ -193,9 +192,7 @@ def select(
     max_distance = math.inf if routing == "warm-first" else first.distance
     warm = [candidate for candidate in ready if not candidate.facts.cold and candidate.distance <= max_distance]
     chosen = warm[0] if first.facts.cold and warm else first
-    same_model = (
-        candidate for candidate in warm if interrupted_model_names and interrupted_model_names & candidate.facts.names
-    )
+    same_model = (candidate for candidate in warm if interrupted_model_names & candidate.facts.names)
     return next((candidate for candidate in same_model if candidate.distance <= chosen.distance), chosen)
 
 
