@@ -178,7 +178,6 @@ def decision_tables() -> str:
         "wait_for_load": "wait for the load",
         "retry": "after a pause, retry the providers with a transient failure",
         "restart": "those providers once more, from the beginning of the answer",
-        "without_defaults": "the first provider that refused, once more without the defaults of this package",
         "raise": "raise it",
     }
     lines: list[str] = []

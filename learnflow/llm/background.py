@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar, cast
 
 from .errors import InvalidRequest
+from .process import after_fork
 
 _T = TypeVar("_T")
 _END: Final = object()
@@ -53,7 +54,7 @@ class Background:
         return BlockingIterator(self, items)
 
     def start(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
-        """Start a coroutine in the loop, and return its future. After ``stop``, run it to its end first.
+        """Start a coroutine in the loop, and return its future. After ``stop``, run it in the calling thread instead.
 
         Raises:
             InvalidRequest: called in the thread of this loop, or after ``stop`` in the thread of another running loop.
@@ -190,5 +191,4 @@ def _cancelled_error() -> InvalidRequest:
 
 BACKGROUND = Background()
 atexit.register(BACKGROUND.stop)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=BACKGROUND.__init__)  # type: ignore[misc]  # a fork does not copy the thread
+after_fork(BACKGROUND.__init__)  # type: ignore[misc]  # a fork does not copy the thread

@@ -260,8 +260,6 @@ class Attempt:
         slot: the slot that the router has acquired; None if the attempt must acquire one.
         metadata: the labels of the request.
         failed_attempts: the failed attempts of the request.
-        has_alternative: the router has another provider for the request. If it has none, and the server refuses for an
-            unknown reason, the attempt sends the request again without the defaults of this package.
     """
 
     number: int = 1
@@ -272,7 +270,6 @@ class Attempt:
     slot: Slot | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     failed_attempts: list[FailedAttempt] = field(default_factory=list)
-    has_alternative: bool = False
 
     @property
     def prefill_with_thinking(self) -> str:

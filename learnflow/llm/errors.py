@@ -67,6 +67,11 @@ class FailedAttempt:
     status: int | None
     seconds: float
 
+    @classmethod
+    def of(cls, error: LLMError, provider: str, model: str | None, seconds: float) -> Self:
+        """Return the failed attempt of an error. ``model`` is used if the error has no model."""
+        return cls(provider, error.model or model, type(error).__name__, error.status, seconds)
+
     def __str__(self) -> str:
         status = f" {self.status}" if self.status else ""
         return f"{self.provider} {self.error}{status} after {self.seconds:.2f} s"

@@ -28,7 +28,7 @@ from . import errors, events
 from .base import Call
 from .completion import Completion, Event, Resumed, TextDelta
 from .errors import LLMError
-from .process import register
+from .process import after_fork, register
 from .settings import Settings
 from .stream import Emit, Relay, Work
 
@@ -143,8 +143,7 @@ class JournalFile(Relay):
         _files.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=JournalFile.close_inherited)
+after_fork(JournalFile.close_inherited)
 
 
 def with_journal(settings: Settings, limit_s: float, run: RunCall, call: Call) -> Work:

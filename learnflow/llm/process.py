@@ -6,6 +6,7 @@ Each module registers its collections. ``state()`` returns their sizes, and ``fo
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from datetime import date
@@ -68,6 +69,12 @@ class SharedTasks:
         if self.is_idle(name):
             self._tasks[name] = asyncio.create_task(work())
         return self._tasks[name]
+
+
+def after_fork(reset: Callable[[], None]) -> None:
+    """Call a function in each child process of a fork. Windows has no fork."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=reset)
 
 
 @dataclass(slots=True)

@@ -139,7 +139,7 @@ class Api:
     Attributes:
         default_url: the base URL if none is configured; None if it must be configured.
         api_path: the path of the API on the server.
-        litellm_path: the path that LiteLLM appends, or its beginning. A configured URL is cut off there.
+        litellm_path: the path that LiteLLM appends, or its beginning. A configured URL is cut off at this path.
         removed_suffixes: the endings that are removed from the path of a configured URL.
         cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
         default_version: the default version of the API; None if the vendor requires no version.
@@ -183,8 +183,8 @@ class Dialect:
         tool_choices: the supported values of ``tool_choice``; None for all values.
         schema_modes: the supported ways to request a schema, the best first. "prompt" adds it to the prompt.
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
-        litellm_marks_reasoning: whether LiteLLM's price map is complete about thinking: a model that it marks, but not
-            with reasoning, cannot think, and a model without the levels "minimal" and "none" always thinks.
+        litellm_marks_reasoning: whether LiteLLM's price map lists all thinking models of the vendor. A listed model
+            without ``supports_reasoning`` cannot think. One without the levels "minimal" and "none" always thinks.
         session_field: the name of the field for ``session=``; None if it is not sent in the body.
         body_fields: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and

@@ -52,7 +52,7 @@ Work: TypeAlias = Callable[[Emit], Coroutine[Any, Any, Completion]]
 
 
 class Relay(Emit):
-    """Base of the wrappers around an ``Emit``. It forwards every call.
+    """Base of the wrappers around an ``Emit``. It forwards events, ``drain`` and ``waiting``.
 
     Args:
         emit: the wrapped ``Emit``.
@@ -178,7 +178,10 @@ class _Channel(Emit):
         return event
 
     def stop(self) -> None:
-        """Set ``stopped``, unless the stream ends because the task that reads it was cancelled."""
+        """Set ``stopped``, unless the stream ends because the task that reads it was cancelled.
+
+        The journal deletes the text of a stopped stream, and keeps that of a cancelled task.
+        """
         tasks = self._reading_task, asyncio.current_task(self._loop)
         self.stopped = not (self._reader_cancelled or any(task and task.cancelling() for task in tasks))
 
@@ -346,7 +349,7 @@ class TextStream(AsyncIterator[str]):
 
 
 class _Events(AsyncGenerator[Event, None]):
-    """An iterator over the events of a stream. An async generator would end without an error after a cancelled read.
+    """An iterator over the events of a stream. It is no async generator: after a cancelled read, that would just end.
 
     Args:
         stream: the stream.

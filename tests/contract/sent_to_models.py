@@ -83,7 +83,7 @@ def sent(provider: BaseProvider, model: str, call_name: str) -> dict[str, Any] |
                 written = request.to_openai(request_format, context_length=None, max_tokens=None, prefill=None)
                 return dict(_litellm.write(provider.spec, provider.endpoint, model, *written, api).body or {})
             except CapabilityError as error:
-                change = request.next_format(request_format, error, api=api, is_last_provider=True)
+                change = request.next_format(request_format, error, api=api)
                 if change is None:
                     raise
                 request_format = change[0]

@@ -171,9 +171,11 @@ async def test_finished_text_is_not_continued() -> None:
 
 async def test_refused_prefill_becomes_prompt_to_continue() -> None:
     async with pair("vllm", "llamacpp", Fault("cut", after=5)) as (_, two, chain):
-        two.script = [Fault("refuse", status=400, body=b'{"error":{"message":"prefill is incompatible","code":400}}')]
+        refused = Fault("refuse", status=400, body=b'{"error":{"message":"prefill is incompatible","code":400}}')
+        two.script = [refused, refused]
         assert await request_text(chain, "stream") == TEXT
-        assert [seen.body["messages"][-1]["role"] for seen in two.seen] == ["assistant", "user"]
+        # The second request has no defaults
+        assert [seen.body["messages"][-1]["role"] for seen in two.seen] == ["assistant", "assistant", "user"]
 
 
 async def test_continuation_contains_images() -> None:

@@ -71,22 +71,26 @@ async def test_words_that_repeat_the_prompt_are_not_logged(caplog: pytest.LogCap
     assert "exponent" not in caplog.text
 
 
-async def test_request_without_defaults_is_sent_if_the_other_provider_is_down() -> None:
-    async with OddServer(unless(lambda request: "temperature" in request, UNEXPLAINED)) as one:
-        chain = router(custom(one.base_url), custom("http://127.0.0.1:9/v1"))
-        for _ in range(3):  # the first request finds out that the other one is down
+async def test_provider_that_refuses_a_default_answers_without_it() -> None:
+    async with (
+        OddServer(unless(lambda request: "temperature" in request, UNEXPLAINED)) as one,
+        OddServer(good(SECOND)) as two,
+    ):
+        chain = router(custom(one.base_url), custom(two.base_url))
+        for _ in range(3):
             assert (await chain.complete("Why two keys?")).text == "Two keys."
-        assert ["temperature" in seen for seen in one.bodies] == [True, True, False, False, False]
+        assert ["temperature" in seen for seen in one.bodies] == [True, False, False, False]
+        assert not two.bodies
 
 
 @pytest.mark.parametrize("how", HOWS)
-async def test_request_without_defaults_is_sent_once_if_the_other_provider_fails(how: str) -> None:
+async def test_request_without_defaults_is_sent_once_if_every_provider_fails(how: str) -> None:
     broken = refusal(500, openai_error("out of memory"))
     async with OddServer(UNEXPLAINED) as one, OddServer(broken) as two:
         chain = router(custom(one.base_url), custom(two.base_url))
-        with pytest.raises(errors.RequestRefused):
+        with pytest.raises(errors.ServerFailed):
             await answered(chain, how)
-        assert ["temperature" in seen for seen in one.bodies] == [True, True, False]
+        assert ["temperature" in seen for seen in one.bodies] == [True, False]
         assert len(two.bodies) == 1
 
 

@@ -145,7 +145,7 @@ class Answer(Transcript):
         return errors.EmptyAnswer(what, hint="Retry. If it stays empty, check the server's log and its context length")
 
 
-def redact(error: LLMError, endpoint: Endpoint, request: Request | None, answer: str = "") -> None:
+def redact(error: LLMError, endpoint: Endpoint, request: Request | None = None, answer: str = "") -> None:
     """Mask secrets in the server's message. Exclude the message from the error if it quotes the request or the answer.
 
     Args:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, cast
@@ -42,7 +43,7 @@ _UNEXPLAINED_ERRORS: Final = (errors.RequestRefused, errors.ErrorBody, errors.Er
 
 
 @dataclass(slots=True, eq=False)
-class Runner:
+class AttemptRunner:
     """Runs attempts at one provider. Caches the request format that each model accepts.
 
     Attributes:
@@ -97,12 +98,6 @@ class Runner:
                 return spec
         return None
 
-    def client_for(self, request: Request | None) -> Client:
-        """Return the client with the headers and the session of a request; without them for a probe (None)."""
-        if request is None:
-            return self.client
-        return replace(self.client, endpoint=self.client.endpoint.for_call(request.headers, request.session))
-
     def start(self, request: Request, attempt: Attempt) -> Work:
         """Return a coroutine function that runs the attempt. It also requests corrections if the schema is not matched.
 
@@ -110,7 +105,8 @@ class Runner:
             request: the checked request.
             attempt: the attempt's number, its slot, and the text to continue.
         """
-        hold_text = (request.buffered and not request.is_recorded) or request.reasoning not in (None, False)
+        # Thinking may arrive as text. Hold the text if the caller receives it at the end, or has requested thinking
+        hold_text = (request.buffered and not request.is_journaled) or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
         if request.buffered and self.reask and validated and attempt.prefix is None:
             run_once = partial(self._start_once, hold_text=True)
@@ -126,16 +122,12 @@ class Runner:
         run_attempt = partial(events.run_attempt, context_setting=self.spec.context_setting)
         return partial(run_attempt, name, base_url, request.sampling, attempt, run.model_and_max_tokens, run.run)
 
-    def add_details(
-        self, error: LLMError, model: str | None, request: Request | None = None, answer: Answer | None = None
-    ) -> LLMError:
-        """Add provider, model, hint and partial answer to an error, and redact it. Return the error.
+    def record_failure(self, error: LLMError, model: str | None) -> LLMError:
+        """Update the caches after an error. Add the provider, the model and a hint to the error, and return it.
 
         Args:
-            error: the error to change in place.
+            error: the error of a request or a probe, to change in place.
             model: the requested model; None if no model is chosen.
-            request: the request that failed; None for a probe.
-            answer: the answer received so far; None if no request was sent.
         """
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives_hint(model)
@@ -144,10 +136,17 @@ class Runner:
             self.catalog.clear()
         if isinstance(error, errors.ThinkingLeaked) and error.model:
             self.leaking_models.add(error.model)
-        redact(error, self.client_for(request).endpoint, request, answer.text if answer else "")
-        if answer:
-            answer.add_details(error)
         return error
+
+
+@asynccontextmanager
+async def _before_deadline(deadline: float) -> AsyncIterator[None]:
+    """Return a context manager that raises DeadlineExceeded at this time, on the event loop's clock."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
 
 class _AttemptRun:
@@ -160,11 +159,12 @@ class _AttemptRun:
         hold_text: hold text back until it is certain that it is not thinking.
     """
 
-    def __init__(self, runner: Runner, request: Request, attempt: Attempt, *, hold_text: bool) -> None:
+    def __init__(self, runner: AttemptRunner, request: Request, attempt: Attempt, *, hold_text: bool) -> None:
         self._runner, self._request, self._attempt, self._hold_text = runner, request, attempt, hold_text
         self._spec, self._catalog, self._timeouts = runner.spec, runner.catalog, runner.timeouts
         self._model = request.model or ""
-        self._client = runner.client_for(request)
+        endpoint = runner.client.endpoint.for_call(request.headers, request.session)
+        self._client = replace(runner.client, endpoint=endpoint)
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.prefill_with_thinking)
         self._answer: Answer | None = None
         self._responses_error: LLMError | None = None  # of the Responses API, if the request was retried as chat
@@ -185,28 +185,28 @@ class _AttemptRun:
                 CAPACITY.release(slot)
             return await self._complete(answer)
         except Exception as error:  # noqa: BLE001  # every exception becomes an LLMError
-            failure = self._runner.add_details(map_exception(error), self._model or None, self._request, self._answer)
+            failure = self._runner.record_failure(map_exception(error), self._model or None)
+        redact(failure, self._client.endpoint, self._request, self._answer.text if self._answer else "")
+        if self._answer:
+            self._answer.add_details(failure)
         raise failure.with_traceback(None)
 
     async def _prepare(self, deadline: float) -> None:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
-        # ``looks_local`` does not resolve the host name
+        # An early check of the name only. ``network.Backend`` checks the resolved address
         if self._timeouts.local_only and not (spec.local or runner.client.endpoint.looks_local):
             hint = "Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent", hint=hint)
-        try:
-            async with asyncio.timeout_at(deadline):
-                self._model = await self._catalog.choose_name(self._request.model)
-                adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._timeouts.first_token))
-                self._report_adjusted(adjustment, tight=budget.is_answer_limit_low)
-                if self._request.user_message_added:
-                    self._report_adjusted(_MESSAGE_ADDED)
-                if not self._request.bypasses_litellm:
-                    # Import LiteLLM last, because it is slow: a check above may fail first
-                    await _litellm.prepare(spec, runner.client.endpoint)
-        except TimeoutError:
-            raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
+        async with _before_deadline(deadline):
+            self._model = await self._catalog.choose_name(self._request.model)
+            adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._timeouts.first_token))
+            self._report_adjusted(adjustment, tight=budget.is_answer_limit_low)
+            if self._request.user_message_added:
+                self._report_adjusted(_MESSAGE_ADDED)
+            if not self._request.bypasses_litellm:
+                # Import LiteLLM last, because it is slow: a check above may fail first
+                await _litellm.prepare(spec, runner.client.endpoint)
 
     async def _acquire_slot(self, deadline: float, emit: Emit) -> Slot | None:
         """Wait for a slot of the server, unless the router has acquired one for the attempt.
@@ -248,10 +248,12 @@ class _AttemptRun:
         only_closing_tag = model in runner.leaking_models or bool(MODELS_WITHOUT_OPENING_TAG.search(model))
         is_continuation = self._attempt.prefix is not None
         while True:
-            await self._check_locality(deadline)
             api = request_format.api or self._choose_api()
-            if api == "responses":  # ``_prepare`` skipped this if the request bypasses LiteLLM as a chat completion
-                await _litellm.prepare(self._spec, self._client.endpoint)
+            async with _before_deadline(deadline):
+                # ``_prepare`` has checked the locality, but the wait for a slot or a failed load may have taken minutes
+                await self._catalog.choose_name(self._model)
+                if api == "responses":  # it always requires LiteLLM
+                    await _litellm.prepare(self._spec, self._client.endpoint)
             make_parser = ResponsesParser if api == "responses" else self._spec.dialect.parser or SSEParser
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_optional=finish_optional)
             reader = AnswerReader(parser, self._time_limits(request_format), self._load_probe())
@@ -274,7 +276,7 @@ class _AttemptRun:
             except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
                 error = await self._classify(failure, deadline)
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
-                    request_format = self._next_format(request_format, error, api)
+                    request_format = self._adjust_or_raise(request_format, error, api)
                     continue
                 with suppress(Exception):  # raise the first error, not one of ``end``
                     answer.end(broken=True)
@@ -290,23 +292,11 @@ class _AttemptRun:
         needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), reasoning=thinks)
         return "responses" if needs else "chat"
 
-    async def _check_locality(self, deadline: float) -> None:
-        """Raise NotLocal if the server now forwards requests for the model to another machine.
-
-        ``_prepare`` has checked that, but the wait for a slot or a failed load may have taken minutes.
-        """
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._catalog.choose_name(self._model)
-        except TimeoutError:
-            raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
-
-    def _next_format(self, request_format: RequestFormat, error: LLMError, api: ApiName) -> RequestFormat:
+    def _adjust_or_raise(self, request_format: RequestFormat, error: LLMError, api: ApiName) -> RequestFormat:
         """Return the format to retry with after an error response. Raise the error if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
         if adjustment is None:
-            is_last_provider = not self._attempt.has_alternative and self._attempt.prefix is None
-            change = self._request.next_format(request_format, error, api=api, is_last_provider=is_last_provider)
+            change = self._request.next_format(request_format, error, api=api)
             if change is None:
                 raise self._responses_error or error
             request_format, adjustment = change
@@ -432,7 +422,7 @@ class _AttemptRun:
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
                 is_empty = not (answer.text or answer.parser.partial_calls)
                 is_context_full = not limit or (tokens or limit) < limit
-                failure.failover = is_empty or is_context_full  # otherwise another provider would reach this limit, too
+                failure.failover = is_empty or is_context_full  # max_tokens would end the text elsewhere, too
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
                 error.answer = completion  # the caller adds its tokens and cost to the total

@@ -15,7 +15,6 @@ import bisect
 import hashlib
 import itertools
 import math
-import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from typing import Final, cast
 from weakref import WeakKeyDictionary
 
 from ..base import Call, Slot
-from ..process import register
+from ..process import after_fork, register
 from .options import messages_of, parts_of, text_of
 
 # An address with more than this multiple of its share of the load is used last. It is the c of "Consistent Hashing with
@@ -229,8 +228,8 @@ class Capacity:
 
         Args:
             address: the address of the server.
-            count: the number of prompts; None for one. With the concurrency limit, these are the prompts in the cache,
-                because a server caches the last prompt of each slot.
+            count: the number of prompts; None for one. A server caches the last prompt of each slot. Therefore pass the
+                concurrency limit for the prompts in the cache.
         """
         newest = itertools.islice(reversed(self.recent_prompts.get(address, OrderedDict())), count or 1)
         return {digest for digests in newest for digest in digests}
@@ -245,7 +244,10 @@ class Capacity:
         received = self._recent_digests(address, _MAX_RECENT_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """Return the sort key: prompts that only this server has cached first, those that only others have last."""
+            """Return the sort key: first the requests with a prompt in the cache of this server only.
+
+            Requests with a prompt in the caches of other servers come last.
+            """
             if waiter.ticket.times_overtaken >= _MAX_TIMES_OVERTAKEN:
                 return False, 0, 0, 0, waiter.ticket.number
             cached_here = _count_known(waiter.digests, cached[address])
@@ -294,5 +296,4 @@ CAPACITY: Final = Capacity(
         "addresses with prompt digests", OrderedDict[str, OrderedDict[PrefixDigests, None]](), learned=True
     ),
 )
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=CAPACITY.reset)
+after_fork(CAPACITY.reset)

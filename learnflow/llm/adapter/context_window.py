@@ -26,10 +26,10 @@ from ..transport.client import Client
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
-# The server truncated a prompt if it reports far fewer prompt tokens than the prompt has words.
+# The server truncated a prompt if it read fewer than half as many tokens as the prompt has words.
 _MIN_CHECKED_TOKENS: Final = 1000  # a shorter prompt is not checked
-# The reported prompt tokens divided by the words. A prompt with a higher share may be complete: some tokenizers need a
-# third fewer tokens than words, and some chat templates omit old thinking.
+# Reported prompt tokens for each word. More of them may be a complete prompt: some tokenizers need a third fewer tokens
+# than words, and some chat templates omit old thinking.
 _MAX_READ_SHARE: Final = 0.5
 # Share of the caller's ``max_tokens`` (``AtMost``). A lower limit for the answer is logged as a warning.
 _MIN_ANSWER_SHARE: Final = 0.25
@@ -73,7 +73,7 @@ def requested_context(base: str, model: str) -> int | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class Requirements:
     """The requirements of a request.
 
     Attributes:
@@ -85,12 +85,12 @@ class Needs:
     tokens: int = 0
 
 
-def needs_of(call: Call) -> Needs:
+def requirements_of(call: Call) -> Requirements:
     """Return the requirements of a call."""
     parts = [part for message in messages_of(call.prompt) for part in parts_of(message)]
     images, options = any("image" in str(part.get("type")) for part in parts), call.options
     names = required_capabilities(images, options.get("tools"), options.get("response_format"))
-    return Needs(capabilities=names, tokens=estimate_min_tokens(map(text_of, parts)))
+    return Requirements(capabilities=names, tokens=estimate_min_tokens(map(text_of, parts)))
 
 
 def required_capabilities(images: object, tools: object, response_format: object) -> tuple[str, ...]:
@@ -100,12 +100,12 @@ def required_capabilities(images: object, tools: object, response_format: object
     return tuple(name for name, value in required.items() if value)
 
 
-def missing_requirements(needs: Needs, capabilities: Mapping[str, Any]) -> list[str]:
+def missing_requirements(required: Requirements, capabilities: Mapping[str, Any]) -> list[str]:
     """Return the requirements that a model with these capabilities certainly does not meet, for a message."""
-    lacking = [name for name in needs.capabilities if capabilities[name] is False]
+    lacking = [name for name in required.capabilities if capabilities[name] is False]
     served = capabilities["context_served"]
-    if served is not None and needs.tokens > served:
-        lacking.append(f"context ({needs.tokens} tokens or more needed, {served} served)")
+    if served is not None and required.tokens > served:
+        lacking.append(f"context ({required.tokens} tokens or more needed, {served} served)")
     return lacking
 
 
@@ -136,8 +136,8 @@ class ContextBudget:
         is_answer_limit_low: ``answer_limit`` is less than a quarter of the caller's ``max_tokens``.
     """
 
-    _model: str  # set by ``prepare``
-    _server_model: Model  # set by ``prepare``
+    _model_name: str  # set by ``prepare``
+    _model: Model  # set by ``prepare``
     _began: float  # set by ``prepare``
 
     def __init__(
@@ -168,7 +168,7 @@ class ContextBudget:
             Unsupported: the model does not support images, tools or a JSON schema of the request.
             ContextOverflow: the prompt is certainly longer than the model's context length.
         """
-        self._model, self._server_model = model, Model(name=model)
+        self._model_name, self._model = model, Model(name=model)
         self._began = asyncio.get_running_loop().time()
         try:
             return await self._check(timeout_s)
@@ -181,44 +181,44 @@ class ContextBudget:
     async def _check(self, timeout_s: float) -> str | None:
         request, catalog, adjustment = self._request, self._catalog, None
         required = required_capabilities(request.images, request.tools, request.response_format)
-        depends_on_server = self._spec.local and (request.max_tokens_ceiling or required)
+        depends_on_server = self._spec.local and (request.flexible_max_tokens or required)
         if self._chooses_length or request.images or depends_on_server or catalog.loads_models:
             max_age_s = MAX_AGE_S if catalog.loads_models else math.inf
-            self._server_model = await catalog.describe(self._model, timeout_s, max_age_s)
-            adjustment = await self._set_context_length() if self._chooses_length else None
+            self._model = await catalog.describe(self._model_name, timeout_s, max_age_s)
+            adjustment = await self._prepare_context_length() if self._chooses_length else None
         for name in required:
-            if name in catalog.denied(self._model):
+            if name in catalog.denied(self._model_name):
                 alternative = f"{self._spec.variable('vision_model')}, or " if name == "vision" else ""
                 hint = f"Set {alternative}{self._spec.variable('capabilities')}={name} if it does"
                 what = f"the model does not support {_CAPABILITY_NOUNS[name]}; nothing was sent"
-                raise errors.Unsupported(what, model=self._model, hint=hint)
-        self.must_load_model = self._catalog.is_cold(self._model)
-        limit = None if request.max_tokens_ceiling is None else await self._find_answer_limit()
+                raise errors.Unsupported(what, model=self._model_name, hint=hint)
+        self.must_load_model = self._catalog.is_cold(self._model_name)
+        limit = None if request.flexible_max_tokens is None else await self._find_answer_limit()
         return "; ".join(filter(None, (adjustment, self._lower_answer_limit(limit)))) or None
 
-    async def _set_context_length(self) -> str | None:
+    async def _prepare_context_length(self) -> str | None:
         """Set the context length to request. Return a description of the change; None if the loaded length is kept."""
         changes = self._choose_length(self._max_prompt_tokens) != self._loaded_length
-        if changes and not self._catalog.was_probed_since(self._model, self._began):
+        if changes and not self._catalog.was_probed_since(self._model_name, self._began):
             self._catalog.clear()  # another client may have loaded a longer one
-            self._server_model = await self._catalog.describe(self._model)
-        limit = self._configured_length or self._server_model.capabilities.get("context")
+            self._model = await self._catalog.describe(self._model_name)
+        limit = self._configured_length or self._model.capabilities.get("context")
         min_tokens = estimate_min_tokens(self._texts)
         if limit and min_tokens > limit:
             what = f"the prompt has at least {min_tokens} tokens, the context length is {limit}"
             raise _overflow_error(what, min_tokens, limit)
         self.context_length = self._loaded_length
-        return self._set_length(self._choose_length(self._max_prompt_tokens))
+        return self._request_length(self._choose_length(self._max_prompt_tokens))
 
     @property
     def _key(self) -> tuple[str, str]:
         """Return the key of the model in ``_requested_lengths``."""
-        return self._base, self._server_model.name
+        return self._base, self._model.name
 
     @property
     def _loaded_length(self) -> int | None:
         """Return the context length with which the server has loaded the model, or will load it; None if unknown."""
-        lengths = _requested_lengths.get(self._key), self._server_model.capabilities.get("context_served")
+        lengths = _requested_lengths.get(self._key), self._model.capabilities.get("context_served")
         return self._configured_length or max(filter(None, lengths), default=None)
 
     def _choose_length(self, prompt_tokens: int, loaded_length: int | None = None) -> int | None:
@@ -232,10 +232,10 @@ class ContextBudget:
             return self._configured_length
         assert self._spec.server.choose_context_length  # noqa: S101  # ``_chooses_length`` is true
         needed = prompt_tokens + int(self._request.sampling.get("max_tokens", 0))
-        trained = self._server_model.capabilities.get("context")
+        trained = self._model.capabilities.get("context")
         return self._spec.server.choose_context_length(needed, loaded_length or self._loaded_length, trained)
 
-    def _set_length(self, length: int | None) -> str | None:
+    def _request_length(self, length: int | None) -> str | None:
         """Use this context length for the request. Return a description of the change; None if nothing changes."""
         before = self.context_length
         if length is not None:
@@ -249,7 +249,7 @@ class ContextBudget:
         if not self._spec.local:
             # ``capabilities`` uses the price map. Load it in a thread: the first load takes 0.1 s
             await asyncio.to_thread(model_prices.price_map)
-        capabilities = self._catalog.capabilities(self._model)
+        capabilities = self._catalog.capabilities(self._model_name)
         length = None if self._request.sets_context_length else self.context_length or capabilities["context_served"]
         left = length - await self._count_prompt_tokens(length) if length else 0
         return min((limit for limit in (capabilities["max_output"], left) if limit and limit > 0), default=None)
@@ -264,32 +264,33 @@ class ContextBudget:
             ContextOverflow: the server's count is not below the context length.
         """
         count_tokens, client = self._spec.server.count_tokens, self._client
-        fits = self._max_prompt_tokens + (self._request.max_tokens_ceiling or 0) <= length
-        count = 0
+        fits = self._max_prompt_tokens + (self._request.flexible_max_tokens or 0) <= length
+        count: int | None = None
         if not (fits or count_tokens is None or self._request.images or client.server_stopped or client.replays):
             with suppress(LLMError, TimeoutError):  # use the estimate
                 async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._prefill]
-                    count = await count_tokens(client, self._model, messages, self._request.tools)
+                    count = await count_tokens(client, self._model_name, messages, self._request.tools)
                     self._record_token_count(count)
-        if count >= length:
+        if count is not None and count >= length:
             raise _overflow_error(f"the prompt has {count} tokens, the context length is {length}", count, length)
-        ratio = _tokens_per_word.get((self._base, self._model), 1.0)
-        return count + _MARGIN_TOKENS if count else int(estimate_min_tokens(self._texts) * ratio)
+        if count is not None:
+            return count + _MARGIN_TOKENS
+        return int(estimate_min_tokens(self._texts) * _tokens_per_word.get((self._base, self._model_name), 1.0))
 
     def _record_token_count(self, tokens: int) -> None:
         """Record the server's token count of this prompt, to improve later estimates."""
-        min_tokens, key = estimate_min_tokens(self._texts), (self._base, self._model)
+        min_tokens, key = estimate_min_tokens(self._texts), (self._base, self._model_name)
         if min_tokens >= _MIN_LEARNED_TOKENS:
             _tokens_per_word[key] = max(tokens / min_tokens, _tokens_per_word.get(key, 1.0))
 
     def _lower_answer_limit(self, limit: int | None) -> str | None:
         """Lower ``answer_limit`` to this limit. Return a description of the change; None if the limit is not lower."""
-        before = self.answer_limit or self._request.max_tokens_ceiling
+        before = self.answer_limit or self._request.flexible_max_tokens
         if limit is None or before is None or limit >= before:
             return None
         self.answer_limit = limit
-        self.is_answer_limit_low = limit < (self._request.max_tokens_ceiling or 0) * _MIN_ANSWER_SHARE
+        self.is_answer_limit_low = limit < (self._request.flexible_max_tokens or 0) * _MIN_ANSWER_SHARE
         return f"max_tokens={limit} instead of {before}, because the context has no more room"
 
     def adjust_after(self, error: LLMError) -> str | None:
@@ -304,7 +305,7 @@ class ContextBudget:
         if isinstance(error, errors.ContextOverflow):
             return self._request_longer_context(error)
         failed = isinstance(error, errors.ServerFailed) and error.status == _LOAD_FAILED_STATUS
-        if failed and self.context_length not in (None, self._server_model.capabilities.get("context_served")):
+        if failed and self.context_length not in (None, self._model.capabilities.get("context_served")):
             raise self._load_error(error)
         return None
 
@@ -317,8 +318,8 @@ class ContextBudget:
         sent = self.context_length
         if not self._retried:
             self._retried = True
-            needed = error.needed or max(self._max_prompt_tokens, (sent or 0) + 1)
-            if adjustment := self._set_length(self._choose_length(needed, sent or error.window or 1)):
+            needed = error.needed or max(self._max_prompt_tokens, (sent or 0) + 1)  # longer than the length that failed
+            if adjustment := self._request_length(self._choose_length(needed, sent or error.window or 1)):
                 return adjustment
         else:
             self._forget_length()
@@ -331,7 +332,8 @@ class ContextBudget:
     def _load_error(self, error: LLMError) -> LLMError:
         """Return the error for a context length that the server could not load.
 
-        It is a ServerFailed, which opens the circuit breaker, only if the operator configured the length.
+        It is a ServerFailed (which opens the circuit breaker) if the operator configured the length, else a
+        ContextOverflow.
         """
         self._forget_length()
         kind = errors.ServerFailed if self._configured_length else errors.ContextOverflow
@@ -351,7 +353,7 @@ class ContextBudget:
     def mark_loaded(self) -> None:
         """Record that the server has loaded the model with the requested context length."""
         if self.must_load_model or self.context_length:
-            self._catalog.mark_loaded(self._model, self.context_length)
+            self._catalog.mark_loaded(self._model_name, self.context_length)
 
     async def check_usage(self, usage: Usage) -> None:
         """Check whether the server read the whole prompt. If it did not and its kind is unknown, probe the server.

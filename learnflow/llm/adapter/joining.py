@@ -101,9 +101,9 @@ def instruct_to_continue(prompt: Prompt, prefix: str) -> list[Any]:
 def last_words(text: str) -> str:
     """Return the end of a text that a model without prefill must repeat.
 
-    This end has at least eight words and 24 characters, or 64 characters of a text without spaces. It is longer if the
-    text also starts with these words: an answer that starts again would look like a continuation. A shorter text is
-    returned unchanged.
+    This end has at least eight words and 24 characters, or 64 characters of a text without spaces. If the text also
+    begins with these words, more words are added. Otherwise an answer that starts again would look like a continuation.
+    A shorter text is returned unchanged.
     """
     return _overlaps(text)[0]
 
@@ -125,8 +125,8 @@ def _overlaps(text: str) -> list[str]:
 
 
 def _begins_with(text: str, start: str) -> bool:
-    """Return whether a text begins with ``start``. White space and the style of characters are ignored (``_Match``)."""
-    match = _Match(start)
+    """Return whether a text begins with ``start``, see ``_PrefixComparison``."""
+    match = _PrefixComparison(start)
     match.feed(text)
     return match.is_complete
 
@@ -149,7 +149,7 @@ class Joiner:
         self.is_empty, self.matched, self.mismatched = True, False, False
         self.emitted, self.is_instructed, self.source = emitted, is_instructed, source
         expected = _expected_if_instructed(emitted) if is_instructed else _expected_if_prefilled(emitted)
-        self._matches = [_Match(text, exact=not is_instructed) for text in dict.fromkeys(expected)]
+        self._matches = [_PrefixComparison(text, exact=not is_instructed) for text in dict.fromkeys(expected)]
 
     def feed(self, text: str, *, ended: bool = False) -> str:
         """Add a piece of the continuation, and return the new text.
@@ -197,12 +197,12 @@ def _expected_if_prefilled(emitted: SplitText) -> list[str]:
         return [echo, ""]
     if rest:
         return [rest, echo] if emitted.prefix and not echo.startswith(rest) else [rest]
-    # Accept an echo only if the start occurs once. Otherwise new text could look like an echo.
+    # The whole text was sent. Accept an echo only if its start occurs once. Otherwise new text could look like an echo
     start = echo[: _MIN_OVERLAP_CHARS // 2]
     return [echo, ""] if len(echo) >= _MIN_OVERLAP_CHARS and start not in echo[len(start) :] else [""]
 
 
-class _Match:
+class _PrefixComparison:
     """Compares the start of a continuation with an expected text, and buffers the new text that follows.
 
     Args:
@@ -248,7 +248,11 @@ class _Match:
                 return
 
     def new_text(self, *, ended: bool) -> str | None:
-        """Return the text after the expected text; None if more of the continuation is needed, or if it differs."""
+        r"""Return the text after the expected text; None if more of the continuation is needed, or if it differs.
+
+        White space that the emitted text already has is omitted: after "a\n", the continuation "a\n\n  b" has the
+        new text "\n  b".
+        """
         if not self.is_complete:
             self.differs = self.differs or ended
             return None

@@ -25,7 +25,8 @@ from ..transport import network
 from ..transport.client import NETWORK, Client
 from ..transport.endpoint import configure_endpoint
 from . import _litellm
-from .attempt import Runner
+from .answer import redact
+from .attempt import AttemptRunner
 from .context_window import requested_context
 from .joining import run_with_prior_text
 from .options import supported_keywords
@@ -56,8 +57,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         KeyMissing: the key is missing, and the vendor requires one.
     """
 
-    spec: ProviderSpec  # ``__init__`` may replace it with the spec for its address (``spec.api.choose_variant``)
+    spec: ProviderSpec  # the address may select a variant of it, as for Azure (``spec.api.choose_variant``)
     _transport: Any = None  # the httpx transport; None for the network
+    _server_kinds: Sequence[ProviderSpec] = ()  # the kinds that a probe recognises at the address; empty for ``spec``
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     ) -> None:
         check_keywords(BaseProvider.__init__, locals(), errors.NotConfigured, self.spec.name)
         spec = self.spec
-        common, own = settings.load(), settings.load_provider(spec)
+        common, own = settings.load(), settings.load_provider(spec)  # of all providers, and of this one
         replay = active.current(common)
         if replay and not (base_url or own.base_url or spec.api.default_url):
             base_url = replay.base_url(self.cassette_folder, local=spec.local)
@@ -95,11 +97,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         overrides, expires = own.configured_capabilities, replay is None
         other_models = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
         self.catalog = ModelCatalog(
-            self.spec, client, self._server_kinds(), self.model, overrides, other_models, expires=expires
+            self.spec, client, self._server_kinds or (self.spec,), self.model, overrides, other_models, expires=expires
         )
         log_content, reask = common.llm_log_content, common.llm_reask
         self._common = common
-        self.runner = Runner(self.spec, client, self._timeouts, self.catalog, self.address, log_content, reask, api)
+        self.runner = AttemptRunner(
+            self.spec, client, self._timeouts, self.catalog, self.address, log_content, reask, api
+        )
 
     def __repr__(self) -> str:
         vision = f", vision_model={self.vision_model!r}" if self.vision_model else ""
@@ -157,10 +161,6 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             return server.find(model) is not None
         return bool(model_prices.capabilities_of(self.spec, model)["context"])
 
-    def trouble(self, model: str | None) -> str | None:
-        """Return why a request for this model would fail; see ``RoutableProvider.trouble``."""
-        return self.catalog.expected_failure(model or self.model)
-
     def start(self, call: Call) -> Work:
         """Return a coroutine function that runs a call; see ``AbstractProvider.start``."""
         attempt = Attempt(request=events.next_request(), metadata=call.metadata)
@@ -182,7 +182,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise
         if self.vision_model and not call.model and prepared.images:
             prepared = replace(prepared, model=self.vision_model)
-        prepared = replace(prepared, buffered=call.buffered, is_recorded=call.recorded is not None)
+        prepared = replace(prepared, buffered=call.buffered, is_journaled=call.recorded is not None)
         return self.runner.start(prepared, attempt)
 
     async def prepare(self) -> None:
@@ -273,18 +273,19 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         try:
             yield
         except LLMError as error:
-            raise clear_cause(self.runner.add_details(error, model))  # noqa: B904  # ``clear_cause`` removes the context
+            redact(self.runner.record_failure(error, model), self.endpoint)
+            raise clear_cause(error)  # noqa: B904  # it removes the context
 
     async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
         """Load a model unless it is loaded."""
-        model = await self._wait_for(name)
+        model = await self._wait_while_loading(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
             requested = requested_context(self.endpoint.base_url, model.name)
             context_length = self.catalog.overrides.get("context_served") or requested
             await self.catalog.load(model.name, context_length, keep_alive)
-            await self._wait_for(name)
+            await self._wait_while_loading(name)
 
-    async def _wait_for(self, name: str | None) -> Model:
+    async def _wait_while_loading(self, name: str | None) -> Model:
         """Wait while the server reports that it is loading. Return the model."""
         while True:
             try:
@@ -296,7 +297,3 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def cassette_folder(self) -> str:
         """Return the name of the folder with the provider's cassettes."""
         return self.spec.name
-
-    def _server_kinds(self) -> Sequence[ProviderSpec]:
-        """Return the specs of the servers that a probe can recognise at the address."""
-        return (self.spec,)

@@ -62,10 +62,10 @@ class Request:
         messages: OpenAI-style messages, including the system message.
         model: the model's name at the provider; None if it is chosen later.
         sampling: the sampling parameters of the call.
-        correction_messages: the number of messages at the end that are rejected answers and requests to correct them.
+        correction_message_count: how many messages at the end are rejected answers and requests to correct them.
         user_message_added: a short user message follows the caller's last assistant message.
         buffered: the caller receives the whole answer at the end. The server may send it without streaming.
-        is_recorded: the journal records the text while it arrives. No text is held back.
+        is_journaled: the journal records the text while it arrives. No text is held back.
     """
 
     spec: ProviderSpec
@@ -80,9 +80,9 @@ class Request:
     extra_body: dict[str, Any] = field(default_factory=dict, repr=False)
     session: str | None = field(default=None, repr=False)
     headers: dict[str, str] = field(default_factory=dict, repr=False)
-    correction_messages: int = 0
+    correction_message_count: int = 0
     buffered: bool = False
-    is_recorded: bool = False
+    is_journaled: bool = False
     user_message_added: bool = False
 
     @property
@@ -102,7 +102,7 @@ class Request:
         return sum(part.get("type") == "image_url" for message in self.messages for part in parts_of(message))
 
     @property
-    def max_tokens_ceiling(self) -> int | None:
+    def flexible_max_tokens(self) -> int | None:
         """Return ``max_tokens`` if the caller allows a lower value (``AtMost``); None otherwise."""
         max_tokens = self.sampling.get("max_tokens")
         return max_tokens if isinstance(max_tokens, AtMost) else None
@@ -123,7 +123,9 @@ class Request:
         answer = {"role": "assistant", "content": text}
         correction = {"role": "user", "content": structured_output.write_correction(reason)}
         return replace(
-            self, messages=[*self.messages, answer, correction], correction_messages=self.correction_messages + 2
+            self,
+            messages=[*self.messages, answer, correction],
+            correction_message_count=self.correction_message_count + 2,
         )
 
     def to_openai(
@@ -165,7 +167,9 @@ class Request:
             mode = dialect.schema_modes[request_format.schema_mode_index]
             response_format, instruction = structured_output.write_format(self.response_format, mode)
             parameters |= {"response_format": response_format} if response_format else {}
-            messages = _with_instruction(messages, instruction, self.correction_messages) if instruction else messages
+            messages = (
+                _with_instruction(messages, instruction, self.correction_message_count) if instruction else messages
+            )
         if dialect.supports_stream_usage and streams and "stream_options" not in request_format.omitted:
             parameters["stream_options"] = {"include_usage": True}
         if body:
@@ -177,30 +181,29 @@ class Request:
         return not (self.buffered and "stream" in request_format.omitted)
 
     def next_format(
-        self, request_format: RequestFormat, error: LLMError, *, api: ApiName, is_last_provider: bool
+        self, request_format: RequestFormat, error: LLMError, *, api: ApiName
     ) -> tuple[RequestFormat, str] | None:
         """Return the format for a retry, and a description of the change; None if a retry cannot help.
 
         A retry omits only what this package added: defaults, ``stream_options``, ``stream`` and the schema's format. It
-        never omits a keyword of the caller.
+        never omits a keyword of the caller. If the error names no parameter, the retry omits all defaults.
 
         Args:
             request_format: the format that the server rejected.
             error: the error response.
             api: the API of the rejected request.
-            is_last_provider: no other provider is left. Retry without defaults even if the error names no parameter.
         """
         may_switch_api = request_format.api is None and self.spec.api.responses_path is not None
         if may_switch_api and api == "chat" and _RESPONSES_API in error.server_message:
             return replace(request_format, api="responses"), "to the Responses API, as the server requires"
-        if change := self._without_rejected(request_format, error, api, is_last_provider=is_last_provider):
+        if change := self._without_rejected(request_format, error, api):
             return change
         if may_switch_api and api == "responses" and error.status and isinstance(error, _REFUSALS):
             return replace(request_format, api="chat"), "as a chat completion, because the Responses API refused it"
         return None
 
     def _without_rejected(
-        self, request_format: RequestFormat, error: LLMError, api: ApiName, *, is_last_provider: bool
+        self, request_format: RequestFormat, error: LLMError, api: ApiName
     ) -> tuple[RequestFormat, str] | None:
         """Return the format without the parameters that this package added and the server rejected."""
         if not isinstance(error, errors.CapabilityError):
@@ -211,7 +214,7 @@ class Request:
         if "max_completion_tokens" in names_in_error and not request_format.max_completion_tokens:
             return replace(request_format, max_completion_tokens=True), "max_tokens as max_completion_tokens"
         overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
-        if names_in_error & {"max_completion_tokens", "max_output_tokens"} or (self.max_tokens_ceiling and overflow):
+        if names_in_error & {"max_completion_tokens", "max_output_tokens"} or (self.flexible_max_tokens and overflow):
             names_in_error.add("max_tokens")
         removable = {name for name, value in self.sampling.items() if may_be_left_out(value)}
         removable |= {"include", "summary"} if api == "responses" else {"stream_options"}
@@ -222,7 +225,7 @@ class Request:
         has_next_mode = isinstance(self.response_format, type) and index < len(modes)
         if not rejected and has_next_mode and any(word in message for word in _SCHEMA_WORDS):
             return replace(request_format, schema_mode_index=index), f"the schema as {modes[index]}"
-        if is_last_provider and isinstance(error, errors.RequestRefused) and not error.params:
+        if isinstance(error, errors.RequestRefused) and not error.params:
             rejected = rejected or removable
         if not rejected:
             return None
@@ -232,14 +235,14 @@ class Request:
     def format_to_cache(self, request_format: RequestFormat, first_format: RequestFormat) -> RequestFormat:
         """Return the format to cache for later requests.
 
-        It does not record that this request's ``AtMost`` was omitted: a later one may be low enough for the server.
+        An omitted ``AtMost`` is not cached: the next request may have a lower value.
 
         Args:
             request_format: the format that the server accepted.
             first_format: the format of the first try.
         """
         omitted = request_format.omitted
-        if self.max_tokens_ceiling:
+        if self.flexible_max_tokens:
             omitted = omitted - {"max_tokens"} | first_format.omitted
         return replace(request_format, omitted=omitted)
 
@@ -251,9 +254,10 @@ class Request:
         return {name: session if len(session) <= _MAX_SESSION_CHARS else hashlib.sha256(session.encode()).hexdigest()}
 
     def _api_fields(self, request_format: RequestFormat) -> Mapping[str, Any]:
-        """Return the body fields for ``reasoning=`` and, for the Responses API, for storage.
+        """Return the body fields for ``reasoning=``, and those that only the Responses API has.
 
-        OpenAI stores no response. It returns the reasoning encrypted instead, and the next turn sends it back.
+        With ``store: false``, OpenAI does not store the response. It returns the reasoning encrypted instead, and the
+        next turn sends it back.
         """
         reasoning = self._reasoning_fields(request_format.unsupported)
         if request_format.api != "responses":
@@ -267,9 +271,10 @@ class Request:
         return fields
 
     def _sampling_of(self, request_format: RequestFormat) -> dict[str, Any]:
-        """Return the sampling parameters without unsupported defaults. Raise Unsupported if the caller set one.
+        """Return the sampling parameters without unsupported defaults.
 
-        A caller's 1 is sent: it is the vendor's default, which a model accepts even if it rejects other values.
+        Raise Unsupported if the caller set an unsupported parameter, except to 1. This is the vendors' default, which a
+        model accepts even if it rejects other values.
         """
         omitted = request_format.omitted | request_format.unsupported
         sampling = {n: value for n, value in self.sampling.items() if n not in omitted or not may_be_left_out(value)}
@@ -322,11 +327,11 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     sampling = {name: value for name, value in keywords.items() if name in LOCAL_SAMPLING}
     if isinstance(sampling.get("stop"), str):
         sampling["stop"] = [sampling["stop"]]  # some servers require a list
-    others = {name: value for name, value in keywords.items() if name not in sampling}
-    others |= {name: dict(value) for name, value in others.items() if isinstance(value, Mapping)}
-    others["tools"] = [dict(tool) for tool in others.get("tools", ())]
-    messages, system = _check_messages(spec, prompt), others.pop("system", None)
-    continues_by_request = others.get("extra_body", {}).get(_CONTINUES_FIELD)
+    fields = {name: value for name, value in keywords.items() if name not in sampling}
+    fields |= {name: dict(value) for name, value in fields.items() if isinstance(value, Mapping)}
+    fields["tools"] = [dict(tool) for tool in fields.get("tools", ())]
+    messages, system = _check_messages(spec, prompt), fields.pop("system", None)
+    continues_by_request = fields.get("extra_body", {}).get(_CONTINUES_FIELD)
     user_message_added = messages[-1]["role"] == "assistant" and not (
         spec.dialect.ignores_prefill or continues_by_request
     )
@@ -337,7 +342,7 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     elif system:
         messages.insert(0, {"role": "system", "content": system})
     return Request(
-        spec=spec, messages=messages, model=model, sampling=sampling, user_message_added=user_message_added, **others
+        spec=spec, messages=messages, model=model, sampling=sampling, user_message_added=user_message_added, **fields
     )
 
 
@@ -384,16 +389,16 @@ def _is_data_url(image: Any) -> bool:
 
 
 def _with_instruction(
-    messages: list[dict[str, Any]], instruction: str, correction_messages: int
+    messages: list[dict[str, Any]], instruction: str, correction_message_count: int
 ) -> list[dict[str, Any]]:
     """Add an instruction to the last message of the caller. Many chat templates reject two user messages in a row.
 
     Args:
         messages: the messages of the request.
         instruction: the text to add.
-        correction_messages: the number of messages after the caller's.
+        correction_message_count: the number of messages after the caller's.
     """
-    end = len(messages) - correction_messages
+    end = len(messages) - correction_message_count
     *before, last = messages[:end]
     if last["role"] != "user":
         return [*before, last, {"role": "user", "content": instruction}, *messages[end:]]

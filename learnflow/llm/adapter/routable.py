@@ -8,6 +8,7 @@ those of this package.
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -103,14 +104,6 @@ class RoutableProvider(LLMProvider):
             has_model=name is not None and name in (self.model, self.vision_model),
         )
 
-    def trouble(self, model: str | None) -> str | None:  # noqa: ARG002  # a default
-        """Return why a request for this model would fail, according to the last probe; None if it would succeed.
-
-        Args:
-            model: the name of the model; None for the default model.
-        """
-        return None
-
     async def refresh(self, within: float = 10.0) -> Health:
         """Probe the provider and return its state. A failure is returned as the state "down".
 
@@ -172,10 +165,8 @@ class RoutableProvider(LLMProvider):
             if attempt.slot is None:
                 with emit.waiting(Waiting("queue", self.name, call.model)):
                     slot = await CAPACITY.acquire(facts.address, facts.concurrency_limit, deadline)
-            first = min(
-                filter(None, [attempt.max_first_token_s, None if call.buffered else facts.first_token_s]),
-                default=deadline,
-            )
+            limits_s = [attempt.max_first_token_s, None if call.buffered else facts.first_token_s]
+            first = min(filter(None, limits_s), default=math.inf)
             async with asyncio.timeout_at(min(deadline, loop.time() + first)) as scope:
                 limited = _TimeLimitedEmit(emit, scope, deadline, deadline if call.buffered else facts.gap_s)
                 return await self._call(call, limited)

@@ -100,14 +100,19 @@ def check_complete(response_format: Any, text: str) -> None:
 
     Call it if the answer ended at a token limit.
     """
-    start, json_text, end = text.partition(_only_json(text)) if is_validated(response_format) else ("", "[", "")
+    if not is_validated(response_format):
+        return
+    start, json_text, end = text.partition(_only_json(text))
     has_more = not all(_FENCE.fullmatch(around.strip(" \r\n\t\ufeff")) for around in (start, end))
     if has_more or json_text[:1] not in ("{", "["):
         raise SchemaMismatch("the answer may be incomplete")
 
 
 async def parse_async(response_format: Any, text: str) -> Any:
-    """Parse an answer as ``parse`` does. A JSON schema is validated in a thread, a pydantic class in the event loop."""
+    """Parse an answer as ``parse`` does. A JSON schema is validated in a thread, because that may take a second.
+
+    A pydantic class is validated in the event loop, because its validators may require that.
+    """
     if isinstance(response_format, dict):
         return await asyncio.to_thread(parse, response_format, text)
     return parse(response_format, text)
@@ -148,9 +153,7 @@ async def run_with_corrections(
             emit(TextDelta(completion.text))
             return _add_rejected(completion, rejected, began - first_began)
         except LLMError as error:
-            failed_attempts.append(
-                FailedAttempt(provider, error.model, type(error).__name__, error.status, loop.time() - began)
-            )
+            failed_attempts.append(FailedAttempt.of(error, provider, None, loop.time() - began))
             refused = isinstance(error, (CapabilityError, RequestError))
             last, failure = error, failure if failure and refused else error
         left_s = first_began + limit_s - loop.time()
@@ -191,8 +194,11 @@ def _add_rejected(completion: Completion, rejected: Sequence[Completion], delay_
     )
 
 
-_MAX_STEPS: Final = 100_000  # of one validation; this takes a second at most
-_MAX_DEPTH: Final = 200  # of nested keywords; a RecursionError in jsonschema can cause a panic, which is no Exception
+# Of one validation. A keyword is one step, and long values and messages are more, so that this takes a second at most.
+_MAX_STEPS: Final = 100_000
+_MAX_DEPTH: Final = (
+    200  # of nested keywords; after a RecursionError, jsonschema's Rust code may raise a PanicException, no Exception
+)
 # These keywords are not validated. On some answers they take unlimited time.
 _UNCHECKED_KEYWORDS: Final = (
     "pattern",

@@ -95,27 +95,29 @@ def choices_of(
     """Return the providers of a router in the order in which a request would try them. Send nothing."""
     chain = router.chain_now(Call(prompt, model, options=options))
     order = chain.sorted_candidates()
-    capable = [
-        candidate
-        for candidate in order
-        if not (chain.missing(candidate) or candidate.provider.trouble(candidate.model))
-    ]
+    capable = [candidate for candidate in order if not (chain.missing(candidate) or _expected_failure(candidate))]
     chosen = select(capable, chain.settings.llm_routing) or (last_resort(capable) if capable else None)
     return [_choice(candidate, chain, is_chosen=candidate is chosen) for candidate in order]
+
+
+def _expected_failure(candidate: Candidate) -> str | None:
+    """Return why a request would fail, according to the last probe; None if it would succeed, or if that is unknown."""
+    provider = candidate.provider
+    return provider.catalog.expected_failure(candidate.target.model) if isinstance(provider, BaseProvider) else None
 
 
 def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
     capabilities: Mapping[str, Any] = candidate.facts.capabilities
     # False is possible only for a sole provider: in a longer chain, such a candidate does not come here.
-    return [name for name in chain.needs.capabilities if not capabilities[name]]
+    return [name for name in chain.requirements.capabilities if not capabilities[name]]
 
 
 def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
     serves: bool | None = False
     if missing := chain.missing(candidate):
         reason = missing[0] if candidate.creation_error else f"lacks {', '.join(missing)}"
-    elif trouble := candidate.provider.trouble(candidate.model):
-        reason = trouble
+    elif failure := _expected_failure(candidate):
+        reason = failure
     elif not is_chosen and not candidate.ready and candidate.breaker:
         reason = f"its circuit breaker is open after {type(candidate.breaker.error).__name__}"
     elif not is_chosen:
@@ -126,7 +128,7 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
         serves, reason = True, "would serve"
     requested, provider = candidate.target.model, candidate.original
     model = provider.catalog.expected_model(requested) if isinstance(provider, BaseProvider) else None
-    if serves is not False and candidate.cold:
+    if serves is not False and candidate.facts.cold:
         reason += ", after it has loaded the model"
     if requested and model and not is_same_model(requested, model):
         reason += f"; the server answers with {model}, not with {requested}"

@@ -7,12 +7,11 @@ missing library or a port in use is logged, and does not stop the application.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Final
 
 from .. import log
-from ..process import register
+from ..process import after_fork, register
 from ..settings import Settings
 from ..settings_sources import in_container
 
@@ -94,5 +93,4 @@ def _log_once(event: str, hint: str) -> None:
         log.write_line("error", event, hint=hint)
 
 
-if hasattr(os, "register_at_fork"):  # a child process does not inherit the thread that serves the metrics
-    os.register_at_fork(after_in_child=_served.clear)
+after_fork(_served.clear)  # a child process does not inherit the thread that serves the metrics

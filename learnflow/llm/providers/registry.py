@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -163,8 +163,7 @@ def check_provider_name(name: str) -> None:
 class VendorProvider(BaseProvider):
     """Base class of the vendors. Its probes recognise every kind of server."""
 
-    def _server_kinds(self) -> Sequence[ProviderSpec]:
-        return KINDS
+    _server_kinds = KINDS
 
 
 def build(

@@ -5,13 +5,11 @@ Sends no request. The rules are in ``decision``.
 
 from __future__ import annotations
 
-import asyncio
-import os
+import math
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from .. import process
 from ..completion import Completion
@@ -20,6 +18,8 @@ from .decision import MAX_DELAY_S, breaker_rule, is_provider_failure
 
 # What may be sent: requests, nothing, a probe, or one trial request. The last two are half-open states
 BreakerState = Literal["closed", "open", "probe", "trial"]
+# A probe or trial request blocks others for this time at most. The event loop of a probe may stop before its end.
+_MAX_CHECK_S: Final = 60.0
 _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed")
 
 
@@ -35,7 +35,7 @@ class Breaker:
         period_s: the length of the period in seconds.
         open_until: the end of the period.
         opened_at: the time when it opened.
-        check_loop: a weak reference to the event loop of the probe or trial request in progress; None without one.
+        checked_until: the time until which a probe or trial request in progress blocks others; in the past without one.
         probe_succeeded: a probe has succeeded, so that a trial request may follow.
     """
 
@@ -43,14 +43,8 @@ class Breaker:
     period_s: float
     open_until: float
     opened_at: float
-    check_loop: weakref.ReferenceType[asyncio.AbstractEventLoop] | None = None
+    checked_until: float = -math.inf
     probe_succeeded: bool = False
-
-    @property
-    def is_checking(self) -> bool:
-        """Return whether a probe or a trial request is in progress. One in a loop that has stopped does not count."""
-        loop = self.check_loop() if self.check_loop else None
-        return loop is not None and loop.is_running()
 
     @property
     def probeable(self) -> bool:
@@ -59,7 +53,7 @@ class Breaker:
 
     def state(self, now: float) -> BreakerState:
         """Return what may be sent at this time."""
-        if self.is_checking or now < self.open_until:
+        if now < max(self.open_until, self.checked_until):
             return "open"
         return "trial" if self.probe_succeeded else "probe"
 
@@ -181,7 +175,7 @@ class BreakerRegistry:
         """Record the result of a probe. If it failed, extend the breakers with an expired period."""
         now = self.clock()
         for key, breaker in self._breakers_of(target).items():
-            breaker.check_loop = None
+            breaker.checked_until = -math.inf
             if ready and breaker.probeable:
                 del self.breakers[key]
             elif ready:
@@ -192,12 +186,7 @@ class BreakerRegistry:
     def set_checking(self, target: Target, *, checking: bool) -> None:
         """Mark the beginning or the end of a probe or a trial request."""
         for breaker in self._breakers_of(target).values():
-            breaker.check_loop = weakref.ref(asyncio.get_running_loop()) if checking else None
-
-    def reset_checks(self) -> None:
-        """Drop the probes and trial requests in progress. After a fork, they are those of the parent process."""
-        for breaker in self.breakers.values():
-            breaker.check_loop = None
+            breaker.checked_until = self.clock() + _MAX_CHECK_S if checking else -math.inf
 
     def statistics_of(self, target: Target) -> Statistics:
         """Return the statistics of a target."""
@@ -213,5 +202,3 @@ REGISTRY = BreakerRegistry(
     breakers=process.register("breakers", dict[Target, Breaker](), learned=True),
     statistics=process.register("records of providers", dict[Target, Statistics](), learned=True),
 )
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=REGISTRY.reset_checks)

@@ -12,6 +12,7 @@ from typing import Final
 from .. import events
 from ..adapter.routable import Facts, RoutableProvider, exception_error, routable
 from ..base import LLMProvider
+from ..capabilities import default_capabilities
 from ..completion import Completion
 from ..errors import LLMError
 from ..process import SharedTasks
@@ -33,11 +34,11 @@ class Candidate:
     """One provider of a chain. Each request has its own copy.
 
     Args:
-        original: the provider as the application passed it, without a wrapper; None if it could not be created.
-        creation_error: the reason why it could not be created; None if it was created.
+        original: the provider as the application passed it, without a wrapper; the error if it could not be created.
         registry: the registry with the circuit breakers.
 
     Attributes:
+        creation_error: the reason why the provider could not be created; None if it was created.
         name: the name of the provider.
         rank: the position in the chain. Equal providers have the same rank.
         model: the model for the request; None for the provider's default model.
@@ -47,17 +48,17 @@ class Candidate:
             inside the chain, whose providers have replaced it.
     """
 
-    def __init__(
-        self, original: LLMProvider | None, creation_error: LLMError | None = None, registry: BreakerRegistry = REGISTRY
-    ) -> None:
-        self.original, self.creation_error, self.registry = original, creation_error, registry
-        self.name = original.name if original else (creation_error and creation_error.provider) or "?"
+    def __init__(self, original: LLMProvider | LLMError, registry: BreakerRegistry = REGISTRY) -> None:
+        self.creation_error = original if isinstance(original, LLMError) else None
+        self.original = None if isinstance(original, LLMError) else original
+        self.name = original.provider or "?" if isinstance(original, LLMError) else original.name
+        self.registry = registry
         self.rank = 0
         self.model: str | None = None
         self.failure: LLMError | None = None
         self.rejects_prefill = False
         self.deadline_s: float | None = None
-        self._provider = routable(original) if original else None
+        self._provider = routable(self.original) if self.original else None
         self._shared = _SharedState()
         self._facts: Facts | None = None
 
@@ -76,7 +77,7 @@ class Candidate:
     def facts(self) -> Facts:
         """Return the facts about the provider and its model. They change only when ``set_model`` is called."""
         if self._facts is None:
-            self._facts = self.provider.facts(self.model)
+            self._facts = self._provider.facts(self.model) if self._provider else _facts_without_provider(self.name)
         return self._facts
 
     @property
@@ -87,39 +88,24 @@ class Candidate:
         return self._provider
 
     @property
-    def replays(self) -> bool:
-        """Return whether the provider replays cassettes."""
-        return not self.creation_error and self.facts.replays
-
-    @property
     def prefills(self) -> bool:
         """Return whether the provider supports prefill, and did not reject one in this request."""
-        return not self.creation_error and self.facts.prefills and not self.rejects_prefill
-
-    @property
-    def cost(self) -> tuple[float, float] | None:
-        """Return US dollars per million tokens of the prompt and of the answer; None if unknown."""
-        return self.facts.capabilities["cost"]
-
-    @property
-    def cold(self) -> bool:
-        """Return whether the server must load the model first."""
-        return self.facts.cold
+        return self.facts.prefills and not self.rejects_prefill
 
     @property
     def distance(self) -> int:
         """Return 0 for this machine or a private network, else 1."""
-        return 0 if not self.creation_error and self.facts.capabilities["local"] else 1
+        return 0 if self.facts.capabilities["local"] else 1
 
     @property
     def concurrency_limit(self) -> int | None:
         """Return the concurrency limit; None if unlimited. Cassettes have no limit."""
-        return None if self.creation_error or self.facts.replays else self.facts.concurrency_limit
+        return None if self.facts.replays else self.facts.concurrency_limit
 
     @property
     def address(self) -> str:
         """Return the server address, which is the key of its queue and its circuit breakers."""
-        return f"{self.name}#{id(self._shared)}" if self.creation_error else self.facts.address
+        return self.facts.address
 
     @property
     def target(self) -> Target:
@@ -128,8 +114,13 @@ class Candidate:
 
     @property
     def breaker_state(self) -> BreakerState:
-        """Return the strictest state of the breakers. Cassettes ignore them, because breakers depend on time."""
-        return "closed" if self.replays else self.registry.state(self.target)
+        """Return the strictest state of the breakers: "open" for a provider that could not be created.
+
+        Cassettes ignore circuit breakers, because these depend on time.
+        """
+        if self.creation_error:
+            return "open"
+        return "closed" if self.facts.replays else self.registry.state(self.target)
 
     @property
     def ready(self) -> bool:
@@ -179,7 +170,7 @@ class Candidate:
         """Start a probe or a load of the model in the background, if a request requires one first."""
         if self.breaker_state == "probe":
             self.start_probe()
-        elif self.breaker_state == "closed" and self.cold:
+        elif self.breaker_state == "closed" and self.facts.cold:
             self.start_load()
 
     def start_load(self) -> asyncio.Task[LLMError | None]:
@@ -205,7 +196,7 @@ class Candidate:
         async def probe() -> bool:
             try:
                 with pause_recording():  # probes depend on time
-                    ready = self.replays or (await self.provider.refresh(PROBE_S)).ready
+                    ready = self.facts.replays or (await self.provider.refresh(PROBE_S)).ready
             except BaseException:
                 self.set_checking(checking=False)
                 raise
@@ -217,6 +208,12 @@ class Candidate:
         if self._shared.is_idle("probe"):
             self.set_checking(checking=True)
         return self._shared.start("probe", probe)
+
+
+def _facts_without_provider(name: str) -> Facts:
+    """Return the facts of a provider that could not be created."""
+    capabilities = default_capabilities(local=False, cost=None)
+    return Facts(address=name, capabilities=capabilities, first_token_s=math.inf, gap_s=math.inf)
 
 
 def chain_name(candidates: Iterable[Candidate]) -> str:

@@ -1,7 +1,7 @@
 """The rules of failover: the next action after a failure, and how long the provider's circuit breaker opens.
 
-All functions are pure. ``execution`` performs the action that ``decide`` chooses. ``docs/generate.py`` writes
-``RULES``, ``LAST_RULES`` and ``BREAKER_RULES`` to ``docs/failover.md``.
+No function sends a request or waits. ``execution`` performs the action that ``decide`` chooses. ``docs/generate.py``
+writes ``RULES``, ``LAST_RULES`` and ``BREAKER_RULES`` to ``docs/failover.md``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .. import errors
 from ..errors import LLMError
 from ..process import switches
 
-Action = Literal["change_prefill", "next_provider", "wait_for_load", "retry", "restart", "without_defaults", "raise"]
+Action = Literal["change_prefill", "next_provider", "wait_for_load", "retry", "restart", "raise"]
 
 MAX_DELAY_S: Final = 300.0  # limit of breaker periods and of Retry-After; one server sent Retry-After: 86400
 _FIRST_BACK_OFF_S: Final = 0.5
@@ -38,8 +38,6 @@ class RequestState:
         has_other_provider: another provider is available now.
         can_wait_for_load: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
         can_restart: a continuation did not repeat the end of the text, and the answer was not restarted yet.
-        can_omit_defaults: a provider refused for an unknown reason, and the defaults of this package were not omitted
-            yet.
         can_retry: a failure may be transient, and a retry is left before the deadline.
         time_left: the caller's deadline has not passed.
     """
@@ -55,7 +53,6 @@ class RequestState:
     has_other_provider: bool = True
     can_wait_for_load: bool = False
     can_restart: bool = False
-    can_omit_defaults: bool = False
     can_retry: bool = False
     time_left: bool = True
 
@@ -98,7 +95,7 @@ RULES: Final = (
     ),
     Rule(
         "the request is invalid or filtered, the cassette has no response to it, or the caller's deadline has passed",
-        # With time left, a DeadlineExceeded is due to a shorter deadline, that of one provider
+        # The deadline of one provider may be shorter than the caller's
         lambda error, state: not (error.failover or (isinstance(error, errors.DeadlineExceeded) and state.time_left)),
         "raise",
     ),
@@ -145,11 +142,6 @@ LAST_RULES: Final = (
         lambda _, state: state.can_restart and not state.text_emitted,
         "restart",
         drops_text=True,
-    ),
-    Rule(
-        "a provider refused for an unknown reason, the others failed, and the defaults were not omitted yet",
-        lambda _, state: state.can_omit_defaults and not state.has_partial,
-        "without_defaults",
     ),
     Rule(
         "a failure may be transient, and a retry is left before the deadline (restarting local server: LLM_PATIENCE)",

@@ -37,22 +37,20 @@ class Execution:
     Args:
         call: the arguments of the call.
         resume: the caller's choice for a stream that is interrupted after text was emitted.
-        template: the Attempt from which every attempt is copied. It has the number and the metadata of the request.
+        base_attempt: the Attempt from which every attempt is copied. It has the number and the metadata of the request.
         chain: the candidates of the request.
         progress: the text, failures and costs so far.
     """
 
-    def __init__(self, call: Call, resume: Resume, template: Attempt, chain: Chain, progress: Progress) -> None:
-        self._call, self._resume, self._template = call, resume, template
+    def __init__(self, call: Call, resume: Resume, base_attempt: Attempt, chain: Chain, progress: Progress) -> None:
+        self._call, self._resume, self._base_attempt = call, resume, base_attempt
         self._chain, self._progress = chain, progress
         self._deadline = progress.started + float(call.options.get("timeout") or chain.settings.llm_deadline)
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._retries = 0
         self._last_error: LLMError | None = None
-        # Whether a prefill ends before the last word, which the model must repeat. False after one did not repeat it
-        self._splits_at_last_word = True
+        self._splits_at_last_word = True  # end prefills before the last word. False after a model did not repeat it
         self._restarted = False  # the answer was started again from the beginning, which happens at most once
-        self._omitted_defaults = False  # a refused request was sent without defaults, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt
 
     async def run(self) -> Completion:
@@ -76,14 +74,13 @@ class Execution:
         reserves_time = self._chain.must_reserve_time(candidate)
         try:
             attempt = replace(
-                self._template,
+                self._base_attempt,
                 number=len(progress.failed_attempts) + 1,
                 max_first_token_s=(self._deadline - began) / 2 if reserves_time else None,
                 prefix=prefill,
                 thinking=progress.partial_thinking if prefill else "",
                 slot=self._slot,
                 failed_attempts=[],
-                has_alternative=any(other.ready for other in self._chain.remaining(candidate)),
             )
             progress.begin_attempt(candidate, self._last_error, continues=bool(emitted.text.strip()))
             call = self._build_call(candidate, prefix, began, is_instructed=is_instructed)
@@ -94,10 +91,8 @@ class Execution:
             completion = await work(progress)
         except LLMError as error:
             self._release_slot()
-            prefill_before_last_word = bool(emitted.rest) and candidate.prefills
-            state = decision.RequestState(
-                prefilled=prefill is not None, prefill_before_last_word=prefill_before_last_word
-            )
+            splits_word = bool(emitted.rest) and candidate.prefills
+            state = decision.RequestState(prefilled=prefill is not None, prefill_before_last_word=splits_word)
             await self._handle_failure(candidate, error, began, state, reserves_time=reserves_time)
             return None
         except BaseException:
@@ -133,21 +128,16 @@ class Execution:
     ) -> None:
         """Record a failed attempt and prepare the next one. Raise the error for the caller if no attempt follows."""
         progress, chain, now = self._progress, self._chain, self._now
-        failed = FailedAttempt(
-            candidate.name, error.model or candidate.target.model, type(error).__name__, error.status, now - began
-        )
+        failed = FailedAttempt.of(error, candidate.name, candidate.target.model, now - began)
         candidate.failure = error
         if isinstance(error, errors.NotRecorded) and self._may_have_other_recording(candidate):
             error.was_skipped = True
             self._last_error = self._last_error or error
             return
-        is_free = candidate.cost == (0.0, 0.0)
+        is_free = candidate.facts.capabilities["cost"] == (0.0, 0.0)
         progress.record_failure(error, error.attempts or (failed,), now, is_free=is_free)
-        if (
-            reserves_time
-            and isinstance(error, errors.FirstTokenTimeout)
-            and now - began < candidate.facts.first_token_s
-        ):
+        is_early = reserves_time and now - began < candidate.facts.first_token_s
+        if is_early and isinstance(error, errors.FirstTokenTimeout):
             candidate.set_checking(checking=False)  # no failure: the router gave it less time than its timeout
         else:
             candidate.record_failure(error)
@@ -159,7 +149,7 @@ class Execution:
 
     def _may_have_other_recording(self, candidate: Candidate) -> bool:
         """Return whether another candidate may have been used when the cassettes were recorded."""
-        others = self._chain.remaining(candidate) if candidate.replays else []
+        others = self._chain.remaining(candidate) if candidate.facts.replays else []
         return any(candidate.breaker or other.rank == candidate.rank for other in others)
 
     async def _prepare_next(self, candidate: Candidate | None, error: LLMError, state: decision.RequestState) -> None:
@@ -168,7 +158,6 @@ class Execution:
         text, streams = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
         not_continued, loading = chain.failed_with(errors.NotContinued), self._loading()
-        refused = not (self._omitted_defaults or isinstance(error, errors.RequestRefused)) and self._refusing()
         state = replace(
             state,
             text_emitted=has_partial and streams,
@@ -179,26 +168,26 @@ class Execution:
             has_other_provider=bool(chain.limit_distance(chain.remaining(candidate), loading)),
             can_wait_for_load=bool(loading),
             can_restart=bool(not_continued) and not self._restarted,
-            can_omit_defaults=bool(refused),
             can_retry=pause_s is not None,
             time_left=self._now < self._deadline,
         )
         rule = decision.decide(error, state)
         if rule.action == "raise":
             cause = not_continued[0].failure if not_continued else None
-            if isinstance(error, errors.RequestRefused):
+            if isinstance(error, errors.RequestRefused):  # the first refusal is the most informative one
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
+            # Report a text that no provider continued as NotContinued
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
             progress.drop_text()
             chain.interrupted_model_names = frozenset()
-        for other in await self._candidates_to_retry(rule.action, candidate, error, pause_s or 0.0):
+        for other in await self._perform(rule.action, candidate, error, pause_s or 0.0):
             other.failure = None
 
-    async def _candidates_to_retry(
+    async def _perform(
         self, action: decision.Action, candidate: Candidate | None, error: LLMError, pause_s: float
     ) -> Sequence[Candidate]:
-        """Perform the waits of an action. Return the failed candidates to try again."""
+        """Perform an action after a failure. Return the failed candidates to try again."""
         if action == "change_prefill" and candidate:
             if isinstance(error, errors.NotContinued):
                 self._splits_at_last_word = False
@@ -212,9 +201,6 @@ class Execution:
         if action == "restart":
             self._restarted = True
             return self._chain.failed_with(errors.NotContinued)
-        if action == "without_defaults":
-            self._omitted_defaults = True
-            return self._refusing()[:1]
         if action == "retry":
             retryable = self._chain.retryable()
             self._retries += 1
@@ -222,11 +208,6 @@ class Execution:
                 await asyncio.sleep(pause_s)
             return retryable
         return ()
-
-    def _refusing(self) -> list[Candidate]:
-        """Return the candidates that refused the request without naming a parameter."""
-        candidates = self._chain.failed_with(errors.RequestRefused)
-        return [candidate for candidate in candidates if candidate.failure and not candidate.failure.params]
 
     def _loading(self) -> list[Candidate]:
         """Return the candidates that are loading a model; none after LLM_LOAD_TIMEOUT."""
@@ -258,13 +239,11 @@ class Execution:
             if chosen:
                 for skipped in eligible[: eligible.index(chosen)]:
                     skipped.start_recovery()
-                chosen = self._take_slot(chosen, eligible) or await self._wait_for_slot(
-                    chosen, eligible, ticket, wait_began
-                )
-                if chosen is None:
-                    continue
-                chosen.set_checking(checking=True)
-                return chosen
+                with_slot = self._take_slot(chosen, eligible)
+                if with_slot := with_slot or await self._wait_for_slot(chosen, eligible, ticket, wait_began):
+                    with_slot.set_checking(checking=True)
+                    return with_slot
+                continue
             if not eligible:
                 if self._last_error is None:
                     raise self._progress.build_error(self._chain.unsupported_error())
@@ -336,8 +315,7 @@ class Execution:
                     return None
         error = breaker.error.without_text()
         error.attempts = ()
-        failed = FailedAttempt(candidate.name, candidate.target.model, type(error).__name__, error.status, 0.0)
-        self._progress.failed_attempts.append(failed)
+        self._progress.failed_attempts.append(FailedAttempt.of(error, candidate.name, candidate.target.model, 0.0))
         return error
 
     async def _wait_for_load(self, loading: Sequence[Candidate]) -> list[Candidate]:

@@ -47,9 +47,8 @@ class Progress(Transcript):
         self._usage_known = self._cost_known = True  # False after a partial answer, whose usage is not reported
         self._candidate: Candidate | None = None  # the candidate of the current attempt
         self._continues = False  # the current attempt is a continuation
-        self._first_failure: tuple[Candidate | None, float] | None = (
-            None  # candidate and time, until text arrives again
-        )
+        # The candidate and the time of the first failure, until text arrives again
+        self._first_failure: tuple[Candidate | None, float] | None = None
 
     def __call__(self, event: Event) -> None:
         """Record an event, and forward it to the caller."""
@@ -111,9 +110,9 @@ class Progress(Transcript):
             began: the time when the last attempt began.
             now: the current time.
         """
-        first_token_s = self._first_text_s
+        first_token_s = self._first_text_s  # None if no attempt emitted text
         if self._first_failure:
-            self._record_first_text(now)  # the last attempt emitted no text
+            self._record_first_text(now)
         self._end_continuation("whole")
         if completion.first_token_s is not None and not self.resumed:
             first_token_s = began - self.started + completion.first_token_s

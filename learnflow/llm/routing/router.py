@@ -117,7 +117,7 @@ class RouterProvider(AbstractProvider):
         return [candidate.copy_at(candidate.rank) for candidate in self._candidates]
 
     def __repr__(self) -> str:
-        members = (repr(candidate.original) if candidate.original else candidate.name for candidate in self._candidates)
+        members = (item.name if item.creation_error else repr(item.original) for item in self._candidates)
         return f"RouterProvider({', '.join(members) or 'find=…'})"
 
     @property
@@ -132,24 +132,24 @@ class RouterProvider(AbstractProvider):
 
     def start(self, call: Call) -> Work:
         """Return the work of a call: attempts at its providers until one succeeds."""
-        template = Attempt(request=events.next_request(), metadata=call.metadata)
+        base_attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         options = dict(call.options)
         resume = options.pop("resume", self._resume)
         if options.get("headers") is not None:
             hint = "They are secrets of one server. Set <NAME>_HEADERS, or give headers= to its class"
             raise errors.InvalidRequest("a router does not support headers=", hint=hint)
-        run = partial(self._run, resume, template)
+        run = partial(self._run, resume, base_attempt)
         call = replace(call, options=options)
         work: Work = partial(run, call)
         if resume == "continue":
             work = journal.with_journal(self._settings, self._settings.llm_deadline, run, call)
-        return partial(events.run_request, self.name, call.model, template, work)
+        return partial(events.run_request, self.name, call.model, base_attempt, work)
 
-    async def _run(self, resume: Resume, template: Attempt, call: Call, emit: Emit) -> Completion:
+    async def _run(self, resume: Resume, base_attempt: Attempt, call: Call, emit: Emit) -> Completion:
         """Run a request through the chain. Raise only LLMError."""
-        progress = Progress(emit, asyncio.get_running_loop().time(), template.failed_attempts, call)
+        progress = Progress(emit, asyncio.get_running_loop().time(), base_attempt.failed_attempts, call)
         try:
-            return await Execution(call, resume, template, await self._build_chain(call), progress).run()
+            return await Execution(call, resume, base_attempt, await self._build_chain(call), progress).run()
         except errors.Unavailable:
             if self._find:
                 self._candidates = []  # the next request finds the providers again
@@ -179,9 +179,8 @@ class RouterProvider(AbstractProvider):
 
         ``local`` is True only if all providers are local. ``cost`` is that of the first provider.
         """
-        all_capabilities = [
-            candidate.provider.get_capabilities() for candidate in self._candidates if candidate.original
-        ]
+        created = [candidate for candidate in self._candidates if not candidate.creation_error]
+        all_capabilities = [candidate.provider.get_capabilities() for candidate in created]
         if not all_capabilities:
             return default_capabilities(cost=None)
         best: dict[str, Any] = {}
@@ -243,12 +242,10 @@ class RouterProvider(AbstractProvider):
         chain = Chain(await self._find_candidates(), call, self._settings)
         candidates = chain.candidates
         if len(candidates) > 1:
-            needs = chain.needs
-            needs_facts = needs.capabilities or needs.tokens > _LONG_PROMPT_TOKENS or call.model
+            required = chain.requirements
+            needs_facts = required.capabilities or required.tokens > _LONG_PROMPT_TOKENS or call.model
             timeout_s = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
-            closed = [
-                candidate for candidate in candidates if candidate.original and candidate.breaker_state == "closed"
-            ]
+            closed = [candidate for candidate in candidates if candidate.breaker_state == "closed"]
             rank_sizes = Counter(candidate.rank for candidate in candidates)
             # The first candidate that needs no probe gets the request. Equal providers share the load by their limits
             probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, closed)
@@ -258,7 +255,7 @@ class RouterProvider(AbstractProvider):
 
     async def _find_created_candidates(self) -> list[Candidate]:
         """Return the candidates with a provider that could be created. Raise LLMError if no server was found."""
-        return [candidate for candidate in await self._find_candidates() if candidate.original]
+        return [candidate for candidate in await self._find_candidates() if not candidate.creation_error]
 
     async def _find_candidates(self) -> list[Candidate]:
         """Return copies of the candidates. If no provider is configured, find some, once for concurrent calls."""
@@ -272,13 +269,8 @@ class RouterProvider(AbstractProvider):
 
 def _describe(candidate: Candidate) -> dict[str, Any]:
     """Return the entry of ``status`` for a candidate."""
-    now, target, breaker, statistics = (
-        candidate.registry.clock(),
-        candidate.target,
-        candidate.breaker,
-        candidate.statistics,
-    )
-    failure = candidate.creation_error
+    now, target, failure = candidate.registry.clock(), candidate.target, candidate.creation_error
+    breaker, statistics = candidate.breaker, candidate.statistics
     return {
         "provider": candidate.name,
         "rank": candidate.rank,
@@ -325,7 +317,7 @@ def _create_candidates(member: Member, registry: BreakerRegistry) -> list[Candid
     except LLMError as error:
         error.provider = error.provider or name
         events.emit(events.ProviderUnusable(provider=name, error=error, hint=str(error)))
-        return [Candidate(None, error, registry)]
+        return [Candidate(error, registry)]
 
 
 def _raise_failure(results: Sequence[object]) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from .. import errors
 from ..adapter.capacity import CAPACITY, prefix_digests
-from ..adapter.context_window import Needs, missing_requirements, needs_of
+from ..adapter.context_window import Requirements, missing_requirements, requirements_of
 from ..base import Call, Routing
 from ..errors import LLMError
 from ..settings import Settings
@@ -39,9 +39,9 @@ class Chain:
         self._refused_since = math.inf  # the time since which all candidates refuse connections
 
     @cached_property
-    def needs(self) -> Needs:
+    def requirements(self) -> Requirements:
         """Return the requirements of the call."""
-        return needs_of(self.call)
+        return requirements_of(self.call)
 
     def choose_models(self) -> None:
         """Set the model of each candidate.
@@ -49,15 +49,15 @@ class Chain:
         A candidate uses the requested model if its provider has it. If no provider is known to have it, the candidates
         of the first rank use it. All other candidates use their default model.
         """
-        usable, requested = [item for item in self.candidates if not item.creation_error], self.call.model
-        for candidate in usable:
+        requested = self.call.model
+        for candidate in self.candidates:
             candidate.set_model(requested)
-        with_model = [candidate for candidate in usable if requested and candidate.facts.has_model]
-        with_model = with_model or [candidate for candidate in usable if candidate.rank == self.candidates[0].rank]
-        for candidate in usable:
-            if not requested or candidate not in with_model:
+        with_model = [item for item in self.candidates if requested and item.facts.has_model]
+        with_model = with_model or [item for item in self.candidates if item.rank == self.candidates[0].rank]
+        for candidate in self.candidates:
+            if not candidate.creation_error and (not requested or candidate not in with_model):
                 vision_model = candidate.provider.vision_model
-                candidate.set_model(vision_model if "vision" in self.needs.capabilities else None)
+                candidate.set_model(vision_model if "vision" in self.requirements.capabilities else None)
 
     def choose(self, loading: Sequence[Candidate]) -> tuple[list[Candidate], Candidate | None]:
         """Choose the next candidate.
@@ -66,7 +66,7 @@ class Chain:
             loading: the candidates that are loading a model. Meanwhile, no candidate with a greater distance is used.
 
         Returns:
-            The candidates that can be tried, in order, and the chosen one. It is None if all circuit breakers are open.
+            The candidates that can be tried, in order, and the chosen one: None if all circuit breakers are open.
         """
         for candidate in self.candidates:
             candidate.set_model(candidate.model)
@@ -79,32 +79,30 @@ class Chain:
 
         Within a rank, a candidate that probably has the prompt in its cache comes first.
         """
-        if self.settings.llm_routing == "order" and len({item.rank for item in self.candidates}) == len(
-            self.candidates
-        ):
+        ranks = dict.fromkeys(candidate.rank for candidate in self.candidates)
+        if self.settings.llm_routing == "order" and len(ranks) == len(self.candidates):
             return list(self.candidates)
-        usable = [candidate for candidate in self.candidates if not candidate.creation_error]
         ordered: list[Candidate] = []
-        for rank in dict.fromkeys(candidate.rank for candidate in usable):
-            same_rank = [candidate for candidate in usable if candidate.rank == rank]
+        for rank in ranks:
+            same_rank = [candidate for candidate in self.candidates if candidate.rank == rank]
             limits = {candidate.address: candidate.concurrency_limit for candidate in same_rank if candidate.ready}
             order = CAPACITY.sort_addresses(limits, self.digests)
             ordered += sorted(same_rank, key=lambda item: order.index(item.address) if item.address in order else -1)
-        not_created = [candidate for candidate in self.candidates if candidate.creation_error]
-        return sort_candidates(ordered, self.settings.llm_routing) + not_created
+        ordered.sort(key=lambda candidate: candidate.creation_error is not None)
+        return sort_candidates(ordered, self.settings.llm_routing)
 
     def missing(self, candidate: Candidate) -> list[str]:
         """Return descriptions of the requirements that a candidate certainly does not meet.
 
-        A sole candidate lacks only what its provider checks itself. Everything else is left to its server.
+        For a sole candidate, these are only those that its provider checks. Its server reports the others better.
         """
         if candidate.creation_error:
             return [str(candidate.creation_error)]
         if not candidate.facts.permitted(local_only=self.settings.llm_local_only):
             return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
         if len(self.candidates) == 1:
-            return [name for name in self.needs.capabilities if name in candidate.facts.denied]
-        return missing_requirements(self.needs, candidate.facts.capabilities)
+            return [name for name in self.requirements.capabilities if name in candidate.facts.denied]
+        return missing_requirements(self.requirements, candidate.facts.capabilities)
 
     def supports(self, candidate: Candidate) -> bool:
         """Return whether a candidate may get the request. A sole candidate always may: its error is more specific."""
@@ -144,21 +142,18 @@ class Chain:
     def must_reserve_time(self, candidate: Candidate) -> bool:
         """Return whether an attempt must leave time for other candidates.
 
-        While a server loads its model, candidates farther away are not used and need no time.
+        While its server loads a model, candidates farther away are not used and need no time.
         """
-        waits = candidate.cold and self.settings.llm_routing != "warm-first"
-        return any(not waits or other.distance <= candidate.distance for other in self.remaining(candidate))
+        others = self.remaining(candidate)
+        return bool(self.limit_distance(others, [candidate] if candidate.facts.cold else []))
 
     def unsupported_error(self) -> LLMError:
         """Return the error for a request that no candidate supports, with the requirements that each one lacks."""
         missing = "; ".join(
             f"{candidate.name}: no {', no '.join(self.missing(candidate))}" for candidate in self.candidates
         )
-        lengths = [
-            None if candidate.creation_error else candidate.facts.capabilities["context_served"]
-            for candidate in self.candidates
-        ]
-        too_long = all(length is not None and self.needs.tokens > length for length in lengths)
+        lengths = [candidate.facts.capabilities["context_served"] for candidate in self.candidates]
+        too_long = all(length is not None and self.requirements.tokens > length for length in lengths)
         kind = errors.ContextOverflow if too_long else errors.Unsupported
         return kind(f"no provider can serve this request ({missing})", hint="Add one that can to LLM_PROVIDERS")
 
@@ -170,7 +165,7 @@ def sort_candidates(candidates: Sequence[Candidate], routing: Routing) -> list[C
         if routing == "latency":
             return math.inf if candidate.statistics.first_token_s is None else candidate.statistics.first_token_s
         if routing == "cost":
-            return math.inf if candidate.cost is None else sum(candidate.cost)
+            return sum(candidate.facts.capabilities["cost"] or [math.inf])
         return candidate.distance if routing == "local-first" else 0
 
     return sorted(candidates, key=key)
@@ -195,11 +190,9 @@ def select(
         return None
     first = ready[0]
     max_distance = math.inf if routing == "warm-first" else first.distance
-    warm = [candidate for candidate in ready if not candidate.cold and candidate.distance <= max_distance]
-    chosen = warm[0] if first.cold and warm else first
-    same_model = (
-        candidate for candidate in warm if interrupted_model_names and interrupted_model_names & candidate.facts.names
-    )
+    warm = [candidate for candidate in ready if not candidate.facts.cold and candidate.distance <= max_distance]
+    chosen = warm[0] if first.facts.cold and warm else first
+    same_model = (candidate for candidate in warm if interrupted_model_names & candidate.facts.names)
     return next((candidate for candidate in same_model if candidate.distance <= chosen.distance), chosen)
 
 

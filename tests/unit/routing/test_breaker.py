@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import weakref
-
 import pytest
 from support import Clock, made
 
@@ -16,16 +13,6 @@ from learnflow.llm.routing.breaker import Breaker, BreakerRegistry, Target
 
 TARGET = Target("http://x", "m")
 COMPLETION = Completion(text="x", finish="stop", provider="x", model=ServedModel("m"))
-
-
-class RunningLoop(asyncio.AbstractEventLoop):
-    """An event loop that reports that it runs."""
-
-    def is_running(self) -> bool:
-        return True
-
-
-LOOP = RunningLoop()
 
 
 def open_breaker(registry: BreakerRegistry) -> Breaker:
@@ -44,7 +31,7 @@ def transcript(*steps: tuple[float, str | LLMError]) -> list[str]:
         elif event in ("ready", "not ready"):
             registry.record_probe(TARGET, ready=event == "ready")
         elif event == "begin":
-            open_breaker(registry).check_loop = weakref.ref(LOOP)
+            registry.set_checking(TARGET, checking=True)
         elif event == "answer":
             registry.record_completion(TARGET, COMPLETION, clock.now)
         states.append(registry.state(TARGET))
@@ -107,9 +94,18 @@ def test_period_of_breaker_is_bounded() -> None:
     breaker = open_breaker(registry)
     for _ in range(20):
         clock.now = breaker.open_until
-        breaker.check_loop = weakref.ref(LOOP)
+        registry.set_checking(TARGET, checking=True)
         registry.record_probe(TARGET, ready=False)
     assert breaker.period_s == decision.MAX_DELAY_S
-    clock.now, breaker.check_loop = breaker.open_until, weakref.ref(LOOP)
+    clock.now = breaker.open_until
+    registry.set_checking(TARGET, checking=True)
+    assert registry.state(TARGET) == "open"
     registry.set_checking(TARGET, checking=False)  # the probe was cancelled
     assert registry.state(TARGET) == "probe"
+
+
+def test_breaker_allows_another_probe_if_the_first_one_never_ends() -> None:
+    """The event loop of the probe has stopped, or the process was forked during the probe."""
+    assert transcript(
+        (0.0, made(errors.ConnectionFailed)), (5.0, "?"), (5.0, "begin"), (64.9, "?"), (65.0, "?")
+    ) == ["open", "probe", "open", "open", "probe"]  # fmt: skip

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from learnflow.llm.adapter.context_window import Needs, missing_requirements
+from learnflow.llm.adapter.context_window import Requirements, missing_requirements
+from learnflow.llm.adapter.routable import Facts
+from learnflow.llm.capabilities import default_capabilities
 from learnflow.llm.routing import selection
 from learnflow.llm.routing.breaker import BreakerState, Statistics
 
@@ -20,6 +22,11 @@ class Candidate:
     distance: int = 1
     statistics: Statistics = field(default_factory=Statistics)
     cost: tuple[float, float] | None = None
+
+    @property
+    def facts(self) -> Facts:
+        capabilities = default_capabilities(cost=self.cost)
+        return Facts(address="", capabilities=capabilities, first_token_s=1.0, gap_s=1.0, cold=self.cold)
 
     @property
     def ready(self) -> bool:
@@ -58,13 +65,13 @@ def test_candidates_are_sorted_by_routing() -> None:
 
 def test_unknown_capability_is_not_lacking() -> None:
     capabilities: dict[str, Any] = {"vision": None, "tools": False, "json_schema": True, "context_served": None}
-    assert missing_requirements(Needs(capabilities=("vision", "json_schema"), tokens=10**9), capabilities) == []
+    assert missing_requirements(Requirements(capabilities=("vision", "json_schema"), tokens=10**9), capabilities) == []
     capabilities["context_served"] = 8
-    assert missing_requirements(Needs(capabilities=("tools",), tokens=9), capabilities) == [
+    assert missing_requirements(Requirements(capabilities=("tools",), tokens=9), capabilities) == [
         "tools",
         "context (9 tokens or more needed, 8 served)",
     ]
-    assert missing_requirements(Needs(tokens=8), capabilities) == []
+    assert missing_requirements(Requirements(tokens=8), capabilities) == []
 
 
 @pytest.mark.parametrize(
