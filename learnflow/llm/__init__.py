@@ -63,8 +63,8 @@ __all__ = [
 ]
 
 # The modules with the names above, in the order of their import time.
-_LIGHT = ["errors", "capabilities", "completion", "stream", "base"]
-_MODULES = [*_LIGHT, "adapter.routable", "adapter.provider", "routing.router", "factory"]
+_LIGHT = ["errors", "capabilities", "completion", "stream", "base", "factory"]
+_MODULES = [*_LIGHT, "adapter.routable", "adapter.provider", "routing.router"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,6 @@ from .servers.model_catalog import message_without_provider, state_of
 from .transport import network
 from .transport.client import NETWORK
 
-SCAN_TIMEOUT_S: Final = 1.0
 NO_SERVER: Final = "no provider is named, and no model server is ready on this machine"
 _EMBEDDED_HINT: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
 _LOOPBACK: Final = "127.0.0.1"  # not "localhost", which would wait for a lookup if the name servers are down
@@ -64,7 +63,7 @@ class Candidate:
 
 
 async def scan(
-    timeout_s: float = SCAN_TIMEOUT_S, named: Iterable[str] = (), *, clouds: bool = True, embedded: bool = False
+    timeout_s: float = 1.0, named: Iterable[str] = (), *, clouds: bool = True, embedded: bool = False
 ) -> list[Candidate]:
     """Probe all addresses concurrently.
 

@@ -1,20 +1,21 @@
-"""``get_provider()`` creates a provider from the environment, and ``discover()`` finds servers."""
+"""``get_provider()`` creates a provider from the environment, and ``discover()`` finds servers.
+
+The functions import what they use, so that an import of this module takes no second: httpx and pydantic are large.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
-from . import settings
 from .base import LLMProvider, ProviderOptions
 from .capabilities import Health
-from .discovery import SCAN_TIMEOUT_S, make_finder, scan
 from .errors import NotConfigured
-from .parameters import check_keywords
 from .process import register, switches
-from .providers import build
-from .routing.router import RouterProvider
+
+if TYPE_CHECKING:
+    from .routing.router import RouterProvider
 
 
 def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -> RouterProvider:
@@ -33,7 +34,10 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
     Raises:
         NotConfigured: a name is unknown, every provider lacks its address or its key, or a keyword is invalid.
     """
-    check_keywords(get_provider, locals(), NotConfigured)
+    from . import discovery, parameters, providers, settings  # noqa: PLC0415  # see above
+    from .routing.router import RouterProvider  # noqa: PLC0415
+
+    parameters.check_keywords(get_provider, locals(), NotConfigured)
     common = settings.load()
     if not switches.is_command and (common.llm_metrics_port or common.llm_opentelemetry):
         from . import integrations  # noqa: PLC0415  # requires an extra
@@ -46,16 +50,18 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
         if [len(rank) for rank in chain] != [1]:
             hint = 'Name it, as in get_provider("openai", model="…"). For several, use RouterProvider'
             raise NotConfigured(f"get_provider() with {', '.join(keywords)} requires one provider", hint=hint)
-        return RouterProvider(build(chain[0][0], **keywords), deadline=keywords.get("deadline"))
-    return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=make_finder())
+        return RouterProvider(providers.build(chain[0][0], **keywords), deadline=keywords.get("deadline"))
+    return RouterProvider(chain[0], chain[1:]) if chain else RouterProvider(find=discovery.make_finder())
 
 
 def is_configured() -> bool:
     """Return whether the environment or a test names a provider."""
+    from . import settings  # noqa: PLC0415  # see above
+
     return bool(_overrides or settings.load().chain)
 
 
-async def discover(within: float = SCAN_TIMEOUT_S) -> list[Health]:
+async def discover(within: float = 1.0) -> list[Health]:
     """Find the model servers that respond.
 
     The configured addresses and the default ports on loopback are probed. In a container, the services of the compose
@@ -67,6 +73,8 @@ async def discover(within: float = SCAN_TIMEOUT_S) -> list[Health]:
     Returns:
         The health of each server, the ready ones first.
     """
+    from .discovery import scan  # noqa: PLC0415  # see above
+
     servers = [candidate.health for candidate in await scan(within) if candidate.responded]
     return sorted(servers, key=lambda health: not health.ready)
 

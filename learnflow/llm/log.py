@@ -7,27 +7,21 @@ is dropped, because a full disk must not fail a request.
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import suppress
+from functools import cache
 from typing import Any, Final, Literal
-
-import structlog  # here, because a log line about a failed import cannot import it
-from structlog import processors
 
 Level = Literal["debug", "info", "warning", "error"]
 
 _NAME: Final = "learnflow.llm"
-_TEXT_PROCESSORS: Final[list[Any]] = [processors.KeyValueRenderer(key_order=["event"])]
-_JSON_PROCESSORS: Final = [structlog.stdlib.add_log_level, processors.TimeStamper(fmt="iso"), processors.JSONRenderer()]
-_processors: Final = [*_TEXT_PROCESSORS]
 _STANDARD_LOGGER: Final = logging.getLogger(_NAME)
-_STRUCTLOG_LOGGER: Final = structlog.wrap_logger(
-    _STANDARD_LOGGER, processors=_processors, wrapper_class=structlog.stdlib.BoundLogger
-)
+_format: Final = ["text"]
 
 
 def set_format(name: str) -> None:
     """Set the format of lines in the standard logging: "json", or text. A configured structlog has its own format."""
-    _processors[:] = _JSON_PROCESSORS if name == "json" else _TEXT_PROCESSORS
+    _format[:] = [name]
 
 
 def write_line(level: Level, event: str, **fields: Any) -> None:
@@ -41,6 +35,20 @@ def write_line(level: Level, event: str, **fields: Any) -> None:
 
 def _logger_for(level: Level) -> Any:
     """Return the logger; None if the level is disabled. An unconfigured structlog prints to stdout and is not used."""
-    if structlog.is_configured():
+    structlog: Any = sys.modules.get("structlog")  # an application that configures it has imported it
+    if structlog and structlog.is_configured():
         return structlog.get_logger(_NAME)
-    return _STRUCTLOG_LOGGER if _STANDARD_LOGGER.isEnabledFor(logging.getLevelNamesMapping()[level.upper()]) else None
+    is_enabled = _STANDARD_LOGGER.isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
+    return _create_logger(_format[0]) if is_enabled else None
+
+
+@cache
+def _create_logger(format_name: str) -> Any:
+    """Return a logger that writes lines in this format to the standard logging."""
+    import structlog  # noqa: PLC0415  # the import takes 0.2 s
+    from structlog import processors, stdlib  # noqa: PLC0415
+
+    as_json = [stdlib.add_log_level, processors.TimeStamper(fmt="iso"), processors.JSONRenderer()]
+    as_text = [processors.KeyValueRenderer(key_order=["event"])]
+    chosen: list[Any] = as_json if format_name == "json" else as_text
+    return structlog.wrap_logger(_STANDARD_LOGGER, processors=chosen, wrapper_class=stdlib.BoundLogger)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from inspect import getfullargspec
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Annotated, Any, Final, Literal, NotRequired, TypeAlias, TypeVar, get_args, get_type_hints
 
 from annotated_types import Predicate
@@ -189,7 +190,8 @@ def check_keywords(
 def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAdapter[Any]]:
     """Return the annotations of all keywords, the names of the explicit ones, that of ``**rest``, and the validator."""
     modules = {"parameters": sys.modules[__name__]}  # in ``base``, only a type checker imports it
-    annotations = get_type_hints(function, None, modules, include_extras=True)
+    hints = SimpleNamespace(__annotations__={**function.__annotations__, "return": None})  # it may be unresolvable
+    annotations = get_type_hints(hints, function.__globals__, modules, include_extras=True)
     del annotations["return"]
     rest = getfullargspec(function).varkw or ""
     more = get_type_hints(get_args(annotations.pop(rest))[0], None, modules, include_extras=True) if rest else {}

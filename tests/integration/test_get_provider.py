@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +14,25 @@ from learnflow.llm.providers import EmbeddedProvider
 from learnflow.llm.providers.registry import SPECS, check_provider_name
 from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
 from learnflow.llm.transport import network
+
+LARGE = ("litellm", "httpx", "pydantic", "pydantic_settings", "structlog", "rich", "click", "yaml", "jsonschema")
+
+
+@pytest.mark.parametrize(
+    ("code", "needed"),
+    [
+        ("from learnflow.llm import get_provider", set()),
+        ("import learnflow.llm.factory, learnflow.llm.log, learnflow.llm.events", set()),
+        (
+            "from learnflow.llm import get_provider; get_provider('ollama')",
+            {"httpx", "pydantic", "pydantic_settings", "rich", "click"},  # httpx imports the last two
+        ),
+    ],
+)
+def test_import_of_get_provider_imports_no_large_library(code: str, needed: set[str]) -> None:
+    code = f"import sys; {code}; print(*set(sys.modules) & set({LARGE}))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert set(ran.stdout.split()) <= needed
 
 
 async def test_keywords_are_those_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
