@@ -6,17 +6,16 @@ is dropped, because a full disk must not fail a request.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Final, Literal
 
 Level = Literal["debug", "info", "warning", "error"]
 
 _NAME: Final = "learnflow.llm"
-_LOGGER: Final = logging.getLogger(_NAME)
+_STANDARD_LOGGER: Final = logging.getLogger(_NAME)
 _format: Final = ["text"]
 
 
@@ -28,25 +27,28 @@ def set_format(name: str) -> None:
 def write_line(level: Level, event: str, **fields: Any) -> None:
     """Write one line. A float has three significant digits."""
     with suppress(Exception):
-        structlog, number = _configured_structlog(), logging.getLevelNamesMapping()[level.upper()]
-        if structlog or _LOGGER.isEnabledFor(number):
-            fields |= {key: float(f"{value:.3g}") for key, value in fields.items() if isinstance(value, float)}
-            if structlog:
-                getattr(structlog.get_logger(_NAME), level)(event, **fields)
-            else:
-                _LOGGER.log(number, _render(level, {"event": event, **fields}))
+        logger = _logger_for(level)
+        if logger is not None:
+            rounded = {key: float(f"{value:.3g}") for key, value in fields.items() if isinstance(value, float)}
+            getattr(logger, level)(event, **fields | rounded)
 
 
-def _configured_structlog() -> Any:
-    """Return the module structlog; None unless it is configured. Unconfigured, it would print to stdout.
+def _logger_for(level: Level) -> Any:
+    """Return the logger; None if the level is disabled. An unconfigured structlog prints to stdout and is not used."""
+    structlog: Any = sys.modules.get("structlog")  # an application that configures it has imported it
+    if structlog and structlog.is_configured():
+        return structlog.get_logger(_NAME)
+    is_enabled = _STANDARD_LOGGER.isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
+    return _create_logger(_format[0]) if is_enabled else None
 
-    It is not imported here, because that takes 0.2 s. An application that configures it has imported it.
-    """
-    structlog: Any = sys.modules.get("structlog")
-    return structlog if structlog and structlog.is_configured() else None
 
+@cache
+def _create_logger(format_name: str) -> Any:
+    """Return a logger that writes lines in this format to the standard logging."""
+    import structlog  # noqa: PLC0415  # the import takes 0.2 s
+    from structlog import processors, stdlib  # noqa: PLC0415
 
-def _render(level: Level, fields: dict[str, Any]) -> str:
-    if _format == ["json"]:
-        return json.dumps({**fields, "level": level, "timestamp": datetime.now(UTC).isoformat()}, default=repr)
-    return " ".join(f"{key}={value!r}" for key, value in fields.items())
+    as_json = [stdlib.add_log_level, processors.TimeStamper(fmt="iso"), processors.JSONRenderer()]
+    as_text = [processors.KeyValueRenderer(key_order=["event"])]
+    chosen: list[Any] = as_json if format_name == "json" else as_text
+    return structlog.wrap_logger(_STANDARD_LOGGER, processors=chosen, wrapper_class=stdlib.BoundLogger)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from typing_extensions import override
 
 from . import log, settings_sources
 from .base import Routing
@@ -22,7 +24,7 @@ from .process import switches
 from .provider_spec import ProviderSpec
 
 NODE_PREFIX: Final = "LLM_MODEL_"  # the prefix of variables with the model of a node of LearnFlow's graph
-_SettingsT = TypeVar("_SettingsT", bound=BaseModel)
+_SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
 
 def _parse_networks(value: object) -> object:
@@ -61,7 +63,19 @@ def parse_rank(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 
 
-class Settings(BaseModel, allow_inf_nan=False):
+class EnvSettings(BaseSettings, allow_inf_nan=False):
+    """Base class of the settings. Their values come from ``settings_sources``, not from pydantic-settings."""
+
+    @classmethod
+    @override
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the only source: the keywords of the constructor."""
+        return (init_settings,)
+
+
+class Settings(EnvSettings):
     """The variables of all providers. Each field is a variable, in upper case.
 
     Attributes:
@@ -147,7 +161,7 @@ class Settings(BaseModel, allow_inf_nan=False):
         return ranks if self.llm_fallback_enabled else ranks[:1]
 
 
-class ProviderSettings(BaseModel, allow_inf_nan=False):
+class ProviderSettings(EnvSettings):
     """The variables of one provider. The field ``model`` is the variable ``<NAME>_MODEL``.
 
     Attributes:
