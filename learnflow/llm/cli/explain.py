@@ -95,15 +95,15 @@ def choices_of(
     """Return the providers of a router in the order in which a request would try them. Send nothing."""
     chain = router.chain_now(Call(prompt, model, options=options))
     order = chain.sorted_candidates()
-    capable = [candidate for candidate in order if not (chain.missing(candidate) or _expected_failure(candidate))]
+    capable = [candidate for candidate in order if not (chain.missing(candidate) or _expect(candidate)[1])]
     chosen = select(capable, chain.settings.llm_routing) or (last_resort(capable) if capable else None)
     return [_choice(candidate, chain, is_chosen=candidate is chosen) for candidate in order]
 
 
-def _expected_failure(candidate: Candidate) -> str | None:
-    """Return why a request would fail, according to the last probe; None if it would succeed, or if that is unknown."""
-    provider = candidate.provider
-    return provider.catalog.expected_failure(candidate.target.model) if isinstance(provider, BaseProvider) else None
+def _expect(candidate: Candidate) -> tuple[str | None, str | None]:
+    """Return the model that would answer, and why the request would fail; see ``ModelCatalog.expect``."""
+    provider = candidate.original
+    return provider.catalog.expect(candidate.target.model) if isinstance(provider, BaseProvider) else (None, None)
 
 
 def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
@@ -114,9 +114,10 @@ def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
 
 def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
     serves: bool | None = False
+    requested, (model, failure) = candidate.target.model, _expect(candidate)
     if missing := chain.missing(candidate):
         reason = missing[0] if candidate.creation_error else f"lacks {', '.join(missing)}"
-    elif failure := _expected_failure(candidate):
+    elif failure:
         reason = failure
     elif not is_chosen and not candidate.ready and candidate.breaker:
         reason = f"its circuit breaker is open after {type(candidate.breaker.error).__name__}"
@@ -126,8 +127,6 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
         serves, reason = None, f"would be used; it is unknown whether it has {', '.join(unknown_needs)}"
     else:
         serves, reason = True, "would serve"
-    requested, provider = candidate.target.model, candidate.original
-    model = provider.catalog.expected_model(requested) if isinstance(provider, BaseProvider) else None
     if serves is not False and candidate.facts.cold:
         reason += ", after it has loaded the model"
     if requested and model and not is_same_model(requested, model):

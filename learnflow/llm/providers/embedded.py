@@ -274,10 +274,8 @@ def _start_error(exit_code: int | None, message: str, explanation: list[str]) ->
             "LLM_LOAD_TIMEOUT",
         )
     if message.startswith(("ImportError", "ModuleNotFoundError", "OSError")):
-        return NotConfigured(
-            f"xllamacpp cannot be imported ({printable(message, _MAX_LOG_CHARS)})",
-            hint="Install the system's library that it names, for example: apt-get install libgomp1",
-        )
+        hint = "Install the system's library that it names, for example: apt-get install libgomp1"
+        return NotConfigured(f"xllamacpp cannot be imported ({printable(message, _MAX_LOG_CHARS)})", hint=hint)
     reason = _ERROR_LINE.sub("", explanation[0]) if explanation else printable(message, _MAX_LOG_CHARS)
     return NotConfigured(  # not retryable, because the next start would fail, too
         f"the embedded server ended before it was ready ({reason or 'without a log'})",

@@ -123,6 +123,22 @@ def test_doctor_prints_variables_probes_warnings_and_lines(
     assert "password" not in shown
 
 
+@pytest.mark.parametrize("file", [".env", ".env.local"])
+def test_doctor_reports_file_that_is_not_utf_8_among_the_others(
+    file: str, usual: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / file).write_bytes("LLM_ROUTING=cost\nNAME=Ольга\n".encode("cp1251"))
+    with served("ollama") as (usual["ollama"], _):
+        assert main(["status"]) == 3
+        assert f"{file} cannot be read (UnicodeDecodeError)" in capsys.readouterr().err
+        assert main(["doctor"]) == 3
+        out, err = capsys.readouterr()
+    assert f"Invalid values, ignored below:\n  {file} cannot be read (UnicodeDecodeError). It must be UTF-8 text" in out
+    assert re.search("ollama +ready", out)
+    assert f"\n  {file}=" not in out
+    assert err == ""
+
+
 def test_shadowed_variable_names_winning_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLM_PATIENCE")
     (tmp_path / ".env").write_text("OLLAMA_BASE_URL=http://a\nLLM_PROVIDER=ollama\n", encoding="utf-8")

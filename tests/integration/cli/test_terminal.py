@@ -170,6 +170,12 @@ def test_warm_up_continues_after_failed_provider(
     assert cli.main(["warm-up"]) == 3
 
 
+def test_warm_up_that_a_server_refuses_is_exit_code_1(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.responses |= {"/api/ps": {"models": []}}
+    assert cli.main(["warm-up", "-m", "nosuch"]) == 1
+    assert "the server does not have the model" in capsys.readouterr().err
+
+
 def test_warm_up_prints_result(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.responses |= {"/api/ps": {"models": []}, "/api/generate": {"done": True, "done_reason": "load"}}
     assert cli.main(["warm-up", "--keep-alive", "30m"]) == 0
