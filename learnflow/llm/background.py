@@ -47,7 +47,7 @@ class Background:
         except (CancelledError, asyncio.CancelledError):
             raise _cancelled_error() from None
         finally:
-            future.cancel()  # after Ctrl-C, so that the server stops
+            future.cancel()  # it has no effect after a result; after Ctrl-C, the server stops
 
     def iterate(self, items: AsyncGenerator[_T, None]) -> BlockingIterator[_T]:
         """Return an iterator over an asynchronous generator."""

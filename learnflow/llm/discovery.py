@@ -95,7 +95,7 @@ async def scan(
         configured = bool(base_url or (provider_settings.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
             probes.append(_probe_configured(name, timeout_s))
-        # The probe of a named provider covers loopback.
+        # A named provider without an address is probed at its default address, which is on loopback.
         default_hosts = hosts if base_url or name not in named else hosts - {_LOOPBACK}
         urls = [url for url in _default_addresses(spec, default_hosts) if url not in probed]
         probed.update(urls)  # several kinds have the same default port

@@ -228,15 +228,20 @@ class ContextOverflow(CapabilityError):
     """The prompt, with ``max_tokens``, is longer than the served context length.
 
     Attributes:
-        needed: the length of the prompt in tokens; None if unknown.
-        window: the served context length in tokens; None if unknown.
+        prompt_tokens: the length of the prompt in tokens; None if unknown.
+        context_length: the served context length in tokens; None if unknown.
     """
 
     discards_text = True
     fault = "the prompt is longer than the context that is served"
-    needed: int | None = None
-    window: int | None = None
+    prompt_tokens: int | None = None
+    context_length: int | None = None
     advice = "Shorten the prompt, serve the model with a larger context, or use a provider with a larger one"
+
+    @property
+    def prompt_fits(self) -> bool:
+        """Return whether the prompt alone fits, as far as known. Then ``max_tokens`` exceeds the context length."""
+        return self.context_length is None or (self.prompt_tokens or 0) < self.context_length
 
 
 class RequestRefused(CapabilityError):

@@ -151,13 +151,13 @@ class RequestAdjusted(BaseEvent):
 
     Attributes:
         change: a description of the change.
-        tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. The event is then a warning.
+        is_limit_low: less than a quarter of the caller's ``max_tokens`` is left. The event is then a warning.
     """
 
     provider: str
     model: str
     change: str
-    tight: bool = False
+    is_limit_low: bool = False
 
 
 class FailedOver(BaseEvent):
@@ -432,7 +432,7 @@ def _log(event: LogEvent) -> None:
     name, level = _LOGGED[type(event)]
     if isinstance(event, AttemptFailed) and isinstance(event.error, ConfigError):
         level = "error"
-    if isinstance(event, RequestAdjusted) and event.tight:
+    if isinstance(event, RequestAdjusted) and event.is_limit_low:
         level = "warning"
     log.write_line(level, name, **log_fields(event))
 
@@ -452,4 +452,5 @@ def log_fields(event: LogEvent) -> dict[str, Any]:
         values["error"] = type(error).__name__
         values["status"] = error.status if isinstance(event, AttemptFailed) else None
         values["message"] = error.server_message if isinstance(event, ProviderRefused) else None
-    return {key: value for key, value in values.items() if value not in (None, {}) and key not in ("request", "tight")}
+    excluded = ("request", "is_limit_low")
+    return {key: value for key, value in values.items() if value not in (None, {}) and key not in excluded}

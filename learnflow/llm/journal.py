@@ -51,7 +51,7 @@ _recording: Final = ContextVar("_recording", default=False)
 class JournalFile(Relay):
     """A file of the journal, locked by one request. As an ``Emit``, it records the text that passes.
 
-    Before the first new text, it emits the text that the file already had.
+    Before the first new text (at the event ``Resumed``), it emits the text that the file already had.
 
     Args:
         path: its path.
@@ -161,7 +161,10 @@ def with_journal(settings: Settings, limit_s: float, run: RunCall, call: Call) -
 
 
 async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: Call, emit: Emit) -> Completion:
-    """Run a call. Keep its file after an error or a cancellation, unless the caller stopped the stream."""
+    """Run a call. Keep its file after an error or a cancellation.
+
+    Delete it if the caller stopped the stream, or if no continuation would make the text a valid answer.
+    """
     deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or limit_s)
     # A router inside an application's provider records nothing
     file = None if _recording.get() else open_file(settings, _digest(call), emit)
@@ -183,9 +186,10 @@ async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: 
 
 
 async def _run_with_file(run: RunCall, call: Call, file: JournalFile, deadline: float) -> Completion:
-    """Run a call that continues the text of the file. If no provider can continue it, run the call from the beginning.
+    """Run a call that continues the text of the file.
 
-    After text was emitted to a stream, raise the error instead.
+    If no provider can continue it, or if the text was thinking, run the call from the beginning. After text was emitted
+    to a stream, raise the error instead.
     """
     try:
         return await run(call, file)

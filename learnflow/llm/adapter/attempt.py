@@ -162,7 +162,7 @@ class _AttemptRun:
         self._runner, self._request, self._attempt, self._hold_text = runner, request, attempt, hold_text
         self._spec, self._catalog, self._timeouts = runner.spec, runner.catalog, runner.timeouts
         self._model = request.model or ""
-        endpoint = runner.client.endpoint.for_call(request.headers, request.session)
+        endpoint = runner.client.endpoint.with_call_headers(request.headers, request.session)
         self._client = replace(runner.client, endpoint=endpoint)
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.prefill_with_thinking)
         self._answer: Answer | None = None
@@ -200,7 +200,7 @@ class _AttemptRun:
         async with _before_deadline(deadline):
             self._model = await self._catalog.choose_name(self._request.model)
             adjustment = await budget.prepare(self._model, min(QUICK_PROBE_S, self._timeouts.first_token))
-            self._report_adjusted(adjustment, tight=budget.is_answer_limit_low)
+            self._report_adjusted(adjustment, is_limit_low=budget.is_answer_limit_low)
             if self._request.user_message_added:
                 self._report_adjusted(_MESSAGE_ADDED)
             if not self._request.bypasses_litellm:
@@ -317,10 +317,10 @@ class _AttemptRun:
         kind = _litellm.classify_error(self._spec, self._model, status, message)
         return change_class(error, kind) if kind in (errors.ContextOverflow, errors.ContentFiltered) else error
 
-    def _report_adjusted(self, adjustment: str | None, *, tight: bool = False) -> None:
+    def _report_adjusted(self, adjustment: str | None, *, is_limit_low: bool = False) -> None:
         if adjustment:
-            name, model = self._spec.name, self._model
-            events.emit(events.RequestAdjusted(provider=name, model=model, change=adjustment, tight=tight))
+            labels = {"provider": self._spec.name, "model": self._model}
+            events.emit(events.RequestAdjusted(**labels, change=adjustment, is_limit_low=is_limit_low))
 
     def _initial_format(self) -> RequestFormat:
         """Return the format for the first request to a model, from the configuration and LiteLLM's price map."""

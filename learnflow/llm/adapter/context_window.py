@@ -187,7 +187,7 @@ class ContextBudget:
             self._model = await catalog.describe(self._model_name, timeout_s, max_age_s)
             adjustment = await self._prepare_context_length() if self._chooses_length else None
         for name in required:
-            if name in catalog.denied(self._model_name):
+            if name in catalog.lacking_capabilities(self._model_name):
                 alternative = f"{self._spec.variable('vision_model')}, or " if name == "vision" else ""
                 hint = f"Set {alternative}{self._spec.variable('capabilities')}={name} if it does"
                 what = f"the model does not support {_CAPABILITY_NOUNS[name]}; nothing was sent"
@@ -299,11 +299,13 @@ class ContextBudget:
         Raises:
             ContextOverflow, ServerFailed: the server could not load the model with the requested context length.
         """
-        if not self._chooses_length:
-            left = (error.window or 0) - (error.needed or 0) if isinstance(error, errors.ContextOverflow) else 0
-            return self._lower_answer_limit(left) if left > 0 else None
         if isinstance(error, errors.ContextOverflow):
-            return self._request_longer_context(error)
+            if self._chooses_length:
+                return self._request_longer_context(error)
+            left = (error.context_length or 0) - (error.prompt_tokens or 0)
+            return self._lower_answer_limit(left) if left > 0 else None
+        if not self._chooses_length:
+            return None
         failed = isinstance(error, errors.ServerFailed) and error.status == _LOAD_FAILED_STATUS
         if failed and self.context_length not in (None, self._model.capabilities.get("context_served")):
             raise self._load_error(error)
@@ -318,13 +320,14 @@ class ContextBudget:
         sent = self.context_length
         if not self._retried:
             self._retried = True
-            needed = error.needed or max(self._max_prompt_tokens, (sent or 0) + 1)  # longer than the length that failed
-            if adjustment := self._request_length(self._choose_length(needed, sent or error.window or 1)):
+            # Without a count, request a longer context length than the one that failed
+            needed = error.prompt_tokens or max(self._max_prompt_tokens, (sent or 0) + 1)
+            if adjustment := self._request_length(self._choose_length(needed, sent or error.context_length or 1)):
                 return adjustment
         else:
             self._forget_length()
-        if not error.needed:
-            error.window = sent
+        if not error.prompt_tokens:
+            error.context_length = sent
             length = f"is {sent}" if sent else "is the server's default"
             error.what += f"; the prompt has about {self._max_prompt_tokens} tokens, the context length {length}"
         return None
@@ -390,5 +393,5 @@ class ContextBudget:
 
 def _overflow_error(what: str, needed: int, context_length: int) -> LLMError:
     error = errors.ContextOverflow(what)
-    error.needed, error.window = needed, context_length
+    error.prompt_tokens, error.context_length = needed, context_length
     return error

@@ -36,7 +36,7 @@ _MIN_OVERLAP_CHARS: Final = 24
 _MAX_OVERLAP_CHARS: Final = 400
 _MAX_COMPARED_SPACE_CHARS: Final = 1000  # white space to compare; white space beyond this length is new text
 
-# Sent to a model without prefill. ``Joiner`` checks that the continuation obeys it.
+# Sent to a model without prefill. ``ContinuationFilter`` checks that the continuation obeys it.
 _INSTRUCTION: Final = (
     "Your answer above was cut off by a broken connection. Go on with it: begin with its last words, copied exactly, "
     "and continue from there to its end. Write no introduction and no comment. Its last words, with which you begin:"
@@ -131,7 +131,7 @@ def _begins_with(text: str, start: str) -> bool:
     return match.is_complete
 
 
-class Joiner:
+class ContinuationFilter:
     """Splits a continuation into the repeated text and the new text.
 
     Args:
@@ -287,26 +287,26 @@ class _NewTextEmit(Relay):
 
     Args:
         name: the name of the provider that continues the text.
-        joiner: splits the continuation.
+        text_filter: splits the continuation.
         emit: receives the events of the request.
         stop: called if the continuation does not repeat the required text.
     """
 
-    def __init__(self, name: str, joiner: Joiner, emit: Emit, stop: Callable[[], None]) -> None:
+    def __init__(self, name: str, text_filter: ContinuationFilter, emit: Emit, stop: Callable[[], None]) -> None:
         super().__init__(emit)
-        self._name, self._joiner, self._stop = name, joiner, stop
-        self._skip_resumed_event = not joiner.emitted.text.strip()  # nothing visible is continued
+        self._name, self._filter, self._stop = name, text_filter, stop
+        self._skip_resumed_event = not text_filter.emitted.text.strip()  # nothing visible is continued
         self._held_calls: list[ToolCallDelta] = []
 
     def __call__(self, event: Event) -> None:
-        joiner = self._joiner
-        if joiner.mismatched:
+        text_filter = self._filter
+        if text_filter.mismatched:
             return
         if isinstance(event, TextDelta):
-            self._emit_text(joiner.feed(event.text))
-            if joiner.mismatched:
+            self._emit_text(text_filter.feed(event.text))
+            if text_filter.mismatched:
                 self._stop()
-        elif isinstance(event, ToolCallDelta) and (self._held_calls or not joiner.matched):
+        elif isinstance(event, ToolCallDelta) and (self._held_calls or not text_filter.matched):
             self._held_calls.append(event)
         else:
             self._emit(event)
@@ -321,12 +321,12 @@ class _NewTextEmit(Relay):
             EmptyAnswer: the continuation is empty.
             NotContinued: the continuation does not repeat the required text.
         """
-        joiner = self._joiner
-        text = joiner.end()
-        if joiner.mismatched and not joiner.is_empty:
+        text_filter = self._filter
+        text = text_filter.end()
+        if text_filter.mismatched and not text_filter.is_empty:
             what = "the continuation does not repeat the end of the interrupted answer"
             raise errors.NotContinued(what, provider=self._name)
-        if joiner.mismatched and not (completion and completion.tool_calls):
+        if text_filter.mismatched and not (completion and completion.tool_calls):
             raise errors.EmptyAnswer("the continuation of the interrupted answer is empty", provider=self._name)
         self._emit_resumed()
         self._emit_text(text)
@@ -341,19 +341,19 @@ class _NewTextEmit(Relay):
     def _emit_resumed(self) -> None:
         if not self._skip_resumed_event:
             self._skip_resumed_event = True
-            joiner = self._joiner
-            characters = len(joiner.emitted.text)
-            event = Resumed(self._name, characters, in_words=joiner.is_instructed, source=joiner.source)
+            text_filter = self._filter
+            characters = len(text_filter.emitted.text)
+            event = Resumed(self._name, characters, in_words=text_filter.is_instructed, source=text_filter.source)
             events.emit(event)
             self._emit(event)
 
 
-async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completion:
+async def join_continuation(work: Work, text_filter: ContinuationFilter, name: str, emit: Emit) -> Completion:
     """Run an attempt that continues an interrupted text, and return its completion.
 
     Args:
         work: runs the attempt.
-        joiner: splits the text of the continuation.
+        text_filter: splits the text of the continuation.
         name: the name of the provider.
         emit: receives the events, with the new text only.
 
@@ -367,10 +367,10 @@ async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -
         # On a mismatch, this timeout expires and cancels the attempt. If the relay raised an error instead, it would
         # count as a failure of the provider.
         async with asyncio.timeout(None) as scope:
-            relay = _NewTextEmit(name, joiner, emit, lambda: scope.reschedule(0))
+            relay = _NewTextEmit(name, text_filter, emit, lambda: scope.reschedule(0))
             completion = await work(relay)
     except TimeoutError:
-        if not joiner.mismatched:
+        if not text_filter.mismatched:
             raise
     relay.end(completion)
     assert completion  # noqa: S101  # otherwise ``end`` has raised
@@ -412,11 +412,11 @@ async def run_with_prior_text(
     if not call.prior_text:
         return await start(call, attempt)(emit)
     emitted = split_text(call.prior_text, at_last_word=True, prefills=True)
-    joiner, new = Joiner(emitted, source=call.prior_source), Transcript(emit)
+    text_filter, new = ContinuationFilter(emitted, source=call.prior_source), Transcript(emit)
     call = reduce_max_tokens(call, count_prior_tokens(call), len(emitted.rest))
     work = start(call, replace(attempt, prefix=emitted.prefix or None))
     try:
-        completion = await join_continuation(work, joiner, name, new)
+        completion = await join_continuation(work, text_filter, name, new)
     except LLMError as error:
         error.partial = call.prior_text + new.text
         raise

@@ -147,9 +147,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             prefills=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
-            near=spec.local or endpoint.looks_local,
+            looks_local=spec.local or endpoint.looks_local,
             local_only=timeouts.local_only,
-            denied=self.catalog.denied(name),
+            lacking_capabilities=self.catalog.lacking_capabilities(name),
         )
 
     def _has_model(self, model: str) -> bool:

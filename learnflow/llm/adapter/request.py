@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -213,8 +212,9 @@ class Request:
         names_in_error = set(_NAME.findall(f"{words} {_WORD_START.sub('_', words)}".lower()))
         if "max_completion_tokens" in names_in_error and not request_format.max_completion_tokens:
             return replace(request_format, max_completion_tokens=True), "max_tokens as max_completion_tokens"
-        overflow = isinstance(error, errors.ContextOverflow) and (error.needed or 0) < (error.window or math.inf)
-        if names_in_error & {"max_completion_tokens", "max_output_tokens"} or (self.flexible_max_tokens and overflow):
+        if names_in_error & {"max_completion_tokens", "max_output_tokens"}:
+            names_in_error.add("max_tokens")
+        if self.flexible_max_tokens and isinstance(error, errors.ContextOverflow) and error.prompt_fits:
             names_in_error.add("max_tokens")
         removable = {name for name, value in self.sampling.items() if may_be_left_out(value)}
         removable |= {"include", "summary"} if api == "responses" else {"stream_options"}

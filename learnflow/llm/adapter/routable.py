@@ -44,9 +44,9 @@ class Facts:
         prefills: the provider supports a prefill: it continues a last assistant message exactly where it ends.
         replays: the responses come from cassettes. Circuit breakers and concurrency limits do not apply.
         concurrency_limit: how many requests may be in flight; None if unlimited.
-        near: the address looks like one of this machine or a private network. The connection checks it again.
+        looks_local: the address looks like one of this machine or a private network. The connection checks it again.
         local_only: the provider refuses requests unless it is local.
-        denied: the names of capabilities that the model lacks. The provider refuses a request that requires one.
+        lacking_capabilities: the capabilities that the model lacks. The provider refuses a request that requires one.
     """
 
     address: str
@@ -61,13 +61,13 @@ class Facts:
     prefills: bool = False
     replays: bool = False
     concurrency_limit: int | None = None
-    near: bool = False
+    looks_local: bool = False
     local_only: bool = False
-    denied: frozenset[str] = frozenset()
+    lacking_capabilities: frozenset[str] = frozenset()
 
     def permitted(self, *, local_only: bool) -> bool:
         """Return whether LLM_LOCAL_ONLY (``local_only``) allows a request to this provider."""
-        return self.near or not (local_only or self.local_only) or self.capabilities["local"]
+        return self.looks_local or not (local_only or self.local_only) or self.capabilities["local"]
 
 
 class RoutableProvider(LLMProvider):

@@ -16,7 +16,7 @@ from ..base import Call, Options, Prompt
 from ..factory import get_provider
 from ..routing.candidate import Candidate
 from ..routing.router import RouterProvider
-from ..routing.selection import Chain, last_resort, select
+from ..routing.selection import Chain, first_to_recover, select
 from .command import ExitCode, command, model_option, provider_option
 from .status import NO_SERVER
 from .terminal import notify, progress, table
@@ -94,7 +94,7 @@ def choices_of(
     chain = router.chain_now(Call(prompt, model, options=options))
     order = chain.sorted_candidates()
     capable = [candidate for candidate in order if not (chain.missing(candidate) or _expected_failure(candidate))]
-    chosen = select(capable, chain.settings.llm_routing) or (last_resort(capable) if capable else None)
+    chosen = select(capable, chain.settings.llm_routing) or (first_to_recover(capable) if capable else None)
     return [_choice(candidate, chain, is_chosen=candidate is chosen) for candidate in order]
 
 

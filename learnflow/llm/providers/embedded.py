@@ -177,7 +177,8 @@ class EmbeddedServer:
         with suppress(OSError, ValueError):  # the process has ended, or was stopped
             config = {**asdict(self.config), "model": str(self.config.model), "key": self.key}
             process.stdin.write(json.dumps(config).encode() + b"\n")
-        with process.stdout:  # the report is the last line; modules that Python imports at start may print others
+        # Only the last line is the report. Modules that are imported at the start may print others
+        with process.stdout:
             report = json_object(process.stdout.read().strip().rpartition(b"\n")[2]) or {}
         timer.cancel()
         if "address" in report:

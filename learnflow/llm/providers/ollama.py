@@ -22,7 +22,7 @@ from ..servers.probe import fetch
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
-from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, dialect_error
+from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, undefined_error
 from ..transport.tool_calls import collect_extra
 from ..transport.untrusted import non_negative_int, object_at, short_text, text_or_none
 from . import llamacpp
@@ -145,7 +145,7 @@ async def _build_continuation(
         raise errors.Unsupported("images and tool calls cannot be rendered as text, so the answer is not continued")
     texts = [{"role": message["role"], "content": "".join(map(text_of, parts_of(message)))} for message in messages]
     think = {"think": body["think"]} if "think" in body else {}
-    # Other values of these options would reload the model.
+    # Send the options of the first request. Other values would reload the model.
     options = {name: body[name] for name in ("options", "truncate", "shift") if name in body}
     prompt: str | None = None
     if attempt.thinking:  # if the template renders thinking, the marker shows where the answer begins
@@ -195,7 +195,7 @@ class NDJSONParser(StreamParser):
         if record.get("error"):
             raise error_mapping.map_error_object(record, answer_started=has_earlier_lines)
         if not {"done", "message", "response"} & set(record):
-            raise dialect_error("a line of the stream")
+            raise undefined_error("a line of the stream")
         message = record.get("message") or {}
         self.served_model = self.served_model or short_text(record.get("model"), MAX_NAME_CHARS) or None
         self.is_forwarded = self.is_forwarded or bool(record.get("remote_model") or record.get("remote_host"))
@@ -261,7 +261,7 @@ SPEC: Final = ProviderSpec(
         forwards_requests=True,
         load_path="/api/generate",
         launch_options=_LAUNCH_OPTIONS,
-        load_with_keep_alive=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
+        load_with_keep_alive=lambda model, keep_alive: ("/api/generate", {"model": model, "keep_alive": keep_alive}),
         pull_command="ollama pull {model}",
         choose_context_length=_choose_context_length,
         compose_service="ollama",

@@ -61,9 +61,9 @@ class Breaker:
         """Open again after a failed trial request. Ignore failures of requests that were sent before it opened."""
         if self.probe_succeeded or now >= self.open_until:
             self.error = error.without_text()
-            self.extend(now, min_period_s=error.retry_after or 0.0)
+            self.reopen(now, min_period_s=error.retry_after or 0.0)
 
-    def extend(self, now: float, min_period_s: float = 0.0) -> None:
+    def reopen(self, now: float, min_period_s: float = 0.0) -> None:
         """Begin another period, which is twice as long."""
         self.period_s = min(max(self.period_s * 2, min_period_s), MAX_DELAY_S)
         self.open_until, self.probe_succeeded = now + self.period_s, False
@@ -110,7 +110,7 @@ class Statistics:
         self.recent_failures = [*self.recent_failures[-9:], (now, type(error).__name__)]
 
 
-class Target(NamedTuple):
+class BreakerKey(NamedTuple):
     """The key of a circuit breaker: a server address and a model. Without a model, it covers the whole address."""
 
     address: str
@@ -128,19 +128,19 @@ class BreakerRegistry:
     """
 
     clock: Callable[[], float] = time.monotonic
-    breakers: dict[Target, Breaker] = field(default_factory=dict)
-    statistics: dict[Target, Statistics] = field(default_factory=dict)
+    breakers: dict[BreakerKey, Breaker] = field(default_factory=dict)
+    statistics: dict[BreakerKey, Statistics] = field(default_factory=dict)
 
-    def state(self, target: Target) -> BreakerState:
+    def state(self, target: BreakerKey) -> BreakerState:
         """Return what may be sent to a target now."""
         states = [breaker.state(self.clock()) for breaker in self._breakers_of(target).values()]
         return min(states, key=_STRICTEST_FIRST.index, default="closed")
 
-    def open_breakers(self, target: Target) -> list[Breaker]:
+    def open_breakers(self, target: BreakerKey) -> list[Breaker]:
         """Return the open breakers of a target. The first one stays open longest."""
         return sorted(self._breakers_of(target).values(), key=lambda breaker: -breaker.open_until)
 
-    def record_failure(self, target: Target, error: LLMError) -> Target | None:
+    def record_failure(self, target: BreakerKey, error: LLMError) -> BreakerKey | None:
         """Record a failed attempt. Return the key of the breaker that it opened, or None if it opened none."""
         now, rule = self.clock(), breaker_rule(error)
         if is_provider_failure(error):
@@ -148,7 +148,7 @@ class BreakerRegistry:
         self.set_checking(target, checking=False)
         if rule.period_s is None:
             return None
-        key = Target(target.address, None) if rule.whole_address else target
+        key = BreakerKey(target.address, None) if rule.whole_address else target
         if key in self.breakers:
             self.breakers[key].record_failure(error, now)
             return None
@@ -157,7 +157,7 @@ class BreakerRegistry:
         self.breakers[key] = Breaker(error.without_text(), period_s, now + period_s, now)
         return key
 
-    def record_completion(self, target: Target, completion: Completion, began: float) -> bool:
+    def record_completion(self, target: BreakerKey, completion: Completion, began: float) -> bool:
         """Record the completion of an attempt. Return whether it closed a breaker.
 
         Args:
@@ -171,7 +171,7 @@ class BreakerRegistry:
             del self.breakers[key]
         return bool(closed)
 
-    def record_probe(self, target: Target, *, ready: bool) -> None:
+    def record_probe(self, target: BreakerKey, *, ready: bool) -> None:
         """Record the result of a probe. If it failed, extend the breakers with an expired period."""
         now = self.clock()
         for key, breaker in self._breakers_of(target).items():
@@ -181,24 +181,24 @@ class BreakerRegistry:
             elif ready:
                 breaker.probe_succeeded = True
             elif now >= breaker.open_until:
-                breaker.extend(now)
+                breaker.reopen(now)
 
-    def set_checking(self, target: Target, *, checking: bool) -> None:
+    def set_checking(self, target: BreakerKey, *, checking: bool) -> None:
         """Mark the beginning or the end of a probe or a trial request."""
         for breaker in self._breakers_of(target).values():
             breaker.checked_until = self.clock() + _MAX_CHECK_S if checking else -math.inf
 
-    def statistics_of(self, target: Target) -> Statistics:
+    def statistics_of(self, target: BreakerKey) -> Statistics:
         """Return the statistics of a target."""
         return self.statistics.setdefault(target, Statistics())
 
-    def _breakers_of(self, target: Target) -> dict[Target, Breaker]:
+    def _breakers_of(self, target: BreakerKey) -> dict[BreakerKey, Breaker]:
         """Return the open breakers of the model and of its whole address."""
-        keys = (target, Target(target.address, None))
+        keys = (target, BreakerKey(target.address, None))
         return {key: self.breakers[key] for key in keys if key in self.breakers}
 
 
 REGISTRY = BreakerRegistry(
-    breakers=process.register("breakers", dict[Target, Breaker](), learned=True),
-    statistics=process.register("records of providers", dict[Target, Statistics](), learned=True),
+    breakers=process.register("breakers", dict[BreakerKey, Breaker](), learned=True),
+    statistics=process.register("records of providers", dict[BreakerKey, Statistics](), learned=True),
 )

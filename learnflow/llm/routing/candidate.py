@@ -18,7 +18,7 @@ from ..errors import LLMError
 from ..process import SharedTasks
 from ..replay.transport import pause_recording
 from ..servers.model_catalog import MAX_AGE_S
-from .breaker import REGISTRY, Breaker, BreakerRegistry, BreakerState, Statistics, Target
+from .breaker import REGISTRY, Breaker, BreakerKey, BreakerRegistry, BreakerState, Statistics
 
 PROBE_S: Final = 1.0  # timeout of a probe
 _PROBE_PAUSE_S: Final = 15.0  # from a probe without a response to the next one
@@ -66,16 +66,20 @@ class Candidate:
         """Return a copy at this rank, with current facts."""
         candidate = copy.copy(self)
         candidate.rank = rank
-        candidate.set_model(self.model)
+        candidate.refresh_facts()
         return candidate
 
     def set_model(self, model: str | None) -> None:
-        """Set the model, and update the facts."""
+        """Set the model, and refresh the facts."""
         self.model, self._facts = model, None
+
+    def refresh_facts(self) -> None:
+        """Discard the facts, so that ``facts`` reads them again."""
+        self._facts = None
 
     @property
     def facts(self) -> Facts:
-        """Return the facts about the provider and its model. They change only when ``set_model`` is called."""
+        """Return the facts about the provider and its model. They change only after ``refresh_facts``."""
         if self._facts is None:
             self._facts = self._provider.facts(self.model) if self._provider else _facts_without_provider(self.name)
         return self._facts
@@ -103,14 +107,9 @@ class Candidate:
         return None if self.facts.replays else self.facts.concurrency_limit
 
     @property
-    def address(self) -> str:
-        """Return the server address, which is the key of its queue and its circuit breakers."""
-        return self.facts.address
-
-    @property
-    def target(self) -> Target:
+    def target(self) -> BreakerKey:
         """Return the key of the circuit breaker of the model."""
-        return Target(self.address, self.model or (self._provider.model if self._provider else None))
+        return BreakerKey(self.facts.address, self.model or (self._provider.model if self._provider else None))
 
     @property
     def breaker_state(self) -> BreakerState:
@@ -129,7 +128,7 @@ class Candidate:
 
     @property
     def breaker(self) -> Breaker | None:
-        """Return the circuit breaker that stays open longest; None if all are closed."""
+        """Return the circuit breaker that stays open longest, even for cassettes; None if all are closed."""
         return next(iter(self.registry.open_breakers(self.target)), None)
 
     @property
@@ -164,7 +163,7 @@ class Candidate:
             may_change = self.distance == 0 and self._provider is self.original  # not of an application's own provider
             age_s = _PROBE_PAUSE_S if health.state == "down" else MAX_AGE_S if may_change else math.inf
             shared.next_probe_at = now + age_s
-            self.set_model(self.model)
+            self.refresh_facts()
 
     def start_recovery(self) -> None:
         """Start a probe or a load of the model in the background, if a request requires one first."""

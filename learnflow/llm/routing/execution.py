@@ -15,8 +15,8 @@ from functools import partial
 from typing import Final
 
 from .. import errors
+from ..adapter import joining
 from ..adapter.capacity import CAPACITY, Ticket
-from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, reduce_max_tokens, split_text
 from ..adapter.routable import exception_error
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
@@ -25,7 +25,7 @@ from ..stream import Emit, Work
 from . import decision
 from .candidate import Candidate, chain_name
 from .progress import Progress
-from .selection import Chain, last_resort
+from .selection import Chain, first_to_recover
 
 _LOAD_POLL_S: Final = 0.5  # interval between probes of a server that is loading a model
 _QUEUE_POLL_S: Final = 0.5  # longest wait for a slot, before a candidate is chosen again
@@ -67,7 +67,7 @@ class Execution:
         """
         began, breaker_began = self._now, candidate.registry.clock()
         progress = self._progress
-        emitted = split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
+        emitted = joining.split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
         prefix = emitted.prefix or None
         prefill = prefix if candidate.prefills else None  # without prefill, the prompt instructs the model to continue
         is_instructed = prefix is not None and prefill is None
@@ -86,8 +86,8 @@ class Execution:
             call = self._build_call(candidate, prefix, began, is_instructed=is_instructed)
             work: Work = partial(_run_attempt, candidate, call, attempt)
             if emitted.text:
-                joiner = Joiner(emitted, is_instructed=is_instructed, source=progress.source)
-                work = partial(join_continuation, work, joiner, candidate.name)
+                text_filter = joining.ContinuationFilter(emitted, is_instructed=is_instructed, source=progress.source)
+                work = partial(joining.join_continuation, work, text_filter, candidate.name)
             completion = await work(progress)
         except LLMError as error:
             self._release_slot()
@@ -119,9 +119,11 @@ class Execution:
             return replace(call, model=candidate.model, options=options)
         repeated_chars = len(progress.text) - len(prefix)
         if is_instructed:
-            call = replace(call, prompt=instruct_to_continue(call.prompt, prefix))
-            repeated_chars += len(last_words(prefix))
-        return reduce_max_tokens(replace(call, model=candidate.model, options=options), progress.tokens, repeated_chars)
+            call = replace(call, prompt=joining.instruct_to_continue(call.prompt, prefix))
+            repeated_chars += len(joining.last_words(prefix))
+        return joining.reduce_max_tokens(
+            replace(call, model=candidate.model, options=options), progress.tokens, repeated_chars
+        )
 
     async def _handle_failure(
         self, candidate: Candidate, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool
@@ -249,10 +251,10 @@ class Execution:
                     raise self._progress.build_error(self._chain.unsupported_error())
                 await self._prepare_next(None, self._last_error, decision.RequestState())
                 continue
-            blocked = last_resort(eligible)
+            blocked = first_to_recover(eligible)
             breaker_error = await self._probe_open_breaker(blocked)
             if breaker_error is None:
-                self._slot = CAPACITY.try_acquire(blocked.address, blocked.concurrency_limit, self._chain.digests)
+                self._slot = CAPACITY.try_acquire(blocked.facts.address, blocked.concurrency_limit, self._chain.digests)
                 return blocked
             self._last_error = blocked.failure = breaker_error
             await self._prepare_next(blocked, breaker_error, decision.RequestState())
@@ -262,7 +264,7 @@ class Execution:
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
         spill = [other for other in eligible if other.ready and other.distance <= max_distance]
         for candidate in (chosen, *spill):
-            self._slot = CAPACITY.try_acquire(candidate.address, candidate.concurrency_limit, self._chain.digests)
+            self._slot = CAPACITY.try_acquire(candidate.facts.address, candidate.concurrency_limit, self._chain.digests)
             if self._slot:
                 return candidate
         return None
@@ -287,10 +289,10 @@ class Execution:
             what = f"timed out waiting for a free slot at one of {chain_name(same_rank)}"
             hint = "Raise timeout= or LLM_DEADLINE, or set LLM_SPILL to local or cloud to use the next of LLM_PROVIDERS"
             raise self._progress.build_error(errors.DeadlineExceeded(what, hint=hint))
-        limits = {candidate.address: candidate.concurrency_limit for candidate in same_rank}
+        limits = {candidate.facts.address: candidate.concurrency_limit for candidate in same_rank}
         with self._progress.waiting(Waiting("queue", chain_name(same_rank))):
             slot = await CAPACITY.wait(limits, self._chain.digests, ticket, min(_QUEUE_POLL_S, left_s))
-        owner = next((candidate for candidate in same_rank if slot and candidate.address == slot.address), None)
+        owner = next((item for item in same_rank if slot and item.facts.address == slot.address), None)
         if slot and owner and owner.ready:
             self._slot = replace(slot, waited_s=self._now - wait_began)
             return owner

@@ -96,7 +96,7 @@ class RouterProvider(AbstractProvider):
             ]
             candidates.sort(key=lambda candidate: candidate.rank)  # those of another router may have several ranks
             self._candidates += [candidate.copy_at(next_rank + candidate.rank) for candidate in candidates]
-        for candidate in self._candidates if deadline else ():
+        for candidate in self._candidates if deadline else ():  # its own deadline may be shorter
             candidate.deadline_s = min(filter(None, (deadline, candidate.deadline_s)))
         self._find = find
         self._tasks = SharedTasks()
@@ -247,7 +247,8 @@ class RouterProvider(AbstractProvider):
             timeout_s = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
             closed = [candidate for candidate in candidates if candidate.breaker_state == "closed"]
             rank_sizes = Counter(candidate.rank for candidate in candidates)
-            # The first candidate that needs no probe gets the request. Equal providers share the load by their limits
+            # A probe is needed if the facts decide, if the server loads models, or if equal providers share the load by
+            # their limits. The first candidate that needs none gets the request
             probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, closed)
             await asyncio.gather(*(candidate.update_facts(timeout_s) for candidate in probed))
         chain.choose_models()
@@ -262,7 +263,7 @@ class RouterProvider(AbstractProvider):
         if not self._candidates and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._candidates:
-                created = [Candidate(provider, registry=self._registry) for provider in providers]
+                created = (Candidate(provider, self._registry) for provider in providers)
                 self._candidates = [candidate.copy_at(rank) for rank, candidate in enumerate(created)]
         return self._copy_candidates()
 

@@ -69,7 +69,7 @@ class Chain:
             The candidates that can be tried, in order, and the chosen one: None if all circuit breakers are open.
         """
         for candidate in self.candidates:
-            candidate.set_model(candidate.model)
+            candidate.refresh_facts()
         eligible = [item for item in self.sorted_candidates() if not item.failure and self.supports(item)]
         eligible = self.limit_distance(eligible, loading)
         return eligible, select(eligible, self.settings.llm_routing, self.interrupted_model_names)
@@ -85,9 +85,9 @@ class Chain:
         ordered: list[Candidate] = []
         for rank in ranks:
             same_rank = [candidate for candidate in self.candidates if candidate.rank == rank]
-            limits = {candidate.address: candidate.concurrency_limit for candidate in same_rank if candidate.ready}
-            order = CAPACITY.sort_addresses(limits, self.digests)
-            ordered += sorted(same_rank, key=lambda item: order.index(item.address) if item.address in order else -1)
+            limits = {item.facts.address: item.concurrency_limit for item in same_rank if item.ready}
+            position = {address: index for index, address in enumerate(CAPACITY.sort_addresses(limits, self.digests))}
+            ordered += sorted(same_rank, key=lambda item: position.get(item.facts.address, -1))
         ordered.sort(key=lambda candidate: candidate.creation_error is not None)
         return sort_candidates(ordered, self.settings.llm_routing)
 
@@ -101,7 +101,7 @@ class Chain:
         if not candidate.facts.permitted(local_only=self.settings.llm_local_only):
             return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
         if len(self.candidates) == 1:
-            return [name for name in self.requirements.capabilities if name in candidate.facts.denied]
+            return [name for name in self.requirements.capabilities if name in candidate.facts.lacking_capabilities]
         return missing_requirements(self.requirements, candidate.facts.capabilities)
 
     def supports(self, candidate: Candidate) -> bool:
@@ -196,6 +196,6 @@ def select(
     return next((candidate for candidate in same_model if candidate.distance <= chosen.distance), chosen)
 
 
-def last_resort(candidates: Sequence[Candidate]) -> Candidate:
+def first_to_recover(candidates: Sequence[Candidate]) -> Candidate:
     """Return the candidate with the circuit breaker that closes first, for the case that all are open."""
     return min(candidates, key=lambda candidate: candidate.breaker.open_until if candidate.breaker else 0.0)

@@ -103,7 +103,7 @@ class ModelCatalog:
         self.client, self.overrides, self._expires = client, overrides, expires
         self.server: Server | None = None
         self._spec, self._kinds, self._model, self._other_models = spec, kinds, model, other_models
-        self._failure: LLMError | None = None  # the error of the last probe, if requests would fail
+        self._failure: LLMError | None = None  # the error of the last probe, if requests for any model would fail
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
     def alternatives_hint(self, requested: str | None) -> str:
@@ -145,6 +145,7 @@ class ModelCatalog:
         """Probe for at most ``timeout_s`` seconds, cache the result, and return the state of the server."""
         result = await self._probe(self._model, timeout_s)
         server = result.server or Server()
+        # A server with several models is ready, although a request must name one
         ambiguous = isinstance(result.error, errors.NotConfigured) and result.server is not None
         error = None if ambiguous else result.error
         if error:
@@ -201,7 +202,7 @@ class ModelCatalog:
     async def _find_loaded(self) -> str:
         """Return the name of the loaded model, else of the only one. If the probe fails, use the cached result.
 
-        A load balancer may send the probe to a server that has ended, and the request to one that runs.
+        Behind a load balancer, the probe may reach a replica that has ended, and the request another one.
         """
         model = self._models.get(None)
         if model is None or not self._is_fresh(None, MAX_AGE_S):
@@ -260,8 +261,8 @@ class ModelCatalog:
 
         Args:
             requested: the requested name.
-            served: the name in the response; None if it has none. If it is None or the requested name, the name in the
-                server's list of models is used, because some servers repeat any requested name.
+            served: the name in the response; None if it has none. Some servers repeat any requested name. The name in
+                the server's list of models is then used instead.
         """
         model = self._models.get(requested) or Model(name=requested)
         if served in (None, requested) or model.has_name(str(served)):
@@ -305,7 +306,7 @@ class ModelCatalog:
         oldest = asyncio.get_running_loop().time() - max_age_s if self._expires else -math.inf
         return self.was_probed_since(requested, oldest)
 
-    def denied(self, name: str | None = None) -> frozenset[str]:
+    def lacking_capabilities(self, name: str | None = None) -> frozenset[str]:
         """Return the capabilities that a model lacks, according to the spec, the server or the operator.
 
         The price map is not used, because it may be outdated.
@@ -367,7 +368,8 @@ class ModelCatalog:
                 model = self._choose(server, requested)
             except LLMError as choice_error:
                 error = choice_error
-            to_read = server.models[:_MAX_PROBED_MODELS] if all_models else [model] if model else []
+            chosen = [model] if model else []
+            to_read = server.models[:_MAX_PROBED_MODELS] if all_models else chosen
             server = await read_capabilities(self.client, server, to_read, started + timeout_s)
             model = next((other for other in server.models if model and other.name == model.name), model)
             error = error or error_of(model)

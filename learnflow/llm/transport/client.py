@@ -146,7 +146,7 @@ class Client:
         Raises:
             LLMError: the response has another status, or no response arrived.
         """
-        response = await self._exchange(request)
+        response = await self._request(request)
         if not 200 <= response.status < 300:
             raise await self._read_error(request, response)
         return response
@@ -161,7 +161,7 @@ class Client:
         Raises:
             LLMError: no response arrived, or the connection broke.
         """
-        response = await self._exchange(request)
+        response = await self._request(request)
         if not 200 <= response.status < 300:
             return response.headers, await self._read_error(request, response)
         body = bytearray()
@@ -174,7 +174,7 @@ class Client:
             return response.headers, errors.MalformedAnswer(what)
         return response.headers, bytes(body)
 
-    async def _exchange(self, request: HttpRequest) -> HttpResponse:
+    async def _request(self, request: HttpRequest) -> HttpResponse:
         """Send a request. Return the response with any status. Raise LLMError if no response arrives."""
         try:
             return HttpResponse(await (self.transport or NETWORK).handle_async_request(self._build(request)))
@@ -292,6 +292,7 @@ async def _send(request: httpx.Request, transport: network.RouteTransport) -> ht
         try:
             response = await transport.handle_async_request(request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+            # Other protocol errors mean that a response has begun
             malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
             if new_stream or malformed:
                 raise

@@ -117,7 +117,7 @@ class Endpoint:
         headers = {name: value for name, value in self.headers.items() if _SESSION not in value}
         return {**headers, **CLIENT_HEADERS, **self.credentials}
 
-    def for_call(self, headers: Mapping[str, str], session: str | None) -> Endpoint:
+    def with_call_headers(self, headers: Mapping[str, str], session: str | None) -> Endpoint:
         """Return the endpoint with the headers and the session of a call.
 
         A session that is not valid in a header is sent as its digest.
@@ -204,11 +204,13 @@ def _choose_secret(
     spec: ProviderSpec, setting: str, given: Any, endpoint: Endpoint, secrets_origin: tuple[str, str, int]
 ) -> tuple[Any, str]:
     """Return the given secret, else that of the environment. Return "" and a hint if it must not be sent there."""
-    secret, mismatch_hint = provider_secret(spec, setting) if given is None else (given, "")
-    default_url = spec.api.default_url
-    if mismatch_hint and endpoint.origin != (default_url and parse_endpoint(spec, default_url).origin):
+    if given is not None:
+        return given, ""
+    secret, mismatch_hint = provider_secret(spec, setting)
+    default_origin = parse_endpoint(spec, spec.api.default_url).origin if spec.api.default_url else None
+    if mismatch_hint and endpoint.origin != default_origin:
         return "", mismatch_hint
-    if given is not None or not secret or endpoint.origin == secrets_origin:
+    if not secret or endpoint.origin == secrets_origin:
         return secret, ""
     variables = [spec.variable(name) for name in (setting, "base_url")]
     return "", f"{variables[0]} belongs to {secrets_origin[1]}. Give {setting}=, or set {variables[1]}"
@@ -261,8 +263,8 @@ def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> 
         path = path.removesuffix(suffix)
     if api.litellm_path:
         path = path.partition(api.litellm_path)[0]
-    is_complete = given_path.endswith((CHAT_PATH, RESPONSES_PATH))
-    if api.api_path and not (has_version(path) or is_complete):
+    is_request_url = given_path.endswith((CHAT_PATH, RESPONSES_PATH))
+    if api.api_path and not (has_version(path) or is_request_url):
         path += api.api_path
     server = f"{parts.scheme}://{parts.netloc}"
     root = server + (_VERSION.split(path)[0] if api.api_path else path)
@@ -326,6 +328,7 @@ def _invalid_url(spec: ProviderSpec, fault: str) -> NotConfigured:
 
 def add_error_context(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
     """Add the provider, the model and a hint with the variable to set to an error. Return the error."""
+    # An error that has its provider was raised with a complete hint
     hint_has_variable = error.provider is not None or spec.starts_server
     error.provider, error.model = spec.name, error.model or model
     url = spec.variable("base_url")

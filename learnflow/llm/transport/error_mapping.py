@@ -213,13 +213,12 @@ def map_error_object(value: Any, *, answer_started: bool) -> LLMError:
     """
     details = _parse_error_object(value)
     status = next((int(code) for code in details.codes if re.fullmatch("[0-9]{3}", code)), 0)
-    error_class = _classify(status, details) or _class_of_status(status, details)
-    if issubclass(error_class, errors.ServerFailed | errors.Overloaded) or (
-        answer_started and error_class is errors.RequestRefused
-    ):
-        error_class = errors.ErrorInAnswer if answer_started else errors.ErrorBody
     if not answer_started and _LMSTUDIO_NO_ROUTE in details.message.lower():
         return no_model_api_error(200)
+    error_class = _classify(status, details) or _class_of_status(status, details)
+    is_refusal_in_answer = answer_started and error_class is errors.RequestRefused
+    if is_refusal_in_answer or issubclass(error_class, errors.ServerFailed | errors.Overloaded):
+        error_class = errors.ErrorInAnswer if answer_started else errors.ErrorBody
     return _build_error(error_class, details)
 
 
@@ -291,7 +290,7 @@ def _build_error(error_class: type[LLMError], details: ErrorDetails, status: int
     if isinstance(error, errors.Unavailable):
         error.retry_after = details.wait_s
     if isinstance(error, errors.ContextOverflow):
-        error.needed, error.window = details.lengths
+        error.prompt_tokens, error.context_length = details.lengths
     return error
 
 

@@ -25,7 +25,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .endpoint import Endpoint, is_private, looks_local
 
-# Time limit for connecting to an address if the host has more of them. RFC 8305 (section 5) recommends this delay.
+# Time limit for connecting to an address that is not the last one of its host (the delay of RFC 8305, section 5).
 _ADDRESS_TIMEOUT_S: Final = 0.25
 # Some local servers close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). The client closes it
 # earlier, so that no request is sent while the server closes.
@@ -107,8 +107,8 @@ async def choose_proxy(
 ) -> str | None:
     """Return the environment's proxy for a URL; None without a proxy, or if all addresses of the host are private.
 
-    A name that is never public bypasses the proxy without a lookup. If another name cannot be resolved here, perhaps
-    the proxy can resolve it. The request then uses the proxy, and the result is not cached.
+    A name that is never public bypasses the proxy without a lookup. If a public name cannot be resolved here, the
+    request uses the proxy, which may resolve it. This result is not cached.
 
     Args:
         proxies: the cache of this function: the chosen proxy for each scheme and host.

@@ -13,7 +13,7 @@ from ..completion import MESSAGE_FIELDS, ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import BOM, MAX_NAME_CHARS, NOT_FINISHED, StreamParser, dialect_error
+from .stream_parser import BOM, MAX_NAME_CHARS, NOT_FINISHED, StreamParser, undefined_error
 from .tool_calls import collect_extra
 from .untrusted import (
     MAX_EVENT_BYTES,
@@ -72,7 +72,7 @@ class SSEParser(StreamParser):
         if name == b"event":
             self._event_type = value.strip()
         elif name and not _FIELD.fullmatch(name):  # a line without a field name is a comment
-            raise dialect_error("a line of the stream")
+            raise undefined_error("a line of the stream")
 
     def _dispatch(self) -> None:
         """Parse the event that an empty line has ended."""
@@ -129,7 +129,7 @@ class SSEParser(StreamParser):
             self._uses_message = self._uses_message or bool(delta)
         delta = delta or {}
         if not isinstance(delta, dict):
-            raise dialect_error("a choice of the answer")
+            raise undefined_error("a choice of the answer")
         self._spend_chars(collect_extra(self.extra, delta, MESSAGE_FIELDS))
         text, thinking, chars_left = "", "", self._chars_left
         if choice_index == self._text_choice_index or (
@@ -154,7 +154,7 @@ class SSEParser(StreamParser):
         legacy_call = delta.get("function_call")
         pieces = delta.get("tool_calls") or ([{"function": legacy_call}] if legacy_call else [])
         if not isinstance(pieces, list):
-            raise dialect_error("a tool call")
+            raise undefined_error("a tool call")
         deltas: list[ToolCallDelta] = []
         for piece in pieces:
             if piece is not None:
@@ -201,7 +201,7 @@ class SSEParser(StreamParser):
             return error_mapping.map_error_object(self._possible_error, answer_started=self._has_text)
         if self.has_end_mark:
             return errors.FinishMissing("the stream ended with [DONE], but no finish_reason came")
-        if self._is_document and not self._text_after_finish:
+        if self._is_document and not self._finish_was_discarded:
             return errors.FinishMissing("the response has no finish_reason")
         return super()._no_finish_error()
 
@@ -216,7 +216,7 @@ def _choice_index(choice: dict[str, Any]) -> int:
     """Return the index of a choice; 0 without one. Raise MalformedAnswer if it is not a number."""
     index = _index(choice)
     if index is None and choice.get("index"):
-        raise dialect_error("the index of a choice")
+        raise undefined_error("the index of a choice")
     return index or 0
 
 
