@@ -26,7 +26,7 @@ from .stream import Emit, Work
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 @dataclass(frozen=True, kw_only=True)
 class BaseEvent:
-    """Base of the events of this module. Its subclasses are frozen dataclasses, and their arguments are keywords."""
+    """Base of the events of this module. Its subclasses become frozen dataclasses without a decorator of their own."""
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)

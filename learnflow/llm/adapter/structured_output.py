@@ -149,7 +149,8 @@ async def run_with_corrections(
     while True:
         began = loop.time()
         try:
-            completion = await start(replace(request, timeout=first_began + limit_s - began), attempt)(Emit())
+            work = start(replace(request, timeout=first_began + limit_s - began), attempt)
+            completion = await work(Emit())  # its events are dropped: the answer may be rejected
             emit(TextDelta(completion.text))
             return _add_rejected(completion, rejected, began - first_began)
         except LLMError as error:

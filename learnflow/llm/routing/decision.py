@@ -101,13 +101,12 @@ RULES: Final = (
     ),
     Rule("a part of a tool call was emitted", lambda _, state: state.tool_call_emitted, "raise"),
     Rule(
-        "the answer is unusable (overflow, thinking, schema mismatch, truncated, endless) or complete but invalid, "
-        "and was emitted",
+        "text was emitted that cannot become a valid answer (overflow, thinking, schema mismatch, truncated, endless)",
         lambda error, state: state.text_emitted and _is_unusable(error, state),
         "raise",
     ),
     Rule(
-        "the answer is unusable or complete but invalid, and was not emitted",
+        "text arrived that cannot become a valid answer, and it was not emitted",
         _is_unusable,
         "next_provider",
         drops_text=True,

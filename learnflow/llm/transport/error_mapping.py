@@ -130,7 +130,7 @@ def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
     """Parse an error object: OpenAI's, FastAPI's ``detail``, a string, a list, or JSON inside a string."""
     if depth > _MAX_DEPTH:
         return ErrorDetails()
-    if isinstance(value, str):
+    if isinstance(value, str):  # a message, which may contain JSON: a gateway quotes the error of its server
         inner = _parse_error_object(json_object("".join(value.partition("{")[1:])), depth + 1)
         message = inner.message or value[:_MAX_SEARCHED_CHARS]
         return replace(inner, message=message, wait_s=_parse_wait(message))
@@ -138,7 +138,7 @@ def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
         return _parse_error_object(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
         return ErrorDetails()
-    for key in ("error", "detail", "errors", "base_resp"):
+    for key in ("error", "detail", "errors", "base_resp"):  # OpenAI, FastAPI, GraphQL gateways, MiniMax
         if value.get(key):
             return _parse_error_object(value[key], depth + 1)
     raw_codes = [value.get(key) for key in _CODE_KEYS] + [object_at(value, "innererror").get("code")]

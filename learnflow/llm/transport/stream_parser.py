@@ -89,8 +89,8 @@ class StreamParser:
         self._finish_optional = finish_optional
         self._chars_left = max_answer_chars(max_tokens)
         self._has_text = False
-        self._finish_was_discarded = False  # some gateways send a finish reason with every chunk
-        self._finish_is_tentative = False  # the finish reason came with text or before any, so that more may follow
+        self._finish_was_discarded = False  # text followed the finish reason, which some gateways send in every chunk
+        self._finish_is_tentative = False  # the finish reason came with text, or before any: more text may follow
 
     @property
     def is_complete(self) -> bool:
