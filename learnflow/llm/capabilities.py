@@ -109,7 +109,7 @@ _SNAPSHOT: Final = re.compile(r"(?:[-@_][\d-]{3,}|:[\w.-]+)?")
 
 
 def is_same_model(name: str, other: str) -> bool:
-    """Return whether two names may mean the same model. Case and folder are ignored, and one may lack a date or a tag."""
+    """Return whether two names may mean the same model. Case and folder are ignored. One may lack a date or a tag."""
     plain = (spelling.lower().rpartition("/")[2].removesuffix("latest").rstrip("-:") for spelling in (name, other))
     short, long = sorted(plain, key=len)
     return long.startswith(short) and _SNAPSHOT.fullmatch(long, len(short)) is not None
