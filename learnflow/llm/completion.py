@@ -190,7 +190,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The request is waiting. It is emitted once a second during the wait.
+    """The request is waiting. The event is emitted once a second during the wait.
 
     Attributes:
         reason: "queue" (until a slot is free), "load" (until a model is loaded), or "retry" (until the next attempt).

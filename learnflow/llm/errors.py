@@ -9,7 +9,7 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
      │   │   └─ KeyMissing        No key is configured for the address
      │   ├─ AuthenticationFailed  The key is missing, wrong, or does not permit the request
      │   ├─ ModelNotFound         The server does not have the model
-     │   ├─ Misconfigured         The address serves no model API, but a web page, another route, or a proxy
+     │   ├─ Misconfigured         The address does not serve a model API. It may be a web page, a wrong path, or a proxy
      │   └─ NotLocal              LLM_LOCAL_ONLY forbids the destination. Nothing was sent
      ├─ RequestError              The request itself is invalid. No other provider is tried
      │   ├─ InvalidRequest        A keyword or a value is invalid

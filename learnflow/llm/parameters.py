@@ -159,7 +159,7 @@ _MAX_FAULT_CHARS: Final = 500
 def check_keywords(
     function: Any, arguments: Mapping[str, Any], error_class: type[LLMError], provider: str = ""
 ) -> None:
-    """Check the arguments of a function by its annotations. Values are not converted.
+    """Check the arguments of a function against its annotations. Values are not converted.
 
     Args:
         function: the function. A text in an annotation describes the valid values.

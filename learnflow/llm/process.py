@@ -84,7 +84,7 @@ class Switches:
     Attributes:
         allowed_origins: the origins to which connections are allowed; None for all.
         max_retries: the maximum number of retries, which are then sent without a pause; None for the configured number.
-        today: the date; None for the current one.
+        today: the date to use as the current one; None to use the real date.
         is_command: whether a command of ``learnflow-llm`` runs. It does not serve metrics, because the application may
             use their port. It does not wait for a server that restarts, unless LLM_PATIENCE is set.
         collected_faults: the dict that collects the faults of invalid variables, which then count as unset; None to
