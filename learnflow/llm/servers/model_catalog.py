@@ -444,7 +444,7 @@ class ModelCatalog:
 
         Args:
             server: the server. The dates in its list of models win over the price map.
-            chosen: the model that a request would use; None if that is ambiguous.
+            chosen: the model that a request would use; None if it is unknown or ambiguous.
         """
         spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the day of the user
         configured = {spec.variable("model"): chosen.name if chosen else None, **self._other_models}

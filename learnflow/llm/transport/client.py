@@ -161,8 +161,8 @@ class Client:
         """Send a request and read its response.
 
         Returns:
-            The headers, and the body. The body is replaced by an LLMError if the status is not 2xx, or if the body is
-            larger than 8 MiB.
+            The headers, and the body. If the status is not 2xx, or the body is larger than 8 MiB, an LLMError is
+            returned instead of the body.
 
         Raises:
             LLMError: no response arrived, or the connection broke.
@@ -248,7 +248,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
             transport = transports.for_route(route)
         except _SETUP_ERRORS as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                raise
+                raise  # too many open files: the configuration is not at fault
             raise errors.NotConfigured(
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
@@ -306,7 +306,7 @@ async def _send(request: httpx.Request, transport: network.RouteTransport) -> ht
             response = await transport.handle_async_request(request)
     except asyncio.CancelledError:
         if new_stream:
-            await transport.discard(new_stream)
+            await transport.discard(new_stream)  # httpcore's pool would never remove it
         raise
     response.stream = _Body(cast(httpx.AsyncByteStream, response.stream), response.extensions.get("network_stream"))
     return response

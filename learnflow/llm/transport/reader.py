@@ -31,7 +31,7 @@ class AnswerReader:
         parser: a new parser for the format of the response.
         timeouts: the time limits.
         is_loading: probes whether the server is loading the model. If it is, the first-token timeout does not end the
-            request, because most servers would stop loading. The load timeout applies instead. None for no probe.
+            request, because most servers would then stop the load. The load timeout applies instead. None for no probe.
 
     Attributes:
         on_timeout: functions that are called with the error if a time limit ends the request. It is also the
