@@ -302,7 +302,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         return self._address
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request. If the server is not running, answer a GET without it, and start it for a POST.
+        """Send a request. If the server is not running, a POST starts it, and a GET gets the response of a cold server.
 
         Raises:
             LLMError: the start failed.

@@ -116,7 +116,8 @@ def spec_of(name: str, *, has_address: bool = False, default_kind: str | None = 
 def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) -> ProviderSpec:
     """Return the spec of an operator's endpoint.
 
-    The ``provider`` of the error is None if the name is invalid or unknown, and the name if only the kind is missing.
+    The ``provider`` of the error is None if the name is invalid or unknown. It is the name if the kind of the endpoint
+    is missing or unknown.
     """
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"

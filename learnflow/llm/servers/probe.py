@@ -143,7 +143,7 @@ async def _recognise_any(client: Client, kinds: Sequence[ProviderSpec], deadline
 
 
 async def _has_chat_route(client: Client, deadline: float) -> bool:
-    """Return whether the server has a chat route: whether GET returns 405 for the route, but not for an unknown path."""
+    """Return whether the server has a chat route: GET returns 405 for the route, but not for an unknown path."""
     chat, unknown = f"{client.endpoint.base_url}/chat/completions", f"{client.endpoint.base_url}/no/such/page"
     pages = await _fetch_pages(client, [chat, unknown], deadline)
     statuses = [page.error and page.error.status for page in pages.values()]

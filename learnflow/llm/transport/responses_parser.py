@@ -60,7 +60,7 @@ class ResponsesParser(SSEParser):
                 self._parse_response(object_at(chunk, "response"), status)
 
     def _parse_response(self, response: Any, status: str) -> None:
-        """Parse the ``response`` object of an event or document. Record usage, and the finish reason if it is final."""
+        """Parse the ``response`` object of an event or document. Record usage, and a final status as finish reason."""
         self.served_model = self.served_model or short_text(response.get("model"), MAX_NAME_CHARS) or None
         if status == "failed" or response.get("error"):
             raise error_mapping.map_error_object(response, answer_started=not self._is_document)
