@@ -205,7 +205,7 @@ class Client:
     def _build(self, request: HttpRequest) -> httpx.Request:
         if origin(request.url) != self.endpoint.origin:
             host = httpx.URL(request.url).host
-            raise errors.Misconfigured(f"a request to {host} was not sent, because the host is not the provider's")
+            raise errors.Misconfigured(f"a request to {host} was not sent, because its origin is not the provider's")
         headers = self.endpoint.all_headers
         content = None if request.body is None else _encode_json(request.body)
         if content is not None:
