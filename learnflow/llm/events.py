@@ -26,7 +26,7 @@ from .stream import Emit, Work
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 @dataclass(frozen=True, kw_only=True)
 class BaseEvent:
-    """Base of the events of this module. Its subclasses are frozen dataclasses, and their arguments are keywords."""
+    """Base of the events of this module. Its subclasses become frozen dataclasses without a decorator of their own."""
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
@@ -151,17 +151,18 @@ class RequestAdjusted(BaseEvent):
 
     Attributes:
         change: a description of the change.
-        tight: less than a quarter of the caller's ``max_tokens`` is left for the answer. The event is then a warning.
+        is_limit_low: the adjusted ``max_tokens`` is less than a quarter of the requested one. The event is then logged
+            as a warning.
     """
 
     provider: str
     model: str
     change: str
-    tight: bool = False
+    is_limit_low: bool = False
 
 
 class FailedOver(BaseEvent):
-    """The provider after a ``Failover`` answers: its first piece arrived. Not logged.
+    """After a ``Failover``, the next provider sent the first piece of its answer. Not logged.
 
     Attributes:
         provider, to: the names of the failed provider and of the next one.
@@ -174,10 +175,10 @@ class FailedOver(BaseEvent):
 
 
 class StreamContinued(BaseEvent):
-    """A continuation has ended. Not logged; ``Resumed`` is logged when it begins.
+    """A continuation has ended. Not logged. Its beginning is ``Resumed``, which is logged as ``llm.stream_continued``.
 
     Attributes:
-        outcome: "whole" if it is complete, "mismatched" if it did not repeat the end of the text, "broken" if its
+        outcome: "whole" if it is complete, "mismatched" if it did not begin with the required overlap, "broken" if its
             attempt failed.
     """
 
@@ -236,7 +237,7 @@ class NothingConfigured(BaseEvent):
 
 
 class Replaying(BaseEvent):
-    """Responses are replayed from the cassettes in ``folder``, or recorded there if ``mode`` is "record"."""
+    """The cassettes in ``folder`` are active: ``mode`` is "play" or "record"."""
 
     folder: str
     mode: str
@@ -434,7 +435,7 @@ def _log(event: LogEvent) -> None:
     name, level = _LOGGED[type(event)]
     if isinstance(event, AttemptFailed) and isinstance(event.error, ConfigError):
         level = "error"
-    if isinstance(event, RequestAdjusted) and event.tight:
+    if isinstance(event, RequestAdjusted) and event.is_limit_low:
         level = "warning"
     log.write_line(level, name, **log_fields(event))
 
@@ -454,4 +455,5 @@ def log_fields(event: LogEvent) -> dict[str, Any]:
         values["error"] = type(error).__name__
         values["status"] = error.status if isinstance(event, AttemptFailed) else None
         values["message"] = error.server_message if isinstance(event, ProviderRefused) else None
-    return {key: value for key, value in values.items() if value not in (None, {}) and key not in ("request", "tight")}
+    excluded = ("request", "is_limit_low")
+    return {key: value for key, value in values.items() if value not in (None, {}) and key not in excluded}

@@ -182,7 +182,7 @@ async def test_ceiling_is_lowered_to_what_the_server_counted(
     assert done.usage.prompt_tokens
     assert done.usage.prompt_tokens + (done.usage.completion_tokens or 0) <= 2048
     (adjusted,) = [event for event in events_seen if isinstance(event, events.RequestAdjusted)]
-    assert adjusted.tight
+    assert adjusted.is_limit_low
     lowered = int(adjusted.change.partition("max_tokens=")[2].partition(" ")[0])
     assert 2048 - done.usage.prompt_tokens - 32 < lowered <= 2048 - done.usage.prompt_tokens
 
@@ -195,5 +195,5 @@ async def test_prompt_that_does_not_fit_is_named_before_it_is_sent(
     await provider.refresh()
     with pytest.raises(ContextOverflow) as caught:
         await provider.complete(prompt, temperature=0, max_tokens=AtMost(1500))
-    assert caught.value.window == 2048
-    assert (caught.value.needed or 0) > 2048
+    assert caught.value.context_length == 2048
+    assert (caught.value.prompt_tokens or 0) > 2048

@@ -145,8 +145,8 @@ async def test_running_server_reports_slots_and_context(monkeypatch: pytest.Monk
     assert provider.facts(None).concurrency_limit == 3
     with pytest.raises(errors.ContextOverflow) as caught:
         await provider.generate("word " * 1000, **FIXED)
-    assert (caught.value.needed or 0) > 512
-    assert caught.value.window == 512
+    assert (caught.value.prompt_tokens or 0) > 512
+    assert caught.value.context_length == 512
 
 
 async def test_equal_settings_share_a_server_and_other_settings_do_not(starts: list[int]) -> None:

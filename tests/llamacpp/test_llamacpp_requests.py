@@ -27,8 +27,8 @@ async def test_prompt_too_long_is_context_overflow_with_both_lengths(llama_serve
             await anext(provider.stream(prompt, temperature=0))
         else:
             await getattr(provider, how)(prompt, temperature=0)
-    assert caught.value.window == 2048
-    assert (caught.value.needed or 0) > 3000
+    assert caught.value.context_length == 2048
+    assert (caught.value.prompt_tokens or 0) > 3000
     assert "word word" not in str(caught.value)
 
 

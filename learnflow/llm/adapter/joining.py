@@ -36,7 +36,7 @@ _MIN_OVERLAP_CHARS: Final = 24
 _MAX_OVERLAP_CHARS: Final = 400
 _MAX_COMPARED_SPACE_CHARS: Final = 1000  # white space to compare; white space beyond this length is new text
 
-# Sent to a model without prefill. ``Joiner`` checks that the continuation obeys it.
+# Sent to a model without prefill. ``ContinuationFilter`` checks that the continuation obeys it.
 _INSTRUCTION: Final = (
     "Your answer above was cut off by a broken connection. Go on with it: begin with its last words, copied exactly, "
     "and continue from there to its end. Write no introduction and no comment. Its last words, with which you begin:"
@@ -83,7 +83,7 @@ def split_text(text: str, *, at_last_word: bool, prefills: bool) -> SplitText:
 
     Args:
         text: the emitted text.
-        at_last_word: split before the last word. False if a continuation did not repeat that word.
+        at_last_word: split before the last word. Pass False after a continuation that did not repeat that word.
         prefills: the provider supports a prefill.
     """
     if not text.strip():
@@ -101,15 +101,15 @@ def instruct_to_continue(prompt: Prompt, prefix: str) -> list[Any]:
 def last_words(text: str) -> str:
     """Return the end of a text that a model without prefill must repeat.
 
-    This end has at least eight words and 24 characters, or 64 characters of a text without spaces. If the text also
-    begins with these words, more words are added. Otherwise an answer that starts again would look like a continuation.
-    A shorter text is returned unchanged.
+    This end has at least eight words and 24 characters, or 64 characters of a text without spaces. It is longer if the
+    text also begins with these words, so that an answer that starts again does not look like a continuation. A shorter
+    text is returned unchanged.
     """
     return _overlaps(text)[0]
 
 
 def _overlaps(text: str) -> list[str]:
-    """Return the ends of a text that a continuation may repeat, shortest first. Some models repeat a sentence."""
+    """Return the suffixes of a text that a continuation may repeat, shortest first. Some models repeat a sentence."""
     starts, stripped = [word.start() for word in re.finditer(r"\S+", text)], text.lstrip()
     ends = list[str]()
     for start in reversed(starts[: -_MIN_OVERLAP_WORDS + 1] or starts[:1]):
@@ -131,7 +131,7 @@ def _begins_with(text: str, start: str) -> bool:
     return match.is_complete
 
 
-class Joiner:
+class ContinuationFilter:
     """Splits a continuation into the repeated text and the new text.
 
     Args:
@@ -190,7 +190,7 @@ def _expected_if_instructed(emitted: SplitText) -> list[str]:
 def _expected_if_prefilled(emitted: SplitText) -> list[str]:
     """Return the texts that a continuation of a prefill may begin with; "" if it begins with new text.
 
-    Most continuations begin with the rest of the text. Some servers echo the prefill before it.
+    Most continuations begin with ``SplitText.rest``. Some servers echo the prefill before it.
     """
     rest, echo = emitted.rest, emitted.text
     if not echo.strip():
@@ -287,26 +287,26 @@ class _NewTextEmit(Relay):
 
     Args:
         name: the name of the provider that continues the text.
-        joiner: splits the continuation.
+        text_filter: splits the continuation.
         emit: receives the events of the request.
         stop: called if the continuation does not repeat the required text.
     """
 
-    def __init__(self, name: str, joiner: Joiner, emit: Emit, stop: Callable[[], None]) -> None:
+    def __init__(self, name: str, text_filter: ContinuationFilter, emit: Emit, stop: Callable[[], None]) -> None:
         super().__init__(emit)
-        self._name, self._joiner, self._stop = name, joiner, stop
-        self._skip_resumed_event = not joiner.emitted.text.strip()  # nothing visible is continued
+        self._name, self._filter, self._stop = name, text_filter, stop
+        self._skip_resumed_event = not text_filter.emitted.text.strip()  # nothing visible is continued
         self._held_calls: list[ToolCallDelta] = []
 
     def __call__(self, event: Event) -> None:
-        joiner = self._joiner
-        if joiner.mismatched:
+        text_filter = self._filter
+        if text_filter.mismatched:
             return
         if isinstance(event, TextDelta):
-            self._emit_text(joiner.feed(event.text))
-            if joiner.mismatched:
+            self._emit_text(text_filter.feed(event.text))
+            if text_filter.mismatched:
                 self._stop()
-        elif isinstance(event, ToolCallDelta) and (self._held_calls or not joiner.matched):
+        elif isinstance(event, ToolCallDelta) and (self._held_calls or not text_filter.matched):
             self._held_calls.append(event)
         else:
             self._emit(event)
@@ -321,12 +321,12 @@ class _NewTextEmit(Relay):
             EmptyAnswer: the continuation is empty.
             NotContinued: the continuation does not repeat the required text.
         """
-        joiner = self._joiner
-        text = joiner.end()
-        if joiner.mismatched and not joiner.is_empty:
+        text_filter = self._filter
+        text = text_filter.end()
+        if text_filter.mismatched and not text_filter.is_empty:
             what = "the continuation does not repeat the end of the interrupted answer"
             raise errors.NotContinued(what, provider=self._name)
-        if joiner.mismatched and not (completion and completion.tool_calls):
+        if text_filter.mismatched and not (completion and completion.tool_calls):
             raise errors.EmptyAnswer("the continuation of the interrupted answer is empty", provider=self._name)
         self._emit_resumed()
         self._emit_text(text)
@@ -341,19 +341,19 @@ class _NewTextEmit(Relay):
     def _emit_resumed(self) -> None:
         if not self._skip_resumed_event:
             self._skip_resumed_event = True
-            joiner = self._joiner
-            characters = len(joiner.emitted.text)
-            event = Resumed(self._name, characters, in_words=joiner.is_instructed, source=joiner.source)
+            text_filter = self._filter
+            characters = len(text_filter.emitted.text)
+            event = Resumed(self._name, characters, in_words=text_filter.is_instructed, source=text_filter.source)
             events.emit(event)
             self._emit(event)
 
 
-async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -> Completion:
+async def join_continuation(work: Work, text_filter: ContinuationFilter, name: str, emit: Emit) -> Completion:
     """Run an attempt that continues an interrupted text, and return its completion.
 
     Args:
         work: runs the attempt.
-        joiner: splits the text of the continuation.
+        text_filter: splits the text of the continuation.
         name: the name of the provider.
         emit: receives the events, with the new text only.
 
@@ -367,10 +367,10 @@ async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -
         # On a mismatch, this timeout expires and cancels the attempt. If the relay raised an error instead, it would
         # count as a failure of the provider.
         async with asyncio.timeout(None) as scope:
-            relay = _NewTextEmit(name, joiner, emit, lambda: scope.reschedule(0))
+            relay = _NewTextEmit(name, text_filter, emit, lambda: scope.reschedule(0))
             completion = await work(relay)
     except TimeoutError:
-        if not joiner.mismatched:
+        if not text_filter.mismatched:
             raise
     relay.end(completion)
     assert completion  # noqa: S101  # otherwise ``end`` has raised
@@ -378,7 +378,7 @@ async def join_continuation(work: Work, joiner: Joiner, name: str, emit: Emit) -
 
 
 def count_prior_tokens(call: Call) -> int:
-    """Return the number of tokens of ``Call.prior_text``. Each recorded piece has about one; ``after`` is estimated."""
+    """Return the number of tokens of ``Call.prior_text``: one for each recorded piece, an estimate for ``after``."""
     estimate = (estimate_min_tokens([call.after]) + estimate_max_tokens([call.after])) // 2
     return estimate + len(call.recorded or ())
 
@@ -412,11 +412,11 @@ async def run_with_prior_text(
     if not call.prior_text:
         return await start(call, attempt)(emit)
     emitted = split_text(call.prior_text, at_last_word=True, prefills=True)
-    joiner, new = Joiner(emitted, source=call.prior_source), Transcript(emit)
+    text_filter, new = ContinuationFilter(emitted, source=call.prior_source), Transcript(emit)
     call = reduce_max_tokens(call, count_prior_tokens(call), len(emitted.rest))
     work = start(call, replace(attempt, prefix=emitted.prefix or None))
     try:
-        completion = await join_continuation(work, joiner, name, new)
+        completion = await join_continuation(work, text_filter, name, new)
     except LLMError as error:
         error.partial = call.prior_text + new.text
         raise

@@ -17,7 +17,7 @@ from ..capabilities import is_same_model
 from ..factory import get_provider
 from ..routing.candidate import Candidate
 from ..routing.router import RouterProvider
-from ..routing.selection import Chain, last_resort, select
+from ..routing.selection import Chain, first_to_recover, select
 from .command import ExitCode, command, model_option, provider_option
 from .status import NO_SERVER
 from .terminal import notify, progress, table
@@ -96,7 +96,7 @@ def choices_of(
     chain = router.chain_now(Call(prompt, model, options=options))
     order = chain.sorted_candidates()
     capable = [candidate for candidate in order if not (chain.missing(candidate) or _expect(candidate)[1])]
-    chosen = select(capable, chain.settings.llm_routing) or (last_resort(capable) if capable else None)
+    chosen = select(capable, chain.settings.llm_routing) or (first_to_recover(capable) if capable else None)
     return [_choice(candidate, chain, is_chosen=candidate is chosen) for candidate in order]
 
 
@@ -108,7 +108,7 @@ def _expect(candidate: Candidate) -> tuple[str | None, str | None]:
 
 def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
     capabilities: Mapping[str, Any] = candidate.facts.capabilities
-    # False is possible only for a sole provider: in a longer chain, such a candidate does not come here.
+    # None (unknown), or False for a sole provider, which gets the request even if a capability is missing.
     return [name for name in chain.requirements.capabilities if not capabilities[name]]
 
 

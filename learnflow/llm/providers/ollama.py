@@ -22,7 +22,7 @@ from ..servers.probe import fetch
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
-from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, dialect_error
+from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, undefined_error
 from ..transport.tool_calls import collect_extra
 from ..transport.untrusted import non_negative_int, object_at, short_text, text_or_none
 from . import llamacpp
@@ -145,7 +145,7 @@ async def _build_continuation(
         raise errors.Unsupported("images and tool calls cannot be rendered as text, so the answer is not continued")
     texts = [{"role": message["role"], "content": "".join(map(text_of, parts_of(message)))} for message in messages]
     think = {"think": body["think"]} if "think" in body else {}
-    # Other values of these options would reload the model.
+    # Send the options of the first request. Other values would reload the model.
     options = {name: body[name] for name in ("options", "truncate", "shift") if name in body}
     prompt: str | None = None
     if attempt.thinking:  # if the template renders thinking, the marker shows where the answer begins
@@ -185,7 +185,7 @@ class NDJSONParser(StreamParser):
 
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
-        self._repeated: tuple[str, int] = ("", 0)  # the last token without white space, and the length of its run
+        self._repeated: tuple[str, int] = ("", 0)  # the last token without white space, and how often it came in a row
 
     def _parse_line(self, line: bytes) -> None:
         if not line.strip():
@@ -195,17 +195,17 @@ class NDJSONParser(StreamParser):
         if record.get("error"):
             raise error_mapping.map_error_object(record, answer_started=has_earlier_lines)
         if not {"done", "message", "response"} & set(record):
-            raise dialect_error("a line of the stream")
+            raise undefined_error("a line of the stream")
         message = record.get("message") or {}
         self.served_model = self.served_model or short_text(record.get("model"), MAX_NAME_CHARS) or None
         self.is_forwarded = self.is_forwarded or bool(record.get("remote_model") or record.get("remote_host"))
-        content = message.get("content") if message else record.get("response")  # of /api/generate
+        content = message.get("content") if message else record.get("response")  # /api/generate has "response"
         text, thinking = self._parse_text(content, "text"), self._parse_text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         pieces = [call for call in message.get("tool_calls") or () if call is not None]
         calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call))
-        # LiteLLM writes the field "thinking" of a message from OpenAI's format
+        # Named as in OpenAI's format, which LiteLLM converts to "thinking" in later requests
         collect_extra(self.extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
             self.has_end_mark = True
@@ -261,7 +261,7 @@ SPEC: Final = ProviderSpec(
         forwards_requests=True,
         load_path="/api/generate",
         launch_options=_LAUNCH_OPTIONS,
-        load_with_keep_alive=lambda model, how_long: ("/api/generate", {"model": model, "keep_alive": how_long}),
+        load_with_keep_alive=lambda model, keep_alive: ("/api/generate", {"model": model, "keep_alive": keep_alive}),
         pull_command="ollama pull {model}",
         choose_context_length=_choose_context_length,
         compose_service="ollama",

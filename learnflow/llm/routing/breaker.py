@@ -18,7 +18,7 @@ from .decision import MAX_DELAY_S, breaker_rule, is_provider_failure
 
 # What may be sent: requests, nothing, a probe, or one trial request. The last two are half-open states
 BreakerState = Literal["closed", "open", "probe", "trial"]
-# A probe or trial request blocks others for this time at most. The event loop of a probe may stop before its end.
+# A probe or trial request blocks others for this time at most. It never reports a result if its event loop stops.
 _MAX_CHECK_S: Final = 60.0
 _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed")
 
@@ -27,15 +27,15 @@ _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed"
 class Breaker:
     """A circuit breaker that has opened.
 
-    It blocks requests for a period. Then it is checked by a probe. If a probe cannot detect that the fault is over, one
-    trial request follows a successful probe.
+    It blocks requests for a period. Then it is checked by a probe. For a fault that no probe can detect, a successful
+    probe is followed by one trial request.
 
     Attributes:
         error: the failure that opened it.
         period_s: the length of the period in seconds.
         open_until: the end of the period.
         opened_at: the time when it opened.
-        checked_until: the time until which a probe or trial request in progress blocks others; in the past without one.
+        check_ends_at: the time until which a probe or trial request in progress blocks others; -inf if none runs.
         probe_succeeded: a probe has succeeded, so that a trial request may follow.
     """
 
@@ -43,7 +43,7 @@ class Breaker:
     period_s: float
     open_until: float
     opened_at: float
-    checked_until: float = -math.inf
+    check_ends_at: float = -math.inf
     probe_succeeded: bool = False
 
     @property
@@ -53,7 +53,7 @@ class Breaker:
 
     def state(self, now: float) -> BreakerState:
         """Return what may be sent at this time."""
-        if now < max(self.open_until, self.checked_until):
+        if now < max(self.open_until, self.check_ends_at):
             return "open"
         return "trial" if self.probe_succeeded else "probe"
 
@@ -61,9 +61,9 @@ class Breaker:
         """Open again after a failed trial request. Ignore failures of requests that were sent before it opened."""
         if self.probe_succeeded or now >= self.open_until:
             self.error = error.without_text()
-            self.extend(now, min_period_s=error.retry_after or 0.0)
+            self.reopen(now, min_period_s=error.retry_after or 0.0)
 
-    def extend(self, now: float, min_period_s: float = 0.0) -> None:
+    def reopen(self, now: float, min_period_s: float = 0.0) -> None:
         """Begin another period, which is twice as long."""
         self.period_s = min(max(self.period_s * 2, min_period_s), MAX_DELAY_S)
         self.open_until, self.probe_succeeded = now + self.period_s, False
@@ -110,7 +110,7 @@ class Statistics:
         self.recent_failures = [*self.recent_failures[-9:], (now, type(error).__name__)]
 
 
-class Target(NamedTuple):
+class BreakerKey(NamedTuple):
     """The key of a circuit breaker: a server address and a model. Without a model, it covers the whole address."""
 
     address: str
@@ -128,19 +128,19 @@ class BreakerRegistry:
     """
 
     clock: Callable[[], float] = time.monotonic
-    breakers: dict[Target, Breaker] = field(default_factory=dict)
-    statistics: dict[Target, Statistics] = field(default_factory=dict)
+    breakers: dict[BreakerKey, Breaker] = field(default_factory=dict)
+    statistics: dict[BreakerKey, Statistics] = field(default_factory=dict)
 
-    def state(self, target: Target) -> BreakerState:
+    def state(self, target: BreakerKey) -> BreakerState:
         """Return what may be sent to a target now."""
         states = [breaker.state(self.clock()) for breaker in self._breakers_of(target).values()]
         return min(states, key=_STRICTEST_FIRST.index, default="closed")
 
-    def open_breakers(self, target: Target) -> list[Breaker]:
+    def open_breakers(self, target: BreakerKey) -> list[Breaker]:
         """Return the open breakers of a target. The first one stays open longest."""
         return sorted(self._breakers_of(target).values(), key=lambda breaker: -breaker.open_until)
 
-    def record_failure(self, target: Target, error: LLMError) -> Target | None:
+    def record_failure(self, target: BreakerKey, error: LLMError) -> BreakerKey | None:
         """Record a failed attempt. Return the key of the breaker that it opened, or None if it opened none."""
         now, rule = self.clock(), breaker_rule(error)
         if is_provider_failure(error):
@@ -148,7 +148,7 @@ class BreakerRegistry:
         self.set_checking(target, checking=False)
         if rule.period_s is None:
             return None
-        key = Target(target.address, None) if rule.whole_address else target
+        key = BreakerKey(target.address, None) if rule.whole_address else target
         if key in self.breakers:
             self.breakers[key].record_failure(error, now)
             return None
@@ -157,7 +157,7 @@ class BreakerRegistry:
         self.breakers[key] = Breaker(error.without_text(), period_s, now + period_s, now)
         return key
 
-    def record_completion(self, target: Target, completion: Completion, began: float) -> bool:
+    def record_completion(self, target: BreakerKey, completion: Completion, began: float) -> bool:
         """Record the completion of an attempt. Return whether it closed a breaker.
 
         Args:
@@ -171,34 +171,34 @@ class BreakerRegistry:
             del self.breakers[key]
         return bool(closed)
 
-    def record_probe(self, target: Target, *, ready: bool) -> None:
-        """Record the result of a probe. If it failed, extend the breakers with an expired period."""
+    def record_probe(self, target: BreakerKey, *, ready: bool) -> None:
+        """Record the result of a probe. If it failed, reopen the breakers whose period is over."""
         now = self.clock()
         for key, breaker in self._breakers_of(target).items():
-            breaker.checked_until = -math.inf
+            breaker.check_ends_at = -math.inf
             if ready and breaker.probeable:
                 del self.breakers[key]
             elif ready:
                 breaker.probe_succeeded = True
             elif now >= breaker.open_until:
-                breaker.extend(now)
+                breaker.reopen(now)
 
-    def set_checking(self, target: Target, *, checking: bool) -> None:
+    def set_checking(self, target: BreakerKey, *, checking: bool) -> None:
         """Mark the beginning or the end of a probe or a trial request."""
         for breaker in self._breakers_of(target).values():
-            breaker.checked_until = self.clock() + _MAX_CHECK_S if checking else -math.inf
+            breaker.check_ends_at = self.clock() + _MAX_CHECK_S if checking else -math.inf
 
-    def statistics_of(self, target: Target) -> Statistics:
+    def statistics_of(self, target: BreakerKey) -> Statistics:
         """Return the statistics of a target."""
         return self.statistics.setdefault(target, Statistics())
 
-    def _breakers_of(self, target: Target) -> dict[Target, Breaker]:
+    def _breakers_of(self, target: BreakerKey) -> dict[BreakerKey, Breaker]:
         """Return the open breakers of the model and of its whole address."""
-        keys = (target, Target(target.address, None))
+        keys = (target, BreakerKey(target.address, None))
         return {key: self.breakers[key] for key in keys if key in self.breakers}
 
 
 REGISTRY = BreakerRegistry(
-    breakers=process.register("breakers", dict[Target, Breaker](), learned=True),
-    statistics=process.register("records of providers", dict[Target, Statistics](), learned=True),
+    breakers=process.register("breakers", dict[BreakerKey, Breaker](), learned=True),
+    statistics=process.register("statistics of providers", dict[BreakerKey, Statistics](), learned=True),
 )

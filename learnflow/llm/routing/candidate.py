@@ -18,7 +18,7 @@ from ..errors import LLMError
 from ..process import SharedTasks
 from ..replay.transport import pause_recording
 from ..servers.model_catalog import MAX_AGE_S
-from .breaker import REGISTRY, Breaker, BreakerRegistry, BreakerState, Statistics, Target
+from .breaker import REGISTRY, Breaker, BreakerKey, BreakerRegistry, BreakerState, Statistics
 
 PROBE_S: Final = 1.0  # timeout of a probe
 _PROBE_PAUSE_S: Final = 15.0  # from a probe without a response to the next one
@@ -34,7 +34,7 @@ class Candidate:
     """One provider of a chain. Each request has its own copy.
 
     Args:
-        original: the provider as the application passed it, without a wrapper; the error if it could not be created.
+        original: the provider as the application passed it, without a wrapper, or the error of its creation.
         registry: the registry with the circuit breakers.
 
     Attributes:
@@ -42,10 +42,10 @@ class Candidate:
         name: the name of the provider.
         rank: the position in the chain. Equal providers have the same rank.
         model: the model for the request; None for the provider's default model.
-        failure: the last failure in this request; None if the candidate may be tried again.
+        failure: the last failure in this request; None before an attempt, or if the candidate may be tried again.
         rejects_prefill: the server rejected a prefill in this request.
-        deadline_s: the time limit of each attempt in seconds; None without one. It is the ``deadline=`` of a router
-            inside the chain, whose providers have replaced it.
+        deadline_s: the time limit of each attempt in seconds; None without one. It is the shortest ``deadline=`` of the
+            routers that contain the provider.
     """
 
     def __init__(self, original: LLMProvider | LLMError, registry: BreakerRegistry = REGISTRY) -> None:
@@ -66,16 +66,20 @@ class Candidate:
         """Return a copy at this rank, with current facts."""
         candidate = copy.copy(self)
         candidate.rank = rank
-        candidate.set_model(self.model)
+        candidate.refresh_facts()
         return candidate
 
     def set_model(self, model: str | None) -> None:
-        """Set the model, and update the facts."""
+        """Set the model, and refresh the facts."""
         self.model, self._facts = model, None
+
+    def refresh_facts(self) -> None:
+        """Discard the facts, so that ``facts`` reads them again."""
+        self._facts = None
 
     @property
     def facts(self) -> Facts:
-        """Return the facts about the provider and its model. They change only when ``set_model`` is called."""
+        """Return the facts about the provider and its model. They change only after ``refresh_facts``."""
         if self._facts is None:
             self._facts = self._provider.facts(self.model) if self._provider else _facts_without_provider(self.name)
         return self._facts
@@ -103,18 +107,13 @@ class Candidate:
         return None if self.facts.replays else self.facts.concurrency_limit
 
     @property
-    def address(self) -> str:
-        """Return the server address, which is the key of its queue and its circuit breakers."""
-        return self.facts.address
-
-    @property
-    def target(self) -> Target:
+    def target(self) -> BreakerKey:
         """Return the key of the circuit breaker of the model."""
-        return Target(self.address, self.model or (self._provider.model if self._provider else None))
+        return BreakerKey(self.facts.address, self.model or (self._provider.model if self._provider else None))
 
     @property
     def breaker_state(self) -> BreakerState:
-        """Return the strictest state of the breakers: "open" for a provider that could not be created.
+        """Return the strictest state of the circuit breakers. A provider that could not be created is "open".
 
         Cassettes ignore circuit breakers, because these depend on time.
         """
@@ -129,7 +128,7 @@ class Candidate:
 
     @property
     def breaker(self) -> Breaker | None:
-        """Return the circuit breaker that stays open longest; None if all are closed."""
+        """Return the circuit breaker that stays open longest, even for cassettes; None if all are closed."""
         return next(iter(self.registry.open_breakers(self.target)), None)
 
     @property
@@ -161,41 +160,42 @@ class Candidate:
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.next_probe_at:
             health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
-            may_change = self.distance == 0 and self._provider is self.original  # not of an application's own provider
+            # After a successful probe, a cloud or a wrapped provider is not probed again
+            may_change = self.distance == 0 and self._provider is self.original
             age_s = _PROBE_PAUSE_S if health.state == "down" else MAX_AGE_S if may_change else math.inf
             shared.next_probe_at = now + age_s
-            self.set_model(self.model)
+            self.refresh_facts()
 
     def start_recovery(self) -> None:
-        """Start a probe or a load of the model in the background, if a request requires one first."""
+        """Start a probe or a load of the model in the background, if the candidate needs it before a request."""
         if self.breaker_state == "probe":
             self.start_probe()
         elif self.breaker_state == "closed" and self.facts.cold:
             self.start_load()
 
     def start_load(self) -> asyncio.Task[LLMError | None]:
-        """Start a load of the model, or return the one in progress. Its result is the error if it failed."""
+        """Start a load of the model, or return the task in progress. The result is the error, or None."""
 
         async def load() -> LLMError | None:
             try:
                 await self.provider.warm_up(self.model)
             except LLMError as error:
                 return error
-            except Exception as error:  # noqa: BLE001  # of an application's own provider
+            except Exception as error:  # noqa: BLE001  # an application's own provider may raise anything
                 return exception_error(error, self.name)
             return None
 
         return self._shared.start("load", load)
 
     def start_probe(self) -> asyncio.Task[bool]:
-        """Start a probe, or return the one in progress. Its result is whether the provider is ready.
+        """Start a probe, or return the task in progress. The result is whether the provider is ready.
 
         A probe costs nothing, loads no model and sends no user text.
         """
 
         async def probe() -> bool:
             try:
-                with pause_recording():  # probes depend on time
+                with pause_recording():  # the number of probes depends on the time
                     ready = self.facts.replays or (await self.provider.refresh(PROBE_S)).ready
             except BaseException:
                 self.set_checking(checking=False)

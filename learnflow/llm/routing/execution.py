@@ -15,8 +15,8 @@ from functools import partial
 from typing import Final
 
 from .. import errors
+from ..adapter import joining
 from ..adapter.capacity import CAPACITY, Ticket
-from ..adapter.joining import Joiner, instruct_to_continue, join_continuation, last_words, reduce_max_tokens, split_text
 from ..adapter.routable import exception_error
 from ..base import Attempt, Call, Resume, Slot
 from ..completion import Completion, Waiting
@@ -25,7 +25,7 @@ from ..stream import Emit, Work
 from . import decision
 from .candidate import Candidate, chain_name
 from .progress import Progress
-from .selection import Chain, last_resort
+from .selection import Chain, first_to_recover
 
 _LOAD_POLL_S: Final = 0.5  # interval between probes of a server that is loading a model
 _QUEUE_POLL_S: Final = 0.5  # longest wait for a slot, before a candidate is chosen again
@@ -49,7 +49,7 @@ class Execution:
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._retries = 0
         self._last_error: LLMError | None = None
-        self._splits_at_last_word = True  # end prefills before the last word. False after a model did not repeat it
+        self._splits_at_last_word = True  # end prefills before the last word, until a model does not repeat it
         self._restarted = False  # the answer was started again from the beginning, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt
 
@@ -63,11 +63,11 @@ class Execution:
         """Run an attempt at a candidate. Return the completion, or None if another attempt follows.
 
         Raises:
-            LLMError: the attempt failed, and no other one follows.
+            LLMError: the attempt failed, and no other attempt follows.
         """
         began, breaker_began = self._now, candidate.registry.clock()
         progress = self._progress
-        emitted = split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
+        emitted = joining.split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
         prefix = emitted.prefix or None
         prefill = prefix if candidate.prefills else None  # without prefill, the prompt instructs the model to continue
         is_instructed = prefix is not None and prefill is None
@@ -86,8 +86,8 @@ class Execution:
             call = self._build_call(candidate, prefix, began, is_instructed=is_instructed)
             work: Work = partial(_run_attempt, candidate, call, attempt)
             if emitted.text:
-                joiner = Joiner(emitted, is_instructed=is_instructed, source=progress.source)
-                work = partial(join_continuation, work, joiner, candidate.name)
+                text_filter = joining.ContinuationFilter(emitted, is_instructed=is_instructed, source=progress.source)
+                work = partial(joining.join_continuation, work, text_filter, candidate.name)
             completion = await work(progress)
         except LLMError as error:
             self._release_slot()
@@ -119,9 +119,11 @@ class Execution:
             return replace(call, model=candidate.model, options=options)
         repeated_chars = len(progress.text) - len(prefix)
         if is_instructed:
-            call = replace(call, prompt=instruct_to_continue(call.prompt, prefix))
-            repeated_chars += len(last_words(prefix))
-        return reduce_max_tokens(replace(call, model=candidate.model, options=options), progress.tokens, repeated_chars)
+            call = replace(call, prompt=joining.instruct_to_continue(call.prompt, prefix))
+            repeated_chars += len(joining.last_words(prefix))
+        return joining.reduce_max_tokens(
+            replace(call, model=candidate.model, options=options), progress.tokens, repeated_chars
+        )
 
     async def _handle_failure(
         self, candidate: Candidate, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool
@@ -138,7 +140,7 @@ class Execution:
         progress.record_failure(error, error.attempts or (failed,), now, is_free=is_free)
         is_early = reserves_time and now - began < candidate.facts.first_token_s
         if is_early and isinstance(error, errors.FirstTokenTimeout):
-            candidate.set_checking(checking=False)  # no failure: the router gave it less time than its timeout
+            candidate.set_checking(checking=False)  # not a fault of the provider: the router had shortened its timeout
         else:
             candidate.record_failure(error)
         added_text = bool(error.partial or error.tokens)
@@ -153,7 +155,7 @@ class Execution:
         return any(candidate.breaker or other.rank == candidate.rank for other in others)
 
     async def _prepare_next(self, candidate: Candidate | None, error: LLMError, state: decision.RequestState) -> None:
-        """Choose the action after a failure, and reset the candidates to try again. Raise if no attempt follows."""
+        """Choose the action after a failure, and perform it. Raise the error if no attempt follows."""
         progress, chain = self._progress, self._chain
         text, streams = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
@@ -176,7 +178,7 @@ class Execution:
             cause = not_continued[0].failure if not_continued else None
             if isinstance(error, errors.RequestRefused):  # the first refusal is the most informative one
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
-            # Report a text that no provider continued as NotContinued
+            # If no provider continued the text, raise NotContinued
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
             progress.drop_text()
@@ -249,20 +251,20 @@ class Execution:
                     raise self._progress.build_error(self._chain.unsupported_error())
                 await self._prepare_next(None, self._last_error, decision.RequestState())
                 continue
-            blocked = last_resort(eligible)
+            blocked = first_to_recover(eligible)
             breaker_error = await self._probe_open_breaker(blocked)
             if breaker_error is None:
-                self._slot = CAPACITY.try_acquire(blocked.address, blocked.concurrency_limit, self._chain.digests)
+                self._slot = CAPACITY.try_acquire(blocked.facts.address, blocked.concurrency_limit, self._chain.digests)
                 return blocked
             self._last_error = blocked.failure = breaker_error
             await self._prepare_next(blocked, breaker_error, decision.RequestState())
 
     def _take_slot(self, chosen: Candidate, eligible: Sequence[Candidate]) -> Candidate | None:
-        """Take a slot of the chosen candidate, or of another one that LLM_SPILL allows. Return None if all are full."""
+        """Take a slot of ``chosen``, else of a candidate that LLM_SPILL allows. Return it; None if all are full."""
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
         spill = [other for other in eligible if other.ready and other.distance <= max_distance]
         for candidate in (chosen, *spill):
-            self._slot = CAPACITY.try_acquire(candidate.address, candidate.concurrency_limit, self._chain.digests)
+            self._slot = CAPACITY.try_acquire(candidate.facts.address, candidate.concurrency_limit, self._chain.digests)
             if self._slot:
                 return candidate
         return None
@@ -273,8 +275,8 @@ class Execution:
         """Wait for a slot of any candidate of the same rank.
 
         Returns:
-            The candidate with the slot. After half a second, None: the caller chooses a candidate again. If no other
-            candidate has the same rank, ``chosen`` is returned at once, and its attempt waits in the address's queue.
+            The candidate with the slot. None after half a second, or if its circuit breaker opened: choose again. If no
+            other candidate has the same rank, return ``chosen`` at once: its attempt waits in the address's queue.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -287,10 +289,10 @@ class Execution:
             what = f"timed out waiting for a free slot at one of {chain_name(same_rank)}"
             hint = "Raise timeout= or LLM_DEADLINE, or set LLM_SPILL to local or cloud to use the next of LLM_PROVIDERS"
             raise self._progress.build_error(errors.DeadlineExceeded(what, hint=hint))
-        limits = {candidate.address: candidate.concurrency_limit for candidate in same_rank}
+        limits = {candidate.facts.address: candidate.concurrency_limit for candidate in same_rank}
         with self._progress.waiting(Waiting("queue", chain_name(same_rank))):
             slot = await CAPACITY.wait(limits, self._chain.digests, ticket, min(_QUEUE_POLL_S, left_s))
-        owner = next((candidate for candidate in same_rank if slot and candidate.address == slot.address), None)
+        owner = next((item for item in same_rank if slot and item.facts.address == slot.address), None)
         if slot and owner and owner.ready:
             self._slot = replace(slot, waited_s=self._now - wait_began)
             return owner
@@ -311,7 +313,7 @@ class Execution:
             return None
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._deadline):
-                if await asyncio.shield(candidate.start_probe()):  # other requests wait for the same probe
+                if await asyncio.shield(candidate.start_probe()):  # shielded, because other requests may wait for it
                     return None
         error = breaker.error.without_text()
         error.attempts = ()
@@ -320,7 +322,7 @@ class Execution:
 
     async def _wait_for_load(self, loading: Sequence[Candidate]) -> list[Candidate]:
         """Start the loads, and wait for the first one to end. Return the candidates whose load has succeeded."""
-        await asyncio.sleep(_LOAD_POLL_S)  # a server may refuse requests although its pages report no load
+        await asyncio.sleep(_LOAD_POLL_S)  # avoid a busy loop: a server may refuse requests, but report no load
         loads = {candidate: candidate.start_load() for candidate in loading}
         left_s = max(0.0, self._load_deadline - self._now)
         ended, _ = await asyncio.wait(loads.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
@@ -337,7 +339,7 @@ class Execution:
 
 
 async def _run_attempt(candidate: Candidate, call: Call, attempt: Attempt, emit: Emit) -> Completion:
-    """Run an attempt. Raise only LLMError, although an ``attempt()`` of the application may raise anything."""
+    """Run an attempt. Raise only LLMError, although an application's own provider may raise anything."""
     try:
         return await candidate.provider.attempt(call, attempt)(emit)
     except LLMError:

@@ -1,6 +1,7 @@
 """Map error responses, error objects and exceptions of httpx to LLMError.
 
-Error codes and statuses decide before messages. Only the beginning of a message is searched.
+The error class is chosen by the error codes, else by an unambiguous status, else by the beginning of the message, else
+by the status.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ _UNSUPPORTED = re.compile(
 _WRONG_ROUTE = re.compile(
     r"^[^a-z]*(\w+ )?not found[^a-z]*$|\b(urls?|path|route|method)\b|cannot (get|post)|^[^a-z]*$", re.IGNORECASE
 )
-_LMSTUDIO_NO_ROUTE: Final = "unexpected endpoint"  # in its response to an unknown route, with status 200
+_LMSTUDIO_NO_ROUTE: Final = "unexpected endpoint"  # LM Studio's message for an unknown route, with status 200
 # Patterns in error codes, error types and messages.
 _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
     error_class: re.compile(words, re.IGNORECASE)
     for error_class, words in {
         errors.RateLimited: r"rate[ _]limit|too many requests|throttl"
         r"|(?:tokens|requests) per (?:second|minute|hour|day)",
-        # A length, and what exceeds it, in either order
+        # A length and a word such as "exceeds", in either order
         errors.ContextOverflow: r"(?:context|prompt\b|input (?:length|tokens?|\()|requested tokens).{0,80}?"
         r"(?:exceed|overflow|too long|longer than|超长)|input (?:is )?too long"
         r"|(?:exceed|greater than|longer than).{0,60}?(?:context|model token limit|max_model_len|max_seq_len)"
@@ -105,7 +106,7 @@ class ErrorDetails:
         message: the server's message.
         codes: the error codes and types, in lower case.
         param: the name of the parameter that caused the error; None if the server sent none.
-        lengths: the length of the prompt and the context length, in tokens; None if the server sent none.
+        lengths: the length of the prompt and the context length, in tokens; None for one that the server did not send.
         wait_s: the delay before a retry in seconds; None if the server sent none.
     """
 
@@ -117,7 +118,7 @@ class ErrorDetails:
 
 
 def parse_error_body(body: bytes) -> ErrorDetails:
-    """Parse the body of an error response. A body that is not JSON is the message."""
+    """Parse the body of an error response. If it is not JSON, the body is the message."""
     text = body.decode("utf-8", "replace").strip()
     try:
         details = _parse_error_object(parse_json(text))
@@ -130,7 +131,7 @@ def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
     """Parse an error object: OpenAI's, FastAPI's ``detail``, a string, a list, or JSON inside a string."""
     if depth > _MAX_DEPTH:
         return ErrorDetails()
-    if isinstance(value, str):
+    if isinstance(value, str):  # a message, which may contain JSON: a gateway quotes the error of its server
         inner = _parse_error_object(json_object("".join(value.partition("{")[1:])), depth + 1)
         message = inner.message or value[:_MAX_SEARCHED_CHARS]
         return replace(inner, message=message, wait_s=_parse_wait(message))
@@ -138,7 +139,7 @@ def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
         return _parse_error_object(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
         return ErrorDetails()
-    for key in ("error", "detail", "errors", "base_resp"):
+    for key in ("error", "detail", "errors", "base_resp"):  # OpenAI, FastAPI, GraphQL gateways, MiniMax
         if value.get(key):
             return _parse_error_object(value[key], depth + 1)
     raw_codes = [value.get(key) for key in _CODE_KEYS] + [object_at(value, "innererror").get("code")]
@@ -158,13 +159,13 @@ def message_of(value: Any) -> str:
 
 
 def _parse_lengths(message: str) -> tuple[int | None, int | None]:
-    """Return the length of the prompt and the context length, in tokens; None if the message does not contain them."""
+    """Return the length of the prompt and the context length, in tokens; None for one that the message lacks."""
     prompt, size = _PROMPT_TOKENS.search(message), _CONTEXT_TOKENS.search(message)
     return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
 
 
 def _parse_wait(text: str) -> float | None:
-    """Return the delay before a retry that a text requires, in seconds; None without one."""
+    """Return the delay in seconds that a text requires before a retry; None if it requires none."""
     wait = None if _DAILY_QUOTA in text else _WAIT.search(text)
     parts = _WAIT_PART.findall(wait[1]) if wait else ()
     return sum(float(number) * _UNIT_SECONDS[unit.lower()] for number, unit in parts) if wait else None
@@ -184,14 +185,15 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
             "the address redirects", status=status, hint="Set the base URL to the address of the server"
         )
     is_web_page = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
-    if is_web_page and status < 500 and status not in (413, 429):  # other statuses are error pages of gateways
+    # With another status, a web page is the error page of a gateway
+    if is_web_page and status < 500 and status not in (413, 429):
         return no_model_api_error(status)
     if status == 403 and not body.strip():
         return errors.Misconfigured(
             "the server refused with an empty response",
             status=status,
             hint="Some servers do this if the Host header is not theirs: use localhost or an IP address as base URL, "
-            "or let the server listen on 0.0.0.0. Otherwise check proxies in between",
+            "or let the server listen on 0.0.0.0. If that does not help, check proxies in between",
         )
     details = ErrorDetails() if is_web_page else parse_error_body(body)
     error_class = _classify(status, details) or _class_of_status(status, details)
@@ -213,13 +215,12 @@ def map_error_object(value: Any, *, answer_started: bool) -> LLMError:
     """
     details = _parse_error_object(value)
     status = next((int(code) for code in details.codes if re.fullmatch("[0-9]{3}", code)), 0)
-    error_class = _classify(status, details) or _class_of_status(status, details)
-    if issubclass(error_class, errors.ServerFailed | errors.Overloaded) or (
-        answer_started and error_class is errors.RequestRefused
-    ):
-        error_class = errors.ErrorInAnswer if answer_started else errors.ErrorBody
     if not answer_started and _LMSTUDIO_NO_ROUTE in details.message.lower():
         return no_model_api_error(200)
+    error_class = _classify(status, details) or _class_of_status(status, details)
+    is_refusal_in_answer = answer_started and error_class is errors.RequestRefused
+    if is_refusal_in_answer or issubclass(error_class, errors.ServerFailed | errors.Overloaded):
+        error_class = errors.ErrorInAnswer if answer_started else errors.ErrorBody
     return _build_error(error_class, details)
 
 
@@ -230,7 +231,11 @@ def change_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
 
 
 def no_model_api_error(status: int | None = None) -> LLMError:
-    """Return the error for a response that is not from a model API, with its HTTP status if it has one."""
+    """Return the error for an address that does not serve a model API.
+
+    Args:
+        status: the HTTP status of the response; None if several responses showed it.
+    """
     what = "this address does not serve a model API, but a web page or another route"
     return errors.Misconfigured(what, status=status)
 
@@ -271,7 +276,7 @@ def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
 
 
 def _find_class(text: str) -> type[LLMError] | None:
-    """Return the first error class whose words are in a text; None without one."""
+    """Return the first error class with a pattern that matches a text; None if no pattern matches."""
     return next((error_class for error_class, pattern in _PATTERNS.items() if pattern.search(text)), None)
 
 
@@ -285,13 +290,13 @@ def _class_of_status(status: int, details: ErrorDetails) -> type[LLMError]:
 def _build_error(error_class: type[LLMError], details: ErrorDetails, status: int | None = None) -> LLMError:
     error = error_class(error_class.fault, status=status)
     message = printable(details.message, _MAX_SHOWN_CHARS)
-    error.server_message = "" if message.startswith("<") else message  # a web page
+    error.server_message = "" if message.startswith("<") else message  # a web page is not quoted
     error.code = next(iter(details.codes), None) or None
     error.params = (details.param,) if details.param else ()
     if isinstance(error, errors.Unavailable):
         error.retry_after = details.wait_s
     if isinstance(error, errors.ContextOverflow):
-        error.needed, error.window = details.lengths
+        error.prompt_tokens, error.context_length = details.lengths
     return error
 
 

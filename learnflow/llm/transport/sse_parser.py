@@ -1,4 +1,4 @@
-"""The parser of OpenAI's API.
+"""The parser of OpenAI's chat completions.
 
 Events follow the HTML standard (section 9.2.6): lines end with LF, CR or both, and unknown fields are ignored.
 """
@@ -13,7 +13,7 @@ from ..completion import MESSAGE_FIELDS, ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import BOM, MAX_NAME_CHARS, NOT_FINISHED, StreamParser, dialect_error
+from .stream_parser import BOM, MAX_NAME_CHARS, NOT_FINISHED, StreamParser, undefined_error
 from .tool_calls import collect_extra
 from .untrusted import (
     MAX_EVENT_BYTES,
@@ -72,7 +72,7 @@ class SSEParser(StreamParser):
         if name == b"event":
             self._event_type = value.strip()
         elif name and not _FIELD.fullmatch(name):  # a line without a field name is a comment
-            raise dialect_error("a line of the stream")
+            raise undefined_error("a line of the stream")
 
     def _dispatch(self) -> None:
         """Parse the event that an empty line has ended."""
@@ -119,7 +119,8 @@ class SSEParser(StreamParser):
     def _parse_choice(self, choice: dict[str, Any], message_key: str) -> bool:
         """Parse a choice. Return whether it has text or tool calls.
 
-        Some gateways send tool calls, or the text after them, in a choice with another index.
+        Text is read from one choice, and tool calls from every choice. Some gateways send tool calls, or the text after
+        them, in a choice with another index.
         """
         if choice.get("error"):
             raise error_mapping.map_error_object(choice, answer_started=self._has_text)
@@ -129,7 +130,7 @@ class SSEParser(StreamParser):
             self._uses_message = self._uses_message or bool(delta)
         delta = delta or {}
         if not isinstance(delta, dict):
-            raise dialect_error("a choice of the answer")
+            raise undefined_error("a choice of the answer")
         self._spend_chars(collect_extra(self.extra, delta, MESSAGE_FIELDS))
         text, thinking, chars_left = "", "", self._chars_left
         if choice_index == self._text_choice_index or (
@@ -154,7 +155,7 @@ class SSEParser(StreamParser):
         legacy_call = delta.get("function_call")
         pieces = delta.get("tool_calls") or ([{"function": legacy_call}] if legacy_call else [])
         if not isinstance(pieces, list):
-            raise dialect_error("a tool call")
+            raise undefined_error("a tool call")
         deltas: list[ToolCallDelta] = []
         for piece in pieces:
             if piece is not None:
@@ -174,7 +175,10 @@ class SSEParser(StreamParser):
         self.cost = dollars_or_none(usage.get("cost"))
 
     def _parse_rest(self, rest: bytes) -> None:
-        """Parse the last event, which may lack its empty line. An incomplete event sets the fault ``AnswerCut``."""
+        """Parse the last event, which may lack its empty line.
+
+        If the event is incomplete, the fault is ``AnswerCut``, unless the answer is complete.
+        """
         for line in (rest, b"") if rest.strip() else (b"",):
             if not self.fault:
                 self._parse_guarded(self._parse_line, line)
@@ -200,8 +204,8 @@ class SSEParser(StreamParser):
         if self._possible_error:
             return error_mapping.map_error_object(self._possible_error, answer_started=self._has_text)
         if self.has_end_mark:
-            return errors.FinishMissing("the stream ended with [DONE], but no finish_reason came")
-        if self._is_document and not self._text_after_finish:
+            return errors.FinishMissing("the stream ended with [DONE], but without a finish_reason")
+        if self._is_document and not self._finish_was_discarded:
             return errors.FinishMissing("the response has no finish_reason")
         return super()._no_finish_error()
 
@@ -216,7 +220,7 @@ def _choice_index(choice: dict[str, Any]) -> int:
     """Return the index of a choice; 0 without one. Raise MalformedAnswer if it is not a number."""
     index = _index(choice)
     if index is None and choice.get("index"):
-        raise dialect_error("the index of a choice")
+        raise undefined_error("the index of a choice")
     return index or 0
 
 

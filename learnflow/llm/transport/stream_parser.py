@@ -38,7 +38,7 @@ _LOWEST_MAX_CHARS: Final = 1024 * 1024  # the maximum length is never below this
 _MAX_CHARS_PER_TOKEN: Final = 64  # most tokens have about four; a token of blanks may have a hundred
 
 
-def dialect_error(what: str) -> LLMError:
+def undefined_error(what: str) -> LLMError:
     """Return the error for a part of a response that the server's API does not define."""
     return errors.MalformedAnswer(f"{what} is not defined by the server's API")
 
@@ -89,14 +89,14 @@ class StreamParser:
         self._finish_optional = finish_optional
         self._chars_left = max_answer_chars(max_tokens)
         self._has_text = False
-        self._text_after_finish = False  # some gateways send a finish reason with every chunk
-        self._finish_with_text = False  # the finish reason came with text or before any, so that more may follow
+        self._finish_was_discarded = False  # text followed the finish reason, which some gateways send in every chunk
+        self._finish_is_tentative = False  # the finish reason came with text, or before any: more text may follow
 
     @property
     def is_complete(self) -> bool:
         """Return whether the server sent a finish reason, and cannot send more text."""
         return self.finish is not None and (
-            self.has_end_mark or not (self._text_after_finish or self._finish_with_text)
+            self.has_end_mark or not (self._finish_was_discarded or self._finish_is_tentative)
         )
 
     def feed(self, data: bytes) -> list[Delta]:
@@ -131,7 +131,7 @@ class StreamParser:
             self._deltas.append(Delta(text, thinking))
         calls = tuple(delta for call in self._calls for delta in call.start())  # calls without arguments
         self._deltas += [Delta(calls=calls)] if calls and not self.fault else []
-        if not self.fault and (self.finish is None or (self._text_after_finish and not self.has_end_mark)):
+        if not self.fault and (self.finish is None or (self._finish_was_discarded and not self.has_end_mark)):
             self.fail(self._no_finish_error())
         return self._take_deltas()
 
@@ -139,7 +139,8 @@ class StreamParser:
         """Return the tool calls with parsed arguments.
 
         Raises:
-            MalformedAnswer: a call has no name, its arguments are not a JSON object, or the call is missing.
+            MalformedAnswer: a call has no name, its arguments are not a JSON object, or the finish reason announces a
+                call and there is none.
         """
         calls = []
         for call in self._calls:
@@ -165,8 +166,8 @@ class StreamParser:
         """Add a piece of a tool call. Return the deltas.
 
         Args:
-            call_key: the server's key of the call: its index with that of its choice, or the key of its item. None if
-                the server sends none.
+            call_key: the key of the call in the response: the indices of its choice and of the call, or the key of its
+                item (Responses API). None if the server sends none.
             piece: the JSON object.
         """
         function, calls = piece.get("function") or {}, self._calls
@@ -177,7 +178,7 @@ class StreamParser:
             return ()
         call = find_call(calls, call_key, call_id, name, arguments)
         if len(calls) > _MAX_CALLS:
-            raise dialect_error("an answer of so many tool calls")
+            raise undefined_error("an answer with so many tool calls")
         if len(calls) > count_before and name:
             self._count_text_chars(len(name))
         self._spend_chars(collect_extra(call.extra, piece, CALL_FIELDS))
@@ -195,7 +196,7 @@ class StreamParser:
     def _count_text_chars(self, characters: int) -> None:
         """Count characters of the answer. Discard a finish reason that arrived before them."""
         if self.finish:
-            self.finish, self._text_after_finish = None, True
+            self.finish, self._finish_was_discarded = None, True
         self._has_text = True
         self._spend_chars(characters)
 
@@ -232,13 +233,13 @@ class StreamParser:
         except LLMError as fault:
             self.fail(fault.with_traceback(None))
         except _SHAPE_ERRORS:
-            self.fail(dialect_error("the answer" if self._is_document else "a line of the stream"))
+            self.fail(undefined_error("the answer" if self._is_document else "a line of the stream"))
 
     def _parse_object(self, data: bytes, what: str) -> dict[str, Any]:
         """Return the JSON object in these bytes. Raise MalformedAnswer if they are not one."""
         value = json_object(data)
         if value is None:
-            raise dialect_error(what)
+            raise undefined_error(what)
         return value
 
     def _parse_text(self, text: Any, field: str) -> str:
@@ -246,7 +247,7 @@ class StreamParser:
         if text is None or text == "":
             return ""
         if self.has_end_mark or not isinstance(text, str):
-            raise dialect_error("text after the end" if self.has_end_mark else "content that is not text")
+            raise undefined_error("text after the end" if self.has_end_mark else "content that is not text")
         self._count_text_chars(len(text))
         if not self._surrogates and (text.isascii() or not _SURROGATE.search(text)):
             return text
@@ -262,7 +263,7 @@ class StreamParser:
             reason: the value in the response.
             with_text: whether the chunk with the finish reason has text, too.
         """
-        self._finish_with_text = self._finish_with_text or with_text or not self._has_text
+        self._finish_is_tentative = self._finish_is_tentative or with_text or not self._has_text
         reason = short_text(reason)
         known = _FINISHES.get(reason.lower())
         if reason.lower() in _FILTERED:

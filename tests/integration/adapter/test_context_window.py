@@ -84,7 +84,7 @@ async def test_context_length_grows_up_to_that_of_training() -> None:
         assert sent(server) == [6000]
         with pytest.raises(errors.ContextOverflow, match="at least 7000 tokens, the context length is 6000") as caught:
             await ollama(server).generate("word " * 7000)
-        assert (caught.value.needed, caught.value.window) == (7000, 6000)
+        assert (caught.value.prompt_tokens, caught.value.context_length) == (7000, 6000)
         assert len(server.seen) == 1  # nothing was sent
 
 
@@ -100,7 +100,7 @@ async def test_overflow_error_has_length_of_prompt_and_context() -> None:
         server.fault = Fault("refuse", status=400, body=TOO_LONG)
         with pytest.raises(errors.ContextOverflow, match=r"9009 tokens.*2048 tokens") as caught:
             await ollama(server).generate("hi")
-        assert (caught.value.needed, caught.value.window) == (9009, 2048)
+        assert (caught.value.prompt_tokens, caught.value.context_length) == (9009, 2048)
         server.fault = Fault("refuse", refusal="overflow")  # 0.24 names neither
         with pytest.raises(errors.ContextOverflow, match=r"about \d+ tokens, the context length is 2048"):
             await ollama(server).generate("hi")
@@ -248,7 +248,7 @@ async def test_prompt_cut_by_ollama_behind_v1_raises_overflow(
             return
         with pytest.raises(errors.ContextOverflow, match="dropped the beginning") as caught:
             await provider.generate("word " * words)
-        assert (caught.value.needed, caught.value.window) == (words, prompt_tokens)
+        assert (caught.value.prompt_tokens, caught.value.context_length) == (words, prompt_tokens)
 
 
 async def test_image_for_model_without_vision_is_refused_before_sending(monkeypatch: pytest.MonkeyPatch) -> None:

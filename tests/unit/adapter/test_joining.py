@@ -35,7 +35,7 @@ def pieces(text: str, sizes: list[int]) -> list[str]:
 
 
 def join(cut: joining.SplitText, parts: list[str], *, is_instructed: bool = False) -> tuple[str, bool]:
-    joint = joining.Joiner(cut, is_instructed=is_instructed)
+    joint = joining.ContinuationFilter(cut, is_instructed=is_instructed)
     after = "".join([joint.feed(part) for part in parts]) + joint.end()
     return cut.text + after, joint.mismatched
 
@@ -225,7 +225,7 @@ def test_instructed_continuation_that_begins_again_is_joined_at_every_cut(text: 
 def test_endless_white_space_takes_linear_time() -> None:
     began = time.process_time()
     for cut, is_instructed in ((joining.SplitText(EMITTED + " "), True), (joining.SplitText("", "\n"), False)):
-        joiner = joining.Joiner(cut, is_instructed=is_instructed)
+        joiner = joining.ContinuationFilter(cut, is_instructed=is_instructed)
         joiner.feed(EMITTED if is_instructed else "")
         for _ in range(200_000):
             joiner.feed(" ")
@@ -247,6 +247,6 @@ async def test_tool_call_before_new_text_is_emitted_in_order() -> None:
 
     events: list[Event] = []
     await joining.join_continuation(
-        work, joining.Joiner(joining.split_last_word("one two three")), "x", Recorder(Emit())
+        work, joining.ContinuationFilter(joining.split_last_word("one two three")), "x", Recorder(Emit())
     )
     assert events == [Resumed("x", 13), TextDelta(" four"), *pieces]

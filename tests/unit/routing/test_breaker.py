@@ -9,9 +9,9 @@ from learnflow.llm import errors
 from learnflow.llm.completion import Completion, ServedModel
 from learnflow.llm.errors import LLMError
 from learnflow.llm.routing import decision
-from learnflow.llm.routing.breaker import Breaker, BreakerRegistry, Target
+from learnflow.llm.routing.breaker import Breaker, BreakerKey, BreakerRegistry
 
-TARGET = Target("http://x", "m")
+TARGET = BreakerKey("http://x", "m")
 COMPLETION = Completion(text="x", finish="stop", provider="x", model=ServedModel("m"))
 
 

@@ -6,14 +6,14 @@ from support import Clock
 
 from learnflow.llm import errors
 from learnflow.llm.completion import Completion, ServedModel
-from learnflow.llm.routing.breaker import BreakerRegistry, Target
+from learnflow.llm.routing.breaker import BreakerKey, BreakerRegistry
 
 COMPLETION = Completion(text="x", finish="stop", provider="x", model=ServedModel("m"))
 
 
 def test_failed_probe_before_end_of_period_does_not_extend_it() -> None:
     registry = BreakerRegistry(Clock())
-    target = Target("http://x", None)
+    target = BreakerKey("http://x", None)
     registry.record_failure(target, errors.ConnectionFailed("x"))
     for _ in range(10):
         registry.record_probe(target, ready=False)
@@ -22,7 +22,7 @@ def test_failed_probe_before_end_of_period_does_not_extend_it() -> None:
 
 def test_completion_of_older_attempt_closes_no_breaker() -> None:
     clock = Clock()
-    registry, target = BreakerRegistry(clock), Target("http://x", "m")
+    registry, target = BreakerRegistry(clock), BreakerKey("http://x", "m")
     began = clock.now
     clock.now += 1
     registry.record_failure(target, errors.RateLimited("x", retry_after=60))
