@@ -65,7 +65,7 @@ class RouterProvider(AbstractProvider):
         retries: the number of retries after a transient failure, if no other provider is left (LLM_RETRIES).
         routing: the order of the providers: "order", "latency", "cost", "local-first", "warm-first" (LLM_ROUTING).
         deadline: the time limit of a request with all its attempts, in seconds (LLM_DEADLINE).
-        find: a coroutine function that finds the providers if there is no ``primary``. The first awaited method calls it.
+        find: a coroutine function that finds the providers if there is no ``primary``. The first method calls it.
         breakers: the circuit breakers; those of the process by default.
 
     Raises:
