@@ -406,9 +406,6 @@ class LLMProvider(Protocol):
 class AbstractProvider(LLMProvider):
     """Base of the providers of this package. It implements ``generate``, ``stream`` and ``complete`` with ``start``."""
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r})"
-
     @abstractmethod
     def start(self, call: Call) -> Work:
         """Return the coroutine function that runs a call. It sends the request, not ``start``.

@@ -138,8 +138,7 @@ class ModelCatalog:
                 return self._choose(self.server, name).name, None
         except LLMError as choice_error:
             error = choice_error
-        is_failure = error is not None and not isinstance(error, errors.ModelLoading)
-        return None, message_without_provider(error) if error and is_failure else None
+        return None, message_without_provider(error) if error and not isinstance(error, errors.ModelLoading) else None
 
     def clear(self) -> None:
         """Clear the models, so that the next request probes again."""
