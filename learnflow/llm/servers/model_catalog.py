@@ -129,8 +129,8 @@ class ModelCatalog:
         """Return what the last probe says about a request for this model.
 
         Returns:
-            The name of the model that would answer, and why the request would fail. Each is None if there is none, or
-            if it is unknown. A loading model is not a failure, because the request waits for it.
+            The name of the model that would answer, and the reason why the request would fail; None for an unknown
+            name or reason. A loading model is not a failure, because the request waits for it.
         """
         error = self._failure
         try:
