@@ -300,7 +300,7 @@ class TextStream(AsyncIterator[str]):
         raise clear_cause(channel.outcome) if isinstance(channel.outcome, LLMError) else channel.outcome
 
     def events(self) -> AsyncGenerator[Event, None]:
-        """Return an iterator over text, thinking, tool calls, waiting, failover, and ``Finished`` at the end.
+        """Return an iterator over all events (``Event``). The last one is ``Finished``.
 
         The joined ``TextDelta`` events are the completion's text: emitted text is final. Read a stream by its events or
         by its text, not both. ``aclose()`` of the iterator closes the connection.

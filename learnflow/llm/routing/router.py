@@ -166,13 +166,7 @@ class RouterProvider(AbstractProvider):
 
     async def health_check(self) -> bool:
         """Return whether a provider is ready for a request. Raise only NotRecorded."""
-        try:
-            candidates = await self._find_created_candidates()
-        except errors.NotRecorded:
-            raise
-        except LLMError:
-            return False
-        return any(await asyncio.gather(*(candidate.provider.health_check() for candidate in candidates)))
+        return (await self.refresh()).ready
 
     def get_capabilities(self) -> Capabilities:
         """Return the best value of each capability among the providers.
@@ -204,6 +198,8 @@ class RouterProvider(AbstractProvider):
         """
         try:
             candidates = await self._find_created_candidates()
+        except errors.NotRecorded:
+            raise
         except LLMError as error:
             capabilities = self.get_capabilities()
             return Health(state="down", provider=self.name, base_url=None, detail=str(error), capabilities=capabilities)
