@@ -155,7 +155,7 @@ class _Channel(Emit):
         _wake(self.reader_future)
 
     async def drain(self) -> None:
-        if self.is_abandoned:  # a library suppressed the CancelledError. Raise it again: no reader frees the buffer
+        if self.is_abandoned:  # a library suppressed the CancelledError. Raise it again: no reader empties the buffer
             raise asyncio.CancelledError
         while len(self.events) >= MAX_READ_AHEAD:
             self._writer_future = self._loop.create_future()
