@@ -157,7 +157,7 @@ def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
 
 def _resolve(written: Mapping[str, str]) -> dict[str, str]:
     """Return the values of a file with variables (``${...}``) replaced by their values."""
-    values, known = dict(written), dict[str, str | None](os.environ)
+    values, known = dict(written), dict[str, str | None](os.environ if written else {})  # most calls have no file
     for name, value in written.items():
         if "$" in value:
             values[name] = "".join(atom.resolve(known) for atom in parse_variables(value))
