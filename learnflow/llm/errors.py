@@ -84,7 +84,7 @@ class LLMError(Exception):
     answer. The text that arrived is in ``partial``, ``thinking`` and ``partial_calls``. No message or repr shows it.
 
     Attributes:
-        what: the fault, as a sentence without its subject.
+        what: the fault, without the provider and the model, which ``str()`` adds.
         hint: the action that corrects the fault.
         provider, model: the provider that failed and its model; None if unknown.
         status: the HTTP status; None without a response.
@@ -444,7 +444,7 @@ class ThinkingLeaked(BrokenAnswer):
     discards_text = True
     advice = (
         "Discard the text and retry: from now on, streams of this model hold the text back until the thinking has "
-        "ended. To prevent the fault from the first request on, use reasoning=True, generate() or complete()"
+        "ended. To prevent it in the first request, too, use reasoning=True, generate() or complete()"
     )
 
 

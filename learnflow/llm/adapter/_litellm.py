@@ -172,7 +172,7 @@ def _build_request(
     # A copy, because LiteLLM 1.106 changes its arguments, and returns a body with parts of them
     messages = copy.deepcopy(original_messages)
     keywords, extra = _split_parameters(config, parameters)
-    keywords_json = json.dumps(keywords)  # unsorted: a model writes properties in the order of its schema
+    keywords_json = json.dumps(keywords)  # unsorted: a language model writes properties in the order of the schema
     optional_params = copy.deepcopy(_convert_parameters(spec.litellm_provider, model, endpoint.version, keywords_json))
     extra_by_litellm = optional_params.pop("extra_body", None) or {}
     optional_params.pop("fake_stream", None)  # for LiteLLM's own handler
@@ -234,7 +234,7 @@ def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], param
     Args:
         body: the body that LiteLLM wrote.
         messages: the messages that were passed to LiteLLM.
-        parameters: the parameters that were passed to LiteLLM. LiteLLM may omit defaults, and rename any parameter.
+        parameters: the parameters that were passed to LiteLLM. Omitted defaults and renamed ones are not restored.
     """
     parts = [part for message in messages for part in parts_of(message) if isinstance(message.get("content"), list)]
     written = tuple(strings_of(body["messages"])) if parts else ()

@@ -34,7 +34,7 @@ _MAX_LAST_WORD_CHARS: Final = 64  # a longer last "word" is text without spaces,
 _MIN_OVERLAP_WORDS: Final = 8
 _MIN_OVERLAP_CHARS: Final = 24
 _MAX_OVERLAP_CHARS: Final = 400
-_MAX_COMPARED_SPACE_CHARS: Final = 1000  # white space to compare; white space beyond this length is new text
+_MAX_COMPARED_SPACE_CHARS: Final = 1000  # of white space: after more of it, do not wait for the next word
 
 # Sent to a model without prefill. ``ContinuationFilter`` checks that the continuation obeys it.
 _INSTRUCTION: Final = (
@@ -197,7 +197,7 @@ def _expected_if_prefilled(emitted: SplitText) -> list[str]:
         return [echo, ""]
     if rest:
         return [rest, echo] if emitted.prefix and not echo.startswith(rest) else [rest]
-    # The whole text was sent. Accept an echo only if its start occurs once. Otherwise new text could look like an echo
+    # The whole text was sent. Accept an echo only if the text does not contain its own start again, as new text could
     start = echo[: _MIN_OVERLAP_CHARS // 2]
     return [echo, ""] if len(echo) >= _MIN_OVERLAP_CHARS and start not in echo[len(start) :] else [""]
 
@@ -378,7 +378,7 @@ async def join_continuation(work: Work, text_filter: ContinuationFilter, name: s
 
 
 def count_prior_tokens(call: Call) -> int:
-    """Return the number of tokens of ``Call.prior_text``: one for each recorded piece, an estimate for ``after``."""
+    """Return the number of tokens of ``Call.prior_text``: one for each piece in the journal, and an estimate."""
     estimate = (estimate_min_tokens([call.after]) + estimate_max_tokens([call.after])) // 2
     return estimate + len(call.recorded or ())
 

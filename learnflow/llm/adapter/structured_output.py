@@ -221,7 +221,7 @@ class _Validation:
         steps_left: how many steps the validation may still take.
         depth: how deeply the current keyword is nested.
         first_faults: (keyword, id of the schema, id of the value) -> (schema, value, first fault). Without this cache,
-            a recursive union would validate a value exponentially often. The cached objects keep their ids unique.
+            a recursive union would validate a value exponentially often. It holds the objects: no id is reused.
     """
 
     steps_left: int

@@ -23,7 +23,7 @@ from .status import chain_of
 from .terminal import notify, progress, table, write, write_json
 
 _MISSING_MODEL: Final = "learnflow-no-such-model"
-_MAX_LONG_PROMPT_TOKENS: Final = 40_000  # the largest prompt sent to exceed a context length
+_MAX_LONG_PROMPT_TOKENS: Final = 40_000  # the check of the context length is skipped if it needs a longer prompt
 _ESTIMATED_TOKENS: Final = 900  # the total of all other requests
 _PROMPT = "Say the word pong."
 _SCHEMA: Final = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
@@ -43,7 +43,7 @@ class Finding:
 
     Attributes:
         question: the name of the check, such as "finish reason".
-        passed: None if the check was skipped, or if its result depends on the model.
+        passed: None if the check was skipped or is inconclusive, for example without a tool call.
         seen: the observation, such as "stop, 5 characters in 0.3 s".
     """
 
@@ -183,7 +183,7 @@ class _Checks:
         response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": _SCHEMA, "strict": True}}
         completion = await self._complete('Give the word "pong" as JSON.', response_format=response_format)
         if completion.attempts > 1:
-            return False, "only after a second request that quotes the mismatch"
+            return False, "only after a correction request"
         return (True, "fits") if completion.finish == "stop" else (None, f"finish {completion.finish}")
 
     async def tools(self) -> tuple[bool | None, str]:
@@ -195,7 +195,7 @@ class _Checks:
     async def prefill(self) -> tuple[bool | None, str]:
         """Check that the model continues a prefill."""
         if not self._provider.facts(self._model).prefills:
-            return None, "no prefill: a broken answer is continued by a prompt"
+            return None, "no prefill: a prompt asks for the continuation"
         call = Call("Count from 1 to 9, with spaces.", self._model, 0.0, 40, method="generate")
         completion = await self._provider.attempt(call, Attempt(prefix="1 2 3 4"))(Emit())
         return True, f"continued with {len(completion.text)} characters"

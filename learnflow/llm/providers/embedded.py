@@ -46,7 +46,7 @@ from .model_store import DEFAULT_MODEL
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a slot
 _RESTART_PAUSE_S: Final = 10.0  # after a failed start, requests fail without another start
-_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # after so many starts, requests fail until this time has passed
+_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # after three ends, requests fail until 30 s after the first start
 _STOP_TIMEOUT_S: Final = 2.0  # a process that has not ended by then is killed
 _MAX_LOG_CHARS: Final = 300  # per line
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
@@ -276,7 +276,7 @@ def _start_error(exit_code: int | None, message: str, explanation: list[str]) ->
             "LLM_LOAD_TIMEOUT",
         )
     if message.startswith(("ImportError", "ModuleNotFoundError", "OSError")):
-        hint = "Install the system's library that it names, for example: apt-get install libgomp1"
+        hint = "Install the system library that this error names, for example: apt-get install libgomp1"
         return NotConfigured(f"xllamacpp cannot be imported ({printable(message, _MAX_LOG_CHARS)})", hint=hint)
     reason = _ERROR_LINE.sub("", explanation[0]) if explanation else printable(message, _MAX_LOG_CHARS)
     return NotConfigured(  # not retryable, because the next start would fail, too

@@ -21,7 +21,7 @@ from ..servers.model_catalog import MAX_AGE_S
 from .breaker import REGISTRY, Breaker, BreakerKey, BreakerRegistry, BreakerState, Statistics
 
 PROBE_S: Final = 1.0  # timeout of a probe
-_PROBE_PAUSE_S: Final = 15.0  # from a probe without a response to the next one
+_PROBE_PAUSE_S: Final = 15.0  # after a probe that got no response
 
 
 class _SharedState(SharedTasks):
@@ -128,7 +128,7 @@ class Candidate:
 
     @property
     def breaker(self) -> Breaker | None:
-        """Return the circuit breaker that stays open longest, even for cassettes; None if all are closed."""
+        """Return the circuit breaker that stays open longest; None if all are closed. It also counts in a replay."""
         return next(iter(self.registry.open_breakers(self.target)), None)
 
     @property

@@ -37,7 +37,7 @@ class Execution:
     Args:
         call: the arguments of the call.
         resume: the caller's choice for a stream that is interrupted after text was emitted.
-        base_attempt: the Attempt from which every attempt is copied. It has the number and the metadata of the request.
+        base_attempt: the Attempt from which every attempt is copied. It has ``request`` and ``metadata``.
         chain: the candidates of the request.
         progress: the text, failures and costs so far.
     """
@@ -49,7 +49,7 @@ class Execution:
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._retries = 0
         self._last_error: LLMError | None = None
-        self._splits_at_last_word = True  # end prefills before the last word, until a model does not repeat it
+        self._splits_at_last_word = True  # prefills omit the last word; False after a continuation did not repeat it
         self._restarted = False  # the answer was started again from the beginning, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt
 
@@ -260,7 +260,7 @@ class Execution:
             await self._prepare_next(blocked, breaker_error, decision.RequestState())
 
     def _take_slot(self, chosen: Candidate, eligible: Sequence[Candidate]) -> Candidate | None:
-        """Take a slot of ``chosen``, else of one that LLM_SPILL allows. Return the candidate; None if all are full."""
+        """Take a slot of ``chosen``, else of another candidate that LLM_SPILL allows. Return it; None if all are full."""
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
         spill = [other for other in eligible if other.ready and other.distance <= max_distance]
         for candidate in (chosen, *spill):
@@ -275,8 +275,9 @@ class Execution:
         """Wait for a slot of any candidate of the same rank.
 
         Returns:
-            The candidate with the slot. None after half a second, or if its circuit breaker opened: choose again. If no
-            other candidate has the same rank, return ``chosen`` at once: its attempt waits in the address's queue.
+            The candidate with the slot. None if no slot was free within half a second, or if the circuit breaker of its
+            candidate opened meanwhile. The caller then chooses again. ``chosen`` without a slot, if no other candidate
+            has the same rank: its attempt waits for one.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -306,7 +307,7 @@ class Execution:
     async def _probe_open_breaker(self, candidate: Candidate) -> LLMError | None:
         """Probe a candidate with an open circuit breaker. Return the error that opened the breaker.
 
-        Return None if the candidate may be used: the probe succeeded, or no probe can detect that the fault is over.
+        Return None if the probe succeeded, or if only a request can show that the fault is over.
         """
         breaker = candidate.breaker
         if not breaker or not breaker.probeable:
@@ -322,7 +323,7 @@ class Execution:
 
     async def _wait_for_load(self, loading: Sequence[Candidate]) -> list[Candidate]:
         """Start the loads, and wait for the first one to end. Return the candidates whose load has succeeded."""
-        # Avoid a busy loop if a server refuses requests because of a load, but does not report the load
+        # Avoid a busy loop if a server refuses requests while it loads a model, but does not report that
         await asyncio.sleep(_LOAD_POLL_S)
         loads = {candidate: candidate.start_load() for candidate in loading}
         left_s = max(0.0, self._load_deadline - self._now)

@@ -30,7 +30,7 @@ from .probe import error_of, fetch, find_server, read_capabilities, suggest_sett
 
 LONG_PROBE_S: Final = 10.0  # timeout of a full probe: the model list of a cloud may be long
 QUICK_PROBE_S: Final = 2.0  # timeout of a probe that delays a request
-# The maximum age of a cached result that decides whether a prompt is sent, or how long the response may take.
+# A cached result must not be older if it decides whether a prompt is sent, or which timeout applies.
 MAX_AGE_S: Final = 5.0
 
 _LOADED_MODEL_PLACEHOLDER: Final = "local-model"  # a name in the configuration that means the loaded model
@@ -265,8 +265,8 @@ class ModelCatalog:
 
         Args:
             requested: the requested name.
-            served: the name in the response; None if it has none. If it is the requested name, the name in the server's
-                list of models is used, because some servers repeat any requested name.
+            served: the name in the response; None if it has none. The requested name proves nothing, because some
+                servers echo it. The server's list of models then decides.
         """
         model = self._models.get(requested) or Model(name=requested)
         if served in (None, requested) or model.has_name(str(served)):
@@ -294,7 +294,7 @@ class ModelCatalog:
             ConnectionFailed, ConnectTimeout: the server cannot be reached.
         """
         if not self._is_fresh(name, max_age_s):
-            with suppress(errors.NotRecorded):  # if cassettes lack the pages, the model is unknown
+            with suppress(errors.NotRecorded):  # if the cassettes lack this probe, the model is unknown
                 result = await self._probe(name, timeout_s)
                 if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
                     raise result.error

@@ -107,7 +107,7 @@ async def choose_proxy(
 ) -> str | None:
     """Return the environment's proxy for a URL; None without a proxy, or if all addresses of the host are private.
 
-    A host that ``looks_local`` bypasses the proxy without a lookup. If another name cannot be resolved here, the
+    A host that ``looks_local`` bypasses the proxy without a lookup. If any other host cannot be resolved here, the
     request uses the proxy, which may resolve it. This result is not cached.
 
     Args:
