@@ -260,7 +260,7 @@ class Execution:
             await self._prepare_next(blocked, breaker_error, decision.RequestState())
 
     def _take_slot(self, chosen: Candidate, eligible: Sequence[Candidate]) -> Candidate | None:
-        """Take a slot of ``chosen``, else of another candidate that LLM_SPILL allows. Return it; None if all are full."""
+        """Take a slot of ``chosen``, else of another candidate that LLM_SPILL allows. None if all are full."""
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
         spill = [other for other in eligible if other.ready and other.distance <= max_distance]
         for candidate in (chosen, *spill):
