@@ -25,8 +25,8 @@ _STOP_S: Final = 1.0  # time limit for cancelling the running calls at the end o
 class Background:
     """An event loop in a daemon thread. The first call starts the thread.
 
-    At the end of the process the thread stops. Later calls, of ``atexit`` or ``__del__``, run their coroutine
-    in the calling thread.
+    The thread stops when the interpreter exits. Later calls, from ``atexit`` handlers or ``__del__``, run their
+    coroutine in the calling thread.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Background:
         """Run a coroutine, and return its result.
 
         Raises:
-            InvalidRequest: called in the thread of this loop, or the process ended before the result.
+            InvalidRequest: called in the thread of this loop, or cancelled because the process ends.
         """
         future = self.start(coroutine)
         try:
@@ -47,7 +47,7 @@ class Background:
         except (CancelledError, asyncio.CancelledError):
             raise _cancelled_error() from None
         finally:
-            future.cancel()  # it has no effect after a result; after Ctrl-C, the server stops
+            future.cancel()  # after Ctrl-C, stop the request. No effect on a finished future
 
     def iterate(self, items: AsyncGenerator[_T, None]) -> BlockingIterator[_T]:
         """Return an iterator over an asynchronous generator."""
@@ -86,21 +86,21 @@ class Background:
 class BlockingIterator(Iterator[_T], Generic[_T]):
     """An iterator over an asynchronous generator, which runs in the loop of a ``Background``.
 
-    Any thread may read it, one at a time. ``close`` may be called from another thread than the reader's. It belongs to
-    the process that created it: a forked child cannot read it, and ``close`` does nothing there.
+    One thread at a time may read it, and any thread may close it. A forked child process cannot read the iterator of
+    its parent, and ``close`` does nothing there.
     """
 
     def __init__(self, background: Background, items: AsyncGenerator[_T, None]) -> None:
         self._background, self._items = background, items
         self._reading = threading.Lock()
-        self._running = asyncio.Lock()  # held by a read until it has ended. A cancelled read may need some time
+        self._running = asyncio.Lock()  # held by a running read. A cancelled read may run on for some time
         self._process = os.getpid()
         self._pending: Future[Any] | None = None
         self._failed = self._closed = False
 
     @property
     def is_inherited(self) -> bool:
-        """Return whether another process created the iterator, so that its loop does not run in this one."""
+        """Return whether the parent process created the iterator. Its event loop does not run in this process."""
         return self._process != os.getpid()
 
     def __next__(self) -> _T:
@@ -129,7 +129,7 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
         except BaseException:
             self._failed = True
             if self._pending:
-                self._pending.cancel()  # after Ctrl-C, so that the server stops
+                self._pending.cancel()  # after Ctrl-C, stop the request
             raise
         if item is _END:
             self._closed = True
@@ -186,7 +186,7 @@ def _run_now(runner: asyncio.Runner, coroutine: Coroutine[Any, Any, _T]) -> Futu
 
 
 def _cancelled_error() -> InvalidRequest:
-    return InvalidRequest("the call was cancelled, because the process ends", hint="Call it before")
+    return InvalidRequest("the call was cancelled, because the process ends", hint="Make the call earlier")
 
 
 BACKGROUND = Background()

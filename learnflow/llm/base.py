@@ -43,11 +43,11 @@ Method: TypeAlias = Literal["generate", "stream", "complete"]
 
 
 class DefaultFloat(float):
-    """A default of this package or of an application's configuration. Unlike a caller's value, it may be left out."""
+    """A default of this package or of an application's configuration. Unlike a caller's value, it may be removed."""
 
 
 class _DefaultInt(int):
-    """A default value of this package, which is not the same as an equal value of the caller."""
+    """A default value of this package. The class distinguishes it from an equal value of the caller."""
 
 
 DEFAULT_TEMPERATURE: Final[float] = DefaultFloat(0.7)
@@ -71,7 +71,7 @@ def may_be_left_out(value: object) -> bool:
 
 
 def describe_limit(max_tokens: int | None, usage: Usage) -> tuple[str, str]:
-    """Return the token limit at which an answer ended, and the action against it, for a message.
+    """Return the token limit at which an answer ended, and how to avoid it, for a message.
 
     Args:
         max_tokens: the limit of the request; None if it has none.
@@ -91,18 +91,19 @@ class Options(TypedDict, Generic[Parsed], total=False):
     Attributes:
         system: the system message.
         response_format: the format of the answer, as OpenAI's dict or a pydantic class.
-        tools, tool_choice, stop, seed, top_p, top_k, min_p, frequency_penalty, presence_penalty: see OpenAI's API. It
-            lacks ``top_k`` and ``min_p``, which some servers support.
+        tools, tool_choice, stop, seed, top_p, top_k, min_p, frequency_penalty, presence_penalty: see OpenAI's API.
+            ``top_k`` and ``min_p`` are extensions of some servers.
         n: the number of answers. Only 1 is supported.
-        reasoning: True and False turn thinking on and off. A string is a level. Each vendor has other levels.
+        reasoning: True and False turn thinking on and off. A string is a level. The valid levels depend on the vendor.
         timeout: the time limit of the call in seconds.
-        session: the name of a group of requests with a common beginning. It is sent to clouds that route the requests
-            of a group to one prompt cache.
+        session: the name of a group of requests with the same beginning of the prompt. It is sent to clouds that route
+            the requests of a group to one prompt cache.
         headers: additional headers of the request, for a single provider. A router refuses them. In a value,
-            ``{session}`` is replaced by ``session``. Without ``session``, the header is not sent.
+            ``{session}`` is replaced by ``session``. Such a header is not sent without ``session``.
         extra_body: fields that are added to the body of the request unchanged.
         after: the text of an answer that was interrupted, for example ``LLMError.partial``. The answer continues it,
-            and ``max_tokens`` includes it. "" begins a new answer. It cannot be combined with schemas and tools.
+            and ``max_tokens`` limits both together. "" begins a new answer. ``after`` cannot be combined with schemas
+            and tools.
         include_prior: a stream also yields the text of ``after``. By default, it yields only the new text.
         resume: the action of a router if a stream breaks after text was emitted, see ``RouterProvider``.
         metadata: labels of the request, for example ``node`` or ``user``. Events, log lines and spans contain them;
@@ -135,7 +136,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
 class TimeOptions(TypedDict, total=False):
     """The timeouts of a provider in seconds, and its limits; see ``timeouts.Timeouts``.
 
-    A missing one is read from the environment (``LLM_CONNECT_TIMEOUT``, ``<NAME>_MAX_CONCURRENCY`` and so on).
+    A missing keyword is read from the environment (``LLM_CONNECT_TIMEOUT``, ``<NAME>_MAX_CONCURRENCY`` and so on).
     """
 
     connect_timeout: parameters.Seconds
@@ -147,7 +148,7 @@ class TimeOptions(TypedDict, total=False):
 
 
 class ProviderOptions(TimeOptions, total=False):
-    """The keywords of the provider classes; see ``BaseProvider``. The last three are those of ``EmbeddedProvider``."""
+    """The keywords of the provider classes; see ``BaseProvider``. Only ``EmbeddedProvider`` has the last three."""
 
     base_url: str | None
     model: parameters.Name | None
@@ -170,9 +171,9 @@ class Call:
         method: the name of the called method.
         metadata: the labels of the request.
         after: the text that the answer continues, see ``Options``.
-        include_prior: a stream yields the text of ``after``, too.
-        recorded: the pieces of the answer in the journal, which follow ``after``; None if the journal does not record
-            the answer.
+        include_prior: whether a stream also yields the text of ``after``.
+        recorded: the pieces of text that a previous equal call recorded in the journal (``LLM_JOURNAL``). They follow
+            ``after``. None if the journal does not record the answer.
     """
 
     prompt: Prompt = field(repr=False)
@@ -231,7 +232,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One of the requests that the concurrency limit of a server address allows.
+    """A place within the concurrency limit of a server address. A request occupies it until it ends.
 
     Attributes:
         address: the address of the server.
@@ -251,8 +252,8 @@ class Attempt:
     Attributes:
         number: the number of the attempt in the request, from 1.
         request: the number of the request in this process.
-        max_first_token_s: a limit of the seconds to the first token, in addition to the provider's timeout; None
-            without one.
+        max_first_token_s: an upper limit for the provider's timeout to the first token, in seconds; None if only that
+            timeout applies.
         prefix: the interrupted text, which is sent as a prefill; None without a prefill.
         thinking: the thinking before ``prefix``.
         slot: the slot that the router has acquired; None if the attempt must acquire one.
@@ -271,7 +272,7 @@ class Attempt:
 
     @property
     def prefill_with_thinking(self) -> str:
-        """Return the prefill after its thinking, which is between ``<think>`` tags."""
+        """Return the thinking in ``<think>`` tags, then the prefill."""
         return (f"<think>{self.thinking}</think>" if self.thinking else "") + (self.prefix or "")
 
 
@@ -307,8 +308,8 @@ class LLMProvider(Protocol):
                 If no model is configured, the loaded one is used, else the only one. A router sends the name to the
                 providers that have the model. Other providers use their default model.
             temperature: the sampling temperature. The default is removed if the model rejects it.
-            max_tokens: the longest answer, in tokens. A text that ends there is returned, with a warning event; a tool
-                call or a schema raises AnswerTruncated. The default is removed if the model rejects it.
+            max_tokens: the longest answer, in tokens. A text that ends there is returned, with a warning event. For a
+                tool call or a schema, AnswerTruncated is raised. The default is removed if the model rejects it.
             more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). For tools, use
                 ``complete`` or ``stream``.
 
@@ -405,7 +406,7 @@ class AbstractProvider(LLMProvider):
 
     @abstractmethod
     def start(self, call: Call) -> Work:
-        """Return the work of a call. Nothing is sent before it runs.
+        """Return the coroutine function that runs a call. It sends the request, not ``start``.
 
         Raises:
             InvalidRequest: a keyword or a value is invalid.

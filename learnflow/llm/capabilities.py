@@ -22,8 +22,8 @@ class Capabilities(TypedDict):
         tools: whether tools are supported.
         json_schema: whether a schema in ``response_format`` is supported.
         reasoning: whether the model can think.
-        context: the context length of the model's training in tokens.
-        context_served: the context length that the server provides in tokens.
+        context: the maximum context length of the model, for which it was trained, in tokens.
+        context_served: the context length with which the server runs the model, in tokens.
         max_output: the maximum length of an answer in tokens.
         prefill: whether the server can continue an assistant's message.
         local: whether prompts stay on this machine or in a private network.
@@ -109,7 +109,7 @@ _SNAPSHOT: Final = re.compile(r"(?:[-@_][\d-]{3,}|:[\w.-]+)?")
 
 
 def is_same_model(name: str, other: str) -> bool:
-    """Return whether two names may mean the same model, ignoring case, folder, date and tag."""
+    """Return whether two names may mean the same model. Case and folder are ignored. One may lack a date or a tag."""
     plain = (spelling.lower().rpartition("/")[2].removesuffix("latest").rstrip("-:") for spelling in (name, other))
     short, long = sorted(plain, key=len)
     return long.startswith(short) and _SNAPSHOT.fullmatch(long, len(short)) is not None

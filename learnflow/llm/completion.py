@@ -24,7 +24,7 @@ Source: TypeAlias = Literal["stream", "call", "journal"]
 # the server that sent them.
 MESSAGE_FIELDS: Final = frozenset({"role", "content", "name", "tool_calls", "function_call", "refusal", "audio"})
 CALL_FIELDS: Final = frozenset({"index", "id", "type", "function"})
-ORIGIN_FIELD: Final = "learnflow_origin"  # of a message: ``Completion.origin`` of its extra fields; never sent
+ORIGIN_FIELD: Final = "learnflow_origin"  # in a message: the ``Completion.origin`` of the extra fields; never sent
 
 
 class ServedModel(str):  # noqa: SLOT000  # a str cannot have slots
@@ -108,7 +108,7 @@ class Completion(Generic[Parsed]):
         cost: the cost in US dollars, 0.0 for a local server; None if unknown.
         first_token_s, total_s: seconds from the request to the first token and to the end.
         attempts: the number of attempts, including failed ones.
-        resumed: the number of continuations. One continues a broken stream, ``after=``, or a text in the journal.
+        resumed: the number of continuations: of a broken stream, of ``after=``, or of a text in the journal.
         extra: the fields of the message that OpenAI's API does not define, for example ``reasoning_content`` or
             ``reasoning_details``.
         origin: identifies the provider and the address that sent ``extra``; None if unknown.
@@ -131,7 +131,7 @@ class Completion(Generic[Parsed]):
     origin: str | None = None
 
     def without_text(self) -> Completion:
-        """Return a copy without text of the answer, which log events may contain."""
+        """Return a copy without text of the answer, for log events."""
         return replace(cast(Completion, self), text="", reasoning=None, parsed=None, tool_calls=(), extra={})
 
     def message(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The request is waiting. It is emitted once a second during the wait.
+    """The request is waiting. The event is emitted once a second during the wait.
 
     Attributes:
         reason: "queue" (until a slot is free), "load" (until a model is loaded), or "retry" (until the next attempt).

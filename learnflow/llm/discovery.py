@@ -1,6 +1,7 @@
 """Find model servers: probe the configured addresses and the default ports concurrently.
 
-The responses determine the kind of a server, not its port. A cloud is probed only if it is named or has a key.
+The kind of a server is determined by its responses, not by its port. A cloud is probed only if it is named, or if its
+key is set.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from .transport import network
 from .transport.client import NETWORK
 
 NO_SERVER: Final = "no provider is named, and no model server is ready on this machine"
-_EMBEDDED_HINT: Final = "It is small. Name a server or a cloud with LLM_PROVIDER, or a larger GGUF with EMBEDDED_MODEL"
+_EMBEDDED_HINT: Final = (
+    "The embedded model is small. Set LLM_PROVIDER to a server or a cloud, or EMBEDDED_MODEL to a larger GGUF"
+)
 _LOOPBACK: Final = "127.0.0.1"  # not "localhost", which would wait for a lookup if the name servers are down
 _DOCKER_HOST: Final = "host.docker.internal"
 _announced_models: Final = register("embedded models announced", set[str | None](), learned=True)
@@ -41,7 +44,7 @@ class Candidate:
         health: the result of the probe.
         provider: the provider; None if it cannot be created.
         configured: whether its address or its name is configured.
-        kind: the detected kind of server that is not configured; None if it is configured or unknown.
+        kind: the detected kind of server, if ``<NAME>_KIND`` is missing or invalid; else None.
     """
 
     health: Health
@@ -95,7 +98,7 @@ async def scan(
         configured = bool(base_url or (provider_settings.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
             probes.append(_probe_configured(name, timeout_s))
-        # A named provider without an address is probed at its default address, which is on loopback.
+        # Skip loopback for a named provider without an address: ``_probe_configured`` probes it already
         default_hosts = hosts if base_url or name not in named else hosts - {_LOOPBACK}
         urls = [url for url in _default_addresses(spec, default_hosts) if url not in probed]
         probed.update(urls)  # several kinds have the same default port
@@ -201,7 +204,7 @@ def _detected_kind(provider: BaseProvider) -> ProviderSpec | None:
 
 
 def _create_unconfigured(spec: ProviderSpec, url: str) -> BaseProvider:
-    """Create the provider for an address that is not configured. Only a default address gets its key and headers."""
+    """Create the provider for an address that is not configured. Only ``default_url`` gets the configured secrets."""
     provider_settings = settings.load_provider(spec)
     is_default = not provider_settings.base_url and _normalize(url) == _normalize(spec.api.default_url or "")
     secrets = (provider_settings.api_key, provider_settings.headers) if is_default else (None, None)
@@ -233,7 +236,7 @@ def _spec_or_none(name: str) -> ProviderSpec | None:
 
 def _is_local(name: str) -> bool:
     spec = _spec_or_none(name)
-    return spec is None or spec.local  # a provider without a valid spec is listed with its error
+    return spec is None or spec.local  # an invalid one counts as local, so that the scan lists its error
 
 
 def select_usable(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -268,7 +271,7 @@ async def find_providers(*, embedded: bool = True) -> list[BaseProvider]:
             _announced_models.add(provider.model)
             hint = f"{_EMBEDDED_HINT}. {_keys_hint()}".strip().removesuffix(".")
             events.emit(events.NothingConfigured(provider=provider.name, model=provider.model, hint=hint))
-    if any(provider.runner.client.transport for provider in providers):  # recorded or replayed
+    if any(provider.runner.client.transport for provider in providers):  # a cassette also needs the probe
         await asyncio.gather(*(provider.refresh() for provider in providers))
     return providers
 
@@ -305,5 +308,5 @@ def _no_server_error(candidates: Iterable[Candidate]) -> NotConfigured:
     commands = [spec.server.start_command for spec in SPECS.values() if spec.server.start_command]
     return NotConfigured(
         f"{NO_SERVER} (tried {tried})",
-        hint=f"{_keys_hint()}Name one with LLM_PROVIDER, or get a local model: {', or '.join(commands)}",
+        hint=f"{_keys_hint()}Set LLM_PROVIDER to a provider, or start a local model: {', or '.join(commands)}",
     )

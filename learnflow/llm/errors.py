@@ -9,7 +9,7 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
      │   │   └─ KeyMissing        No key is configured for the address
      │   ├─ AuthenticationFailed  The key is missing, wrong, or does not permit the request
      │   ├─ ModelNotFound         The server does not have the model
-     │   ├─ Misconfigured         The address serves no model API, but a web page, another route, or a proxy
+     │   ├─ Misconfigured         The address does not serve a model API. It may be a web page, a wrong path, or a proxy
      │   └─ NotLocal              LLM_LOCAL_ONLY forbids the destination. Nothing was sent
      ├─ RequestError              The request itself is invalid. No other provider is tried
      │   ├─ InvalidRequest        A keyword or a value is invalid
@@ -93,7 +93,7 @@ class LLMError(Exception):
         retry_after: the delay that the server requested, in seconds; None if it sent none.
         server_message: the server's message, in one line of at most 300 characters, with keys removed. It may repeat
             the prompt.
-        quotable: whether ``server_message`` certainly repeats no part of the request, so that ``str()`` shows it.
+        quotable: whether ``server_message`` certainly repeats no part of the request. Only then ``str()`` shows it.
         code: the server's error code ("context_length_exceeded"); None if it sent none.
         params: the parameters that the server or LiteLLM named as the cause.
         partial: the text that arrived.
@@ -149,7 +149,7 @@ class LLMError(Exception):
         return (f"{subject}: " if subject else "") + ". ".join(filter(None, sentences)) + "."
 
     def without_text(self) -> Self:
-        """Return a copy without text of a prompt or an answer, for events."""
+        """Return a copy without text of a prompt or an answer, for log events."""
         copied = copy.copy(self)
         quoted = self.server_message if self.quotable else ""
         vars(copied).update(partial="", thinking="", partial_calls=(), answer=None, reason="", server_message=quoted)
@@ -193,7 +193,7 @@ class ModelNotFound(ConfigError):
 
 
 class Misconfigured(ConfigError):
-    """The address serves no model API, but a web page, another route, or a proxy."""
+    """The address does not serve a model API. It may be a web page, a wrong path, or a proxy."""
 
     fault = "this is not an address of the model's API"
     advice = "Check the base URL, its path (most servers require /v1 at the end) and proxies in between"
@@ -240,7 +240,7 @@ class ContextOverflow(CapabilityError):
 
     @property
     def prompt_fits(self) -> bool:
-        """Return whether the prompt alone fits, as far as known. Then ``max_tokens`` exceeds the context length."""
+        """Return whether the prompt alone may fit. If so, the prompt with ``max_tokens`` is too long."""
         return self.context_length is None or (self.prompt_tokens or 0) < self.context_length
 
 
@@ -254,8 +254,8 @@ class RequestRefused(CapabilityError):
 class Unsupported(CapabilityError):
     """The provider does not support images, tools, a schema, or a keyword."""
 
-    fault = "the server or the model cannot do that"
-    advice = "Leave it out, or use a model or provider that supports it"
+    fault = "the server or the model does not support a feature of the request"
+    advice = "Omit the feature, or use a model or provider that supports it"
 
 
 class Unavailable(LLMError):
@@ -345,7 +345,7 @@ class NotRecorded(LLMError):
     No other provider is tried, because its answer would not be the recorded one.
 
     Attributes:
-        was_skipped: whether the router sent the request to another provider instead, so that a test does not fail.
+        was_skipped: whether the router then sent the request to another provider. Such an error does not fail a test.
     """
 
     failover = False
@@ -443,8 +443,8 @@ class ThinkingLeaked(BrokenAnswer):
 
     discards_text = True
     advice = (
-        "Discard the text and retry: from now on, the text of this model is delivered only after its thinking. To get "
-        "this from the first request, use reasoning=True, generate() or complete()"
+        "Discard the text and retry: from now on, streams of this model hold the text back until the thinking has "
+        "ended. To prevent the fault from the first request on, use reasoning=True, generate() or complete()"
     )
 
 
@@ -452,8 +452,8 @@ class SchemaMismatch(BrokenAnswer):
     """The answer does not match ``response_format``.
 
     Attributes:
-        reason: the fault of a complete answer, in words for the model. It may quote the answer, so that no message or
-            repr shows it.
+        reason: the fault of a complete answer, in words for the model. No message or repr shows it, because it may
+            quote the answer.
         answer: the completion that does not match; None if the answer is incomplete.
     """
 

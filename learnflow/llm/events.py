@@ -151,7 +151,8 @@ class RequestAdjusted(BaseEvent):
 
     Attributes:
         change: a description of the change.
-        is_limit_low: less than a quarter of the caller's ``max_tokens`` is left. The event is then a warning.
+        is_limit_low: the adjusted ``max_tokens`` is less than a quarter of the requested one. The event is then logged
+            as a warning.
     """
 
     provider: str
@@ -161,7 +162,7 @@ class RequestAdjusted(BaseEvent):
 
 
 class FailedOver(BaseEvent):
-    """The provider after a ``Failover`` answers: its first piece arrived. Not logged.
+    """After a ``Failover``, the next provider sent the first piece of its answer. Not logged.
 
     Attributes:
         provider, to: the names of the failed provider and of the next one.
@@ -174,10 +175,10 @@ class FailedOver(BaseEvent):
 
 
 class StreamContinued(BaseEvent):
-    """A continuation has ended. Not logged; ``Resumed`` is logged when it begins.
+    """A continuation has ended. Not logged. Its beginning is ``Resumed``, which is logged as ``llm.stream_continued``.
 
     Attributes:
-        outcome: "whole" if it is complete, "mismatched" if it did not repeat the end of the text, "broken" if its
+        outcome: "whole" if it is complete, "mismatched" if it did not begin with the required overlap, "broken" if its
             attempt failed.
     """
 
@@ -236,7 +237,7 @@ class NothingConfigured(BaseEvent):
 
 
 class Replaying(BaseEvent):
-    """Responses are replayed from the cassettes in ``folder``, or recorded there if ``mode`` is "record"."""
+    """The cassettes in ``folder`` are active: ``mode`` is "play" or "record"."""
 
     folder: str
     mode: str

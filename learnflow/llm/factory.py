@@ -1,6 +1,6 @@
 """``get_provider()`` creates a provider from the environment, and ``discover()`` finds servers.
 
-The functions import what they use, so that an import of this module takes no second: httpx and pydantic are large.
+The functions import other modules when they are called, because the import of httpx and pydantic is slow.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The journal: the text of unfinished answers in files, so that a later call in any process continues them.
 
-A file has the text of one answer, and is locked by the request that writes it. The lock ends with its process. The file
+A file has the text of one answer, and is locked by the request that writes it. The lock ends with the process. The file
 is deleted before a finished answer is returned, so that no later call uses it. Only answers of text are recorded. The
 name of a file begins with a digest of the request. Its content has no prompt.
 
@@ -49,7 +49,7 @@ _recording: Final = ContextVar("_recording", default=False)
 
 
 class JournalFile(Relay):
-    """A file of the journal, locked by one request. As an ``Emit``, it records the text that passes.
+    """A file of the journal, locked by one request. As an ``Emit``, it records text and forwards all events.
 
     Before the first new text (at the event ``Resumed``), it emits the text that the file already had.
 
@@ -61,7 +61,7 @@ class JournalFile(Relay):
 
     Attributes:
         pieces: the pieces of the text that the file already had.
-        has_emitted: text was emitted.
+        has_emitted: whether text was emitted.
 
     Raises:
         OSError: the file is locked, was deleted, or is not one of this user's journal.
@@ -114,7 +114,7 @@ class JournalFile(Relay):
                 raise OSError("the disk is full")
             self._size, self._unwritten = self._size + len(record), []
         if self._sync:
-            with suppress(RuntimeError):  # without an event loop, the request was dropped
+            with suppress(RuntimeError):  # no event loop is running if the request was garbage-collected
                 asyncio.get_running_loop().run_in_executor(None, _fsync, self.path)
 
     def drop_text(self) -> None:
@@ -147,7 +147,7 @@ after_fork(JournalFile.close_inherited)
 
 
 def with_journal(settings: Settings, limit_s: float, run: RunCall, call: Call) -> Work:
-    """Return the work of a call. With ``LLM_JOURNAL``, it records the text, and continues that of an equal call.
+    """Return the work of a call. With ``LLM_JOURNAL``, it records the text and continues that of an earlier equal call.
 
     Args:
         settings: the settings.
@@ -166,7 +166,7 @@ async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: 
     Delete it if the caller stopped the stream, or if no continuation would make the text a valid answer.
     """
     deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or limit_s)
-    # A router inside an application's provider records nothing
+    # A router inside an application's provider records nothing, because the outer router records its text
     file = None if _recording.get() else open_file(settings, _digest(call), emit)
     if file is None:
         return await run(call, emit)
@@ -204,7 +204,9 @@ async def _run_with_file(run: RunCall, call: Call, file: JournalFile, deadline: 
 
 
 def open_file(settings: Settings, digest: str, emit: Emit) -> JournalFile | None:
-    """Open the file with the text of a request, else a new one. Return None if it fails. Delete old and damaged files.
+    """Open the file with the text of a request, else a new one. Delete old and damaged files.
+
+    Return None if no file can be opened.
 
     Args:
         settings: the settings.
@@ -255,7 +257,7 @@ def read(path: Path) -> tuple[list[str], int]:
 
 
 def _encode(path: Path, pieces: list[str]) -> bytes:
-    """Return the line of a record. Its checksum is of version 1 of the format."""
+    """Return the line of a record. The checksum includes the version of the format, 1."""
     data, key = json.dumps(pieces).encode(), b"1" + path.name[:32].encode()
     return b"%s %s\n" % (hashlib.blake2b(data, digest_size=8, key=key).hexdigest().encode(), data)
 
@@ -279,7 +281,7 @@ def _fsync(path: Path) -> None:
 
 @contextmanager
 def _warn_on_error(path: Path, fault: str) -> Iterator[None]:
-    """Return a context manager that suppresses an OSError, and emits a warning, once for each path and fault."""
+    """Return a context manager that suppresses an OSError. It emits one warning for each path and fault."""
     try:
         yield
     except (OSError, ImportError) as error:

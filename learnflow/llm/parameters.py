@@ -1,6 +1,6 @@
 """The keywords of calls and providers: their valid values, and the sets of keywords that providers support.
 
-The sets follow the documentation of the vendors, which each file of ``providers`` names.
+The sets follow the documentation of the vendors. Each file of ``providers`` has its address.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ Labels: TypeAlias = Annotated[
     "a dict of at most 16 entries: a name, and a printable text of 200 characters, a number or a bool",
 ]
 
-_NO_LOGPROBS: Final = "Another model may continue an answer, so that the probabilities of its tokens mean nothing"
-_NUM_CTX: Final = "Set <NAME>_CONTEXT, in tokens. Without it, the context length grows if the server allows that"
+_NO_LOGPROBS: Final = "They are not supported, because another model may continue an answer"
+_NUM_CTX: Final = "Set <NAME>_CONTEXT, in tokens. If it is not set, the context length grows if the server supports it"
 # Hints for keywords that other libraries have.
 _HINTS: Final = {"logprobs": _NO_LOGPROBS, "top_logprobs": _NO_LOGPROBS, "num_ctx": _NUM_CTX}
 _MAX_FAULT_CHARS: Final = 500
@@ -159,7 +159,7 @@ _MAX_FAULT_CHARS: Final = 500
 def check_keywords(
     function: Any, arguments: Mapping[str, Any], error_class: type[LLMError], provider: str = ""
 ) -> None:
-    """Check the arguments of a function by its annotations. Values are not converted.
+    """Check the arguments of a function against its annotations. Values are not converted.
 
     Args:
         function: the function. A text in an annotation describes the valid values.
@@ -188,9 +188,10 @@ def check_keywords(
 
 @cache
 def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAdapter[Any]]:
-    """Return the annotations of all keywords, the names of the explicit ones, that of ``**rest``, and the validator."""
+    """Return the annotations of all keywords, the names of explicit ones, the name of ``**rest``, and the validator."""
     modules = {"parameters": sys.modules[__name__]}  # in ``base``, only a type checker imports it
-    hints = SimpleNamespace(__annotations__={**function.__annotations__, "return": None})  # it may be unresolvable
+    # The type of the return value may be unresolvable.
+    hints = SimpleNamespace(__annotations__={**function.__annotations__, "return": None})
     annotations = get_type_hints(hints, function.__globals__, modules, include_extras=True)
     del annotations["return"]
     rest = getfullargspec(function).varkw or ""

@@ -22,7 +22,7 @@ def register(name: str, values: _C, *, learned: bool = False) -> _C:
     Args:
         name: the key of the collection in ``state()``.
         values: the collection.
-        learned: whether earlier requests have filled it, so that ``forget()`` clears it.
+        learned: whether ``forget()`` clears it, because earlier requests filled it.
     """
     _collections[name] = values, learned
     return values
@@ -40,14 +40,14 @@ def forget() -> None:
             values.clear()
 
 
-# Tasks that close dropped streams and connections after the caller has left. asyncio has only weak references to tasks,
+# Tasks that close streams and connections after the caller has dropped them. asyncio has only weak references to tasks,
 # and an event loop must not be closed before they have ended.
 ending_tasks: Final = register("tasks that are ending", set[asyncio.Future[Any]]())
 
 
 async def wait_for_ending_tasks() -> None:
     """Wait for the tasks in ``ending_tasks`` of this event loop."""
-    await asyncio.sleep(0)  # a stream that was just dropped adds its task first
+    await asyncio.sleep(0)  # a stream that was just dropped adds its task now
     while tasks := [future for future in ending_tasks if future.get_loop() is asyncio.get_running_loop()]:
         await asyncio.wait(tasks)
         ending_tasks.difference_update(tasks)
@@ -84,9 +84,9 @@ class Switches:
     Attributes:
         allowed_origins: the origins to which connections are allowed; None for all.
         max_retries: the maximum number of retries, which are then sent without a pause; None for the configured number.
-        today: the date; None for the current one.
-        is_command: a command of ``learnflow-llm`` runs. It starts no metrics, because the application uses their port,
-            and does not wait for a server that restarts, unless LLM_PATIENCE is set.
+        today: the date to use as the current one; None to use the real date.
+        is_command: whether a command of ``learnflow-llm`` runs. It does not serve metrics, because the application may
+            use their port. It does not wait for a server that restarts, unless LLM_PATIENCE is set.
         collected_faults: the dict that collects the faults of invalid variables, which then count as unset; None to
             raise an error instead.
     """

@@ -40,7 +40,7 @@ class Model:
         fault: the state of the model and an explanation if it cannot respond now; None if it can.
         end_date: the day on which the model is shut down; None if the server does not announce it.
         capabilities: the capabilities that the server reports, by name.
-        probed_at: the time of the last probe for it, on the clock of the event loop; None before that probe.
+        probed_at: the time of the last probe for it, on the clock of the event loop; None before the first one.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Page:
     error: LLMError | None = None
 
     def rows(self, key: str) -> list[Mapping[str, Any]] | None:
-        """Return the objects in the list ``key``, which is empty for ``null``. Return None if there is no list.
+        """Return the objects in the list ``key``; [] if it is ``null``, None if it is missing or not a list.
 
         A text in the list is returned as an object with this "id".
         """
@@ -139,19 +139,20 @@ class Api:
     Attributes:
         default_url: the base URL if none is configured; None if it must be configured.
         api_path: the path of the API on the server.
-        litellm_path: the path that LiteLLM appends, or its beginning. A configured URL is cut off at this path.
+        litellm_path: the path that LiteLLM appends, or the beginning of that path. A configured URL is cut off there.
         removed_suffixes: the endings that are removed from the path of a configured URL.
         cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
         default_version: the default version of the API; None if the vendor requires no version.
         key_header, key_scheme: the header with the key, and its authentication scheme ("Bearer").
-        headers: further headers. ``{session}`` is the ``session=`` of the call; without one the header is not sent.
+        headers: further headers. ``{session}`` in a value is replaced by ``session=``. Without it, such a
+            header is not sent.
         choose_variant: a function that returns the spec for a base URL and an API version; None if there is only one.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
         responses_path: the path of requests to the Responses API, with ``{version}``; None if the vendor does not have
             it, or if chat completions serve all its models.
         models_path: the path of the list of models.
-        lists_all_models: whether the list has every valid model, so that another model is an error.
-        has_aliases: whether the operator chooses the names of models, so that responses may have other names.
+        lists_all_models: whether the list has every valid model. A request for another model is then an error.
+        has_aliases: whether the operator chooses the names of models. The name in a response may then differ.
     """
 
     default_url: str | None = None
@@ -179,12 +180,12 @@ class Dialect:
         parser: the ``StreamParser`` for responses; None for OpenAI's format.
         parameters: the supported keywords.
         content_parts: the supported types of content parts.
-        downloads_images: whether the server downloads images by URL. Otherwise only data URLs are sent.
+        downloads_images: whether the server downloads images by URL. If not, only data URLs are sent.
         tool_choices: the supported values of ``tool_choice``; None for all values.
         schema_modes: the supported ways to request a schema, the best first. "prompt" adds it to the prompt.
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
-        litellm_marks_reasoning: whether LiteLLM's price map lists all thinking models of the vendor. A listed model
-            without ``supports_reasoning`` cannot think. One without the levels "minimal" and "none" always thinks.
+        litellm_marks_reasoning: whether LiteLLM's price map marks all thinking models of the vendor. If so, a listed
+            model without such a mark cannot think. A model without the levels "minimal" and "none" always thinks.
         session_field: the name of the field for ``session=``; None if it is not sent in the body.
         body_fields: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
@@ -195,7 +196,7 @@ class Dialect:
         ignores_prefill: whether the server is known to start a new answer after a last message of the assistant.
         supports_prefill: whether the server is known to continue a last message of the assistant.
         build_continuation: a function that returns the request to continue a broken answer, given the client, model,
-            messages, body and attempt. None if the answer is continued by prefill or by a prompt.
+            messages, body and attempt. None if prefill or a prompt continues the answer.
     """
 
     parser: type[Any] | None = None
@@ -217,7 +218,7 @@ class Dialect:
 
     @property
     def can_continue(self) -> bool:
-        """Return whether the server can continue a broken answer. Otherwise a prompt asks the model to continue."""
+        """Return whether the server can continue a broken answer. If not, a prompt requests it."""
         return self.supports_prefill or self.build_continuation is not None
 
 
@@ -233,16 +234,16 @@ class ServerSupport:
         launch_options: the fields that the request to load a model must share with chat requests. If they differ, the
             server loads the model again.
         load_with_keep_alive: a function that returns the path and body of a request to load a model for a time, given
-            its name and ``keep_alive``. None if the server does not support it.
+            the model's name and ``keep_alive``. None if the server does not support it.
         pull_command: the server's command to download ``{model}``; None if it has no such command.
         count_tokens: a function that returns the number of tokens of a prompt, given the client, the model, the
             messages and the tools. None if the server cannot count.
         choose_context_length: a function that returns the context length to request, or None for the server's default.
-            Its arguments are the tokens of prompt and answer, the loaded context length, and the model's maximum. None
-            if requests cannot set the context length.
+            Its arguments are the tokens of prompt and answer, the loaded context length, and the model's maximum. The
+            attribute is None if requests cannot set the context length.
         drops_prompts: a function that returns whether the server silently drops the beginning of a prompt that is too
-            long. Its arguments are the version, and whether its own API is used instead of OpenAI's. None if it never
-            does.
+            long. Its arguments are the server's version, and whether the server's own API is used instead of OpenAI's.
+            None if the server never drops one.
         compose_service: the name of the server in the compose file; None if it is not in the file.
         start_command: the commands that start it with a small model, as shown in hints.
         down_hint: the hint if it does not respond; None for the default hint with its address.
@@ -307,7 +308,7 @@ class ProviderSpec:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Return the capabilities before a probe. They are None (unknown) unless ``known_capabilities`` has them."""
+        """Return the capabilities before a probe: ``known_capabilities``, else defaults or None (unknown)."""
         return default_capabilities(local=self.local, **self.known_capabilities)
 
     @property
@@ -326,7 +327,7 @@ class ProviderSpec:
 
 @lru_cache(maxsize=256)
 def endpoint_spec(spec: ProviderSpec, name: str) -> ProviderSpec:
-    """Return a copy of a vendor's spec for an operator's endpoint. Its name prefixes its variables."""
+    """Return a copy of a vendor's spec for an operator's endpoint. The prefix of its variables is the new name."""
     return replace(
         spec,
         name=name,

@@ -23,7 +23,7 @@ from .parameters import ApiName, Count, CountOrZero, Seconds, describe_faults
 from .process import switches
 from .provider_spec import ProviderSpec
 
-NODE_PREFIX: Final = "LLM_MODEL_"  # the prefix of variables with the model of a node of LearnFlow's graph
+NODE_PREFIX: Final = "LLM_MODEL_"  # ``LLM_MODEL_<NODE>`` is the model of one node of LearnFlow's LangGraph
 _SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
 
@@ -54,7 +54,7 @@ def _enables_content(value: object) -> bool:
 
 
 def parse_chain(text: str) -> list[tuple[str, ...]]:
-    """Parse the names of providers, "a+b,c". A comma separates ranks; "+" joins the equals of one rank."""
+    """Parse the names of providers, "a+b,c". A comma separates ranks; "+" joins the providers of one rank."""
     return [parse_rank(rank) for rank in text.split(",") if rank.strip()]
 
 
@@ -76,7 +76,7 @@ class EnvSettings(BaseSettings, allow_inf_nan=False):
 
 
 class Settings(EnvSettings):
-    """The variables of all providers. Each field is a variable, in upper case.
+    """The global variables. Each field is a variable, in upper case.
 
     Attributes:
         llm_provider: the provider: a name of the tables in docs/providers.md, or a name of your own
@@ -94,10 +94,10 @@ class Settings(EnvSettings):
             next provider gets the request. 0: never.
         llm_retries: how often a request is retried after a transient failure, if no other provider can serve it.
         llm_patience: seconds for which a self-hosted server that refuses connections is retried, if no other
-            provider can serve the request: it may be restarting. 0: only `LLM_RETRIES` times. The command line
-            waits only if it is set.
-        llm_spill: if all providers of a rank are full, a request waits for one of them (`no`), moves to a rank that is
-            no farther away (`local`), or to any rank (`cloud`).
+            provider can serve the request: it may be restarting. 0: only `LLM_RETRIES` retries. `learnflow-llm`
+            commands do not wait unless this variable is set.
+        llm_spill: if all providers of a rank are full, a request waits for one of them (`no`), goes to another rank if
+            its provider is local, too (`local`), or to any rank (`cloud`).
         llm_routing: the order of the providers: `order` (as named), `latency`, `cost`, `local-first`, or
             `warm-first` (loaded models before models that must be loaded, even if the loaded ones are in a cloud).
         llm_local_only: if `true`, no byte leaves this machine and its private network.
@@ -108,8 +108,8 @@ class Settings(EnvSettings):
         llm_log_content: if `true`, prompts and answers are logged, at DEBUG.
         llm_metrics_port: serves metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra
             `[prometheus]`). Unset: no metrics.
-        llm_metrics_host: the address that serves the metrics. Unset: 127.0.0.1, inside a container 0.0.0.0. On a
-            host, 0.0.0.0 admits a Prometheus in Docker.
+        llm_metrics_host: the address that serves the metrics. Unset: 127.0.0.1, inside a container 0.0.0.0.
+            Outside a container, set 0.0.0.0 if Prometheus runs in Docker.
         llm_opentelemetry: if `true`, spans and metrics go to the application's OpenTelemetry (extra
             `[opentelemetry]`).
         otel_instrumentation_genai_capture_message_content: OpenTelemetry's own variable: if `true`, prompts and
@@ -166,13 +166,13 @@ class ProviderSettings(EnvSettings):
 
     Attributes:
         base_url: the address of the server; `/v1` and a slash at the end are optional.
-        kind: the kind of server, for a name of your own: a name of the tables. Required for such a name.
+        kind: the kind of server: a name of the tables. Required if the name of the provider is your own.
         model: the model of calls without `model=`. Unset, on a self-hosted server: the loaded model, or the only
             one.
         vision_model: the model of requests with images. Unset: `<NAME>_MODEL`.
         api_key: the API key. It is sent only to `<NAME>_BASE_URL`, or to the provider's default address.
         headers: additional headers of every request to the server: `Name: value; Name: value`, or a JSON object.
-            `{session}` is the `session=` of the call. The values are secrets, and are sent like the key.
+            `{session}` is the `session=` of the call. The values are secrets, and are sent only where the key is sent.
         api: the API of all requests: `chat` (chat completions) or `responses` (OpenAI's Responses API). Unset: chat
             completions, unless the model or the request needs the Responses API.
         api_version: the version of the API, for a provider that has versions.
@@ -183,7 +183,7 @@ class ProviderSettings(EnvSettings):
         threads: for a server that the package starts: its number of computing threads. Unset: the cores that the
             process may use.
         capabilities: capabilities that the server does not report, separated by commas: `vision`, `tools`,
-            `json_schema`, `reasoning`, `prefill`, each with `no-` before it if missing; `max_output=TOKENS`;
+            `json_schema`, `reasoning`, `prefill`, with `no-` if the model does not support it; `max_output=TOKENS`;
             `cost=DOLLARS/DOLLARS` for a million prompt and answer tokens; `no-finish`: the server never sends a
             finish reason.
     """
@@ -209,7 +209,7 @@ class ProviderSettings(EnvSettings):
 
 
 def load() -> Settings:
-    """Read the settings of all providers, and set the format of the log. Raise NotConfigured if a value is invalid."""
+    """Read the global settings, and set the format of the log. Raise NotConfigured if a value is invalid."""
     common = _read(Settings, lambda field: (field.upper(),), None)
     log.set_format(common.llm_log_format)
     return common
@@ -221,7 +221,7 @@ def load_provider(spec: ProviderSpec) -> ProviderSettings:
 
 
 def node_models() -> dict[str, str]:
-    """Return the values of ``LLM_MODEL_<NODE>`` by variable: the models of single nodes of LearnFlow's graph."""
+    """Return the values of ``LLM_MODEL_<NODE>`` by variable: the models of single nodes of LearnFlow's LangGraph."""
     sources = settings_sources.read_sources()
     names = {name for values in sources.values() for name in values if name.startswith(NODE_PREFIX)}
     variables = (next(settings_sources.find_variables([name], sources), None) for name in sorted(names))

@@ -144,7 +144,8 @@ def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
             statement = line.original.string
             unreadable.append(line.original.line + statement[: -len(statement.lstrip())].count("\n"))
     if unreadable:
-        log.set_format(os.environ.get("LLM_LOG_FORMAT") or values.get("LLM_LOG_FORMAT", ""))  # not loaded yet
+        # The settings are not loaded yet.
+        log.set_format(os.environ.get("LLM_LOG_FORMAT") or values.get("LLM_LOG_FORMAT", ""))
         log.write_line("warning", "llm.env_lines_unreadable", file=name, lines=unreadable[:_MAX_LINES_LOGGED])
     return values, unreadable
 

@@ -1,7 +1,7 @@
 """``TextStream``, which a caller reads, and ``Work`` and ``Emit``, which connect it with a request.
 
-A provider returns a request as ``Work``: a coroutine function that emits events and returns the completion. Every
-module may import this one.
+``Work`` is the coroutine function that runs a request: it emits events and returns the completion. Providers return it.
+Every module may import this one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Emit:
 
     Attributes:
         all_events: the caller reads all events, not only text.
-        stopped: the caller closed the stream or left its loop.
+        stopped: the caller closed the stream, or left ``async for`` early.
     """
 
     all_events: bool = False
@@ -37,13 +37,13 @@ class Emit:
         """Emit an event."""
 
     def drop_text(self) -> None:
-        """Drop the text so far, which the caller has not received. The answer starts again from the beginning."""
+        """Discard the text so far, before the answer starts again. Call it only if the caller has received no text."""
 
     async def drain(self) -> None:
         """Wait until the buffer has space."""
 
     def waiting(self, event: Waiting) -> AbstractContextManager[None]:  # noqa: ARG002  # the base class emits nothing
-        """Return a context manager for a wait. It emits ``event`` every second without another event."""
+        """Return a context manager for a wait. It emits ``event`` after each second without an event."""
         return nullcontext()
 
 
@@ -155,7 +155,7 @@ class _Channel(Emit):
         _wake(self.reader_future)
 
     async def drain(self) -> None:
-        if self.is_abandoned:  # a library suppressed the cancellation. Without a reader, this wait would not end
+        if self.is_abandoned:  # a library suppressed the CancelledError. Raise it again: no reader frees the buffer
             raise asyncio.CancelledError
         while len(self.events) >= MAX_READ_AHEAD:
             self._writer_future = self._loop.create_future()
@@ -177,10 +177,10 @@ class _Channel(Emit):
             _wake(self._writer_future)
         return event
 
-    def stop(self) -> None:
+    def mark_stopped(self) -> None:
         """Set ``stopped``, unless the stream ends because the task that reads it was cancelled.
 
-        The journal deletes the text of a stopped stream, and keeps that of a cancelled task.
+        The journal (``LLM_JOURNAL``) deletes the text of a stopped stream. It keeps that of a cancelled task for later.
         """
         tasks = self._reading_task, asyncio.current_task(self._loop)
         self.stopped = not (self._reader_cancelled or any(task and task.cancelling() for task in tasks))
@@ -211,7 +211,7 @@ class _Channel(Emit):
             self._wait_event = outer
 
     def _schedule(self) -> None:
-        """Schedule the next Waiting event. Consecutive waits share one timer, so that short waits are reported, too."""
+        """Schedule the next Waiting event. One timer spans consecutive waits: many short ones also emit an event."""
         delay = max(_WAITING_INTERVAL_S / 10, self._silent_since + _WAITING_INTERVAL_S - self._loop.time())
         self._timer = self._loop.call_later(delay, self._tick) if self._wait_event else None
 
@@ -230,8 +230,8 @@ class TextStream(AsyncIterator[str]):
     """An asynchronous iterator over the text of one response. Use ``events()`` to read all events.
 
     A stream can be iterated once. ``completion`` is set when it has ended. The end of ``async with``, ``aclose()`` and
-    a cancellation of the reading task close the connection at once, so that the server stops. If ``async for`` is left
-    early, the connection is closed when the stream is garbage-collected.
+    a cancellation of the reading task close the connection at once, so that the server stops generating. If
+    ``async for`` is left early, the connection is closed when the stream is garbage-collected.
 
     The request runs in its own task, which starts when the first piece is read. The task copies the context variables
     of that moment. It reads ahead until 64 events are in the buffer.
@@ -254,7 +254,7 @@ class TextStream(AsyncIterator[str]):
 
     @property
     def completion(self) -> Completion:
-        """Return the completion. Raise InvalidRequest if the stream has not ended, or failed."""
+        """Return the completion. Raise InvalidRequest if the stream is unfinished or failed."""
         outcome = self._channel and not self._channel.events and self._channel.outcome
         if not isinstance(outcome, Completion):
             raise InvalidRequest(
@@ -319,9 +319,9 @@ class TextStream(AsyncIterator[str]):
         return self.completion
 
     async def aclose(self) -> None:
-        """Close the connection, so that the server stops. A task that reads the stream gets no more pieces."""
+        """Close the connection, so that the server stops generating. A reading task gets no more pieces."""
         if self._channel:
-            self._channel.stop()
+            self._channel.mark_stopped()
         await self._close()
 
     async def _close(self) -> None:
@@ -336,7 +336,7 @@ class TextStream(AsyncIterator[str]):
     def __del__(self) -> None:
         channel = self._channel
         if channel and not channel.task.done():
-            channel.stop()
+            channel.mark_stopped()
             channel.is_abandoned = True
             with suppress(RuntimeError):  # the event loop is closed
                 channel.task.get_loop().call_soon_threadsafe(_abandon, channel.task)
@@ -349,7 +349,7 @@ class TextStream(AsyncIterator[str]):
 
 
 class _Events(AsyncGenerator[Event, None]):
-    """An iterator over the events of a stream. It is no async generator: after a cancelled read, that would just end.
+    """An iterator over the events of a stream. A generator function would be exhausted after a cancelled read.
 
     Args:
         stream: the stream.

@@ -31,7 +31,7 @@ class TextStream:
 
     @property
     def completion(self) -> Completion:
-        """Return the completion. Raise InvalidRequest if the stream has not ended, or failed."""
+        """Return the completion. Raise InvalidRequest if the stream is unfinished or failed."""
         return self._stream.completion
 
     def __iter__(self) -> Self:
@@ -46,9 +46,9 @@ class TextStream:
         return self._events
 
     def close(self) -> None:
-        """Close the connection, so that the server stops. A thread that reads the stream gets no more pieces."""
+        """Close the connection, so that the server stops generating. A reading thread gets no more pieces."""
         if self._text.is_inherited:
-            return  # the request is that of the parent process
+            return  # the request belongs to the parent process
         BACKGROUND.run(self._stream.aclose())
         (self._events or self._text).close()
 
@@ -184,8 +184,8 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
     """Return ``learnflow.llm.get_provider(name)`` with blocking calls.
 
     Args:
-        name: a provider, or several with commas between them; None for those of the environment.
-        keywords: those of the provider's class, for one provider.
+        name: the name of a provider, or several names separated by commas; None to use the configured providers.
+        keywords: the keywords of the provider's class. They require exactly one provider.
 
     Returns:
         The provider. No request was sent.

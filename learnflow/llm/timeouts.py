@@ -22,7 +22,7 @@ class Timeouts:
     """The timeouts of a provider in seconds, and its other limits.
 
     Attributes:
-        connect: the longest time for DNS, TCP and TLS each.
+        connect: the longest time for each of DNS, TCP and TLS.
         first_token: the longest time from the request to the first token.
         gap: the longest time between two tokens.
         deadline: the longest time for a request with all its attempts.
@@ -45,7 +45,7 @@ class Timeouts:
 def choose_timeouts(
     spec: ProviderSpec, keywords: Mapping[str, Any], common: Settings, provider_settings: ProviderSettings
 ) -> Timeouts:
-    """Return the timeouts and limits of a provider. Keywords override the environment, except None.
+    """Return the timeouts and limits of a provider. A keyword that is not None overrides the environment.
 
     Args:
         spec: the provider's spec. It decides between the defaults of a local server and of a cloud.

@@ -39,6 +39,13 @@ class Plain:
         return {"local": True}
 
 
+class Silent(Plain):
+    """Reports no capability."""
+
+    def get_capabilities(self) -> Any:
+        return {}
+
+
 class Words:
     """An async iterator without ``aclose``."""
 
@@ -132,3 +139,14 @@ async def test_provider_whose_probe_raises_still_answers(method: str) -> None:
     chain = router(_broken(method))
     assert await chain.generate("hi") == "one two"
     assert await chain.health_check() is (method != "health_check")
+
+
+@pytest.mark.parametrize("own", [_broken("get_capabilities"), Silent()])
+async def test_provider_that_does_not_report_local_gets_no_prompt_under_local_only(
+    own: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await router(own).generate("hi") == "one two"
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "true")
+    with pytest.raises(LLMError, match="LLM_LOCAL_ONLY"):
+        await router(own).generate("hi")
+    assert await router(own, Plain()).generate("hi") == "one two"

@@ -1,8 +1,8 @@
-"""The only importer of LiteLLM, which writes requests, classifies error responses and prices answers.
+"""The only module that imports LiteLLM, to write requests, classify error responses and price answers.
 
-LiteLLM opens no connection and retries nothing: this module calls only functions that convert values. It uses these
-internals of LiteLLM. ``docs/internals/litellm.md`` explains them, ``tests/integration/adapter/test_litellm.py`` tests
-them.
+LiteLLM opens no connection and retries nothing: this module calls only functions that convert values. The module uses
+these internals of LiteLLM. ``docs/internals/litellm.md`` explains them, and
+``tests/integration/adapter/test_litellm.py`` tests them.
 
 - ``ProviderConfigManager.get_provider_chat_config``: returns the configuration of a provider and a model
 - ``get_complete_url``, ``transform_request``, ``get_error_class``: methods of that configuration
@@ -60,7 +60,7 @@ _RENAMED: Final = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens"),
     **dict.fromkeys(("response_format", "verbosity"), "text"),
     "reasoning_effort": "reasoning",
-    "stream_options": "stream",  # the stream always has the usage
+    "stream_options": "stream",  # not sent: a stream of the Responses API always has the usage
 }
 # By name, because importing LiteLLM's exceptions takes seconds.
 _ERROR_CLASSES: Final[Mapping[str, type[LLMError]]] = {
@@ -118,7 +118,7 @@ def write(
 
 
 def classify_error(spec: ProviderSpec, model: str, status: int, message: str) -> type[LLMError] | None:
-    """Return the class of LLMError for an error response, as LiteLLM classifies it; None for any other class.
+    """Return the class of LLMError that LiteLLM finds for an error response; None if not in ``_ERROR_CLASSES``.
 
     Args:
         spec: the provider's spec.
@@ -146,7 +146,7 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     name = find_key(spec, model)
-    if name is None:  # ``cost_per_token`` would send a request
+    if name is None:  # for an unknown name, ``cost_per_token`` would send a request
         return None
     try:
         parts = _load().cost_per_token(
@@ -165,11 +165,11 @@ def _build_request(
 ) -> HttpRequest:
     """Return the HTTP request, by the steps of LiteLLM's ``base_llm_http_handler.completion``."""
     config = _chat_config(spec, model)
-    # Copy the messages: LiteLLM 1.106 changes its arguments, and the body contains parts of them.
     omitted_key = REASONING_ITEMS  # only the Responses API has this key
     original_messages = [
         {key: value for key, value in one.items() if value is not None and key != omitted_key} for one in messages
     ]
+    # A copy, because LiteLLM 1.106 changes its arguments, and returns a body with parts of them
     messages = copy.deepcopy(original_messages)
     keywords, extra = _split_parameters(config, parameters)
     keywords_json = json.dumps(keywords)  # unsorted: a model writes properties in the order of its schema
@@ -234,7 +234,7 @@ def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], param
     Args:
         body: the body that LiteLLM wrote.
         messages: the messages that were passed to LiteLLM.
-        parameters: the parameters that were passed to LiteLLM. It may omit defaults of this package, and rename any.
+        parameters: the parameters that were passed to LiteLLM. LiteLLM may omit defaults, and rename any parameter.
     """
     parts = [part for message in messages for part in parts_of(message) if isinstance(message.get("content"), list)]
     written = tuple(strings_of(body["messages"])) if parts else ()

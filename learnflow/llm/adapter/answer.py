@@ -1,4 +1,4 @@
-"""The answer of one response while it arrives, and what an error may show of it."""
+"""The answer of a response that is arriving, and the redaction of errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..transport.tool_calls import join_extra
 from .request import Request
 
 _MIN_TEXT_LETTERS: Final = 4  # letters and digits of a text. A shorter one may occur in any message
-_MIN_QUOTE_LETTERS: Final = 16  # a message quotes a text if it contains so many consecutive letters and digits of it
+_MIN_QUOTE_LETTERS: Final = 16  # consecutive letters and digits of a text that a quotation has
 _MAX_COMPARED_CHARS: Final = 200_000  # of each text: an image has millions
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 
@@ -30,8 +30,8 @@ class Answer(Transcript):
         request: the request of the answer.
         emit: the receiver of the events.
         parser: the parser of the response.
-        hold_text: hold text back until it is certain that it is not thinking.
-        only_closing_tag: thinking ends with </think> but has no <think>, because the chat template contains it.
+        hold_text: hold back text that may be thinking.
+        only_closing_tag: thinking ends with </think>, and the <think> before it is part of the chat template.
         is_continuation: the response continues an answer. It may be empty, and has no thinking.
 
     Attributes:
@@ -93,7 +93,7 @@ class Answer(Transcript):
             self(call)
 
     def completion(self, provider: str, model: str) -> Completion:
-        """Return the completion without ``parsed``. Its cost is the one that the server reports, or None.
+        """Return the completion without ``parsed``. ``cost`` is set only if the server reports it.
 
         Args:
             provider: the provider's name.
@@ -142,7 +142,7 @@ class Answer(Transcript):
         if self.thinking and self.parser.finish == "length":
             return errors.AnswerTruncated("thinking used all tokens", hint="Raise max_tokens=, or set reasoning=False")
         what = "the answer is empty after the thinking" if self.thinking else "the answer is empty"
-        return errors.EmptyAnswer(what, hint="Retry. If it stays empty, check the server's log and its context length")
+        return errors.EmptyAnswer(what, hint="Retry. If it is empty again, check the server's log and context length")
 
 
 def redact(error: LLMError, endpoint: Endpoint, request: Request | None = None, answer: str = "") -> None:

@@ -58,7 +58,7 @@ class AttemptRunner:
         request_formats: model name -> the request format that the model last accepted.
         leaking_models: the models that sent thinking as text. Their text is held back until </think>.
         reported_mismatches: the pairs (requested model, model in the response) for which an event was emitted.
-        last_connect_failure: the time (event loop's clock) and the error of the last failed connection; else None.
+        last_connect_failure: time (event loop's clock) and error of the last failed connection; None if none failed.
     """
 
     spec: ProviderSpec
@@ -76,7 +76,7 @@ class AttemptRunner:
 
     @property
     def origin(self) -> str:
-        """Return a digest of provider and address, see ``Completion.origin``. A stored message does not reveal them."""
+        """Return a digest of provider and address for ``Completion.origin``. Messages contain only the digest."""
         return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base_url}".encode()).hexdigest()[:16]
 
     @property
@@ -89,7 +89,8 @@ class AttemptRunner:
     def continuation_spec(self) -> ProviderSpec | None:
         """Return the spec with the dialect that continues an answer; None if the provider cannot continue one.
 
-        It is the provider's spec, else the spec of the detected server if both specs have the same parser.
+        This is the provider's spec if its dialect can continue answers, else the spec of the detected server if that
+        dialect can, and has the same parser.
         """
         if self.api == "responses":
             return None
@@ -99,13 +100,13 @@ class AttemptRunner:
         return None
 
     def start(self, request: Request, attempt: Attempt) -> Work:
-        """Return a coroutine function that runs the attempt. It also requests corrections if the schema is not matched.
+        """Return a coroutine function that runs the attempt. A buffered one also requests corrections of its answer.
 
         Args:
             request: the checked request.
             attempt: the attempt's number, its slot, and the text to continue.
         """
-        # Thinking may arrive as text. Hold the text if the caller receives it at the end, or has requested thinking
+        # Thinking may arrive as text. Hold back text if the caller receives it at the end, or has requested thinking
         hold_text = (request.buffered and not request.is_journaled) or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
         if request.buffered and self.reask and validated and attempt.prefix is None:
@@ -140,7 +141,7 @@ class AttemptRunner:
 
 @asynccontextmanager
 async def _before_deadline(deadline: float) -> AsyncIterator[None]:
-    """Return a context manager that raises DeadlineExceeded at this time, on the event loop's clock."""
+    """Return a context manager that raises DeadlineExceeded at the deadline, a time on the event loop's clock."""
     try:
         async with asyncio.timeout_at(deadline):
             yield
@@ -155,7 +156,7 @@ class _AttemptRun:
         runner: the provider's runner.
         request: the checked request.
         attempt: the attempt's number, its slot, and the text to continue.
-        hold_text: hold text back until it is certain that it is not thinking.
+        hold_text: hold back text that may be thinking.
     """
 
     def __init__(self, runner: AttemptRunner, request: Request, attempt: Attempt, *, hold_text: bool) -> None:
@@ -166,10 +167,10 @@ class _AttemptRun:
         self._client = replace(runner.client, endpoint=endpoint)
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.prefill_with_thinking)
         self._answer: Answer | None = None
-        self._responses_error: LLMError | None = None  # of the Responses API, if the request was retried as chat
+        self._responses_error: LLMError | None = None  # raise it if the retry as a chat completion fails, too
 
     def model_and_max_tokens(self) -> tuple[str | None, int | None]:
-        """Return the model and ``max_tokens`` to send; None for a value that is not chosen yet."""
+        """Return the model (None if not chosen yet) and the ``max_tokens`` to send (None without a limit)."""
         return self._model or None, self._budget.answer_limit or self._request.sampling.get("max_tokens")
 
     async def run(self, emit: Emit) -> Completion:
@@ -193,7 +194,7 @@ class _AttemptRun:
     async def _prepare(self, deadline: float) -> None:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
-        # An early check of the name only. ``network.Backend`` checks the resolved address
+        # An early check of the host's name only. ``network.Backend`` checks the resolved address
         if self._timeouts.local_only and not (spec.local or runner.client.endpoint.looks_local):
             hint = "Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent", hint=hint)
@@ -204,14 +205,14 @@ class _AttemptRun:
             if self._request.user_message_added:
                 self._report_adjusted(_MESSAGE_ADDED)
             if not self._request.bypasses_litellm:
-                # Import LiteLLM last, because it is slow: a check above may fail first
+                # Import LiteLLM last: the import is slow, and not needed if a check above fails
                 await _litellm.prepare(spec, runner.client.endpoint)
 
     async def _acquire_slot(self, deadline: float, emit: Emit) -> Slot | None:
         """Wait for a slot of the server, unless the router has acquired one for the attempt.
 
         Returns:
-            The slot to release; None if the router acquired the slot, and releases it.
+            The slot to release; None if the router has acquired the slot. The router then releases it.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -235,12 +236,12 @@ class _AttemptRun:
         if slot is None:
             what = f"timed out waiting for a free slot (max_concurrency={limit})"
             variable = self._spec.variable("max_concurrency")
-            hint = f"Raise timeout= or LLM_DEADLINE, or {variable} if the server can serve more requests"
+            hint = f"Raise timeout= or LLM_DEADLINE, or {variable} if the server can serve more requests at once"
             raise errors.DeadlineExceeded(what, hint=hint)
         return slot
 
     async def _exchange(self, deadline: float, emit: Emit) -> Answer:
-        """Send the request and read the response. If the server rejects a parameter, retry without the parameter."""
+        """Send the request and read the response. If the server rejects the request, adjust it and retry."""
         runner, model, name = self._runner, self._model, self._spec.name
         first_format = request_format = runner.request_formats.get(model) or self._initial_format()
         finish_optional = self._catalog.overrides.get("finish") is False
@@ -249,9 +250,9 @@ class _AttemptRun:
         while True:
             api = request_format.api or self._choose_api()
             async with _before_deadline(deadline):
-                # ``_prepare`` has checked the locality, but the wait for a slot or a failed load may have taken minutes
+                # Check again that the model is local: since ``_prepare``, a queue may have taken minutes
                 await self._catalog.choose_name(self._model)
-                if api == "responses":  # it always requires LiteLLM
+                if api == "responses":  # the Responses API always requires LiteLLM
                     await _litellm.prepare(self._spec, self._client.endpoint)
             make_parser = ResponsesParser if api == "responses" else self._spec.dialect.parser or SSEParser
             parser = make_parser(self._request.sampling.get("max_tokens"), finish_optional=finish_optional)
@@ -277,7 +278,7 @@ class _AttemptRun:
                 if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
                     request_format = self._adjust_or_raise(request_format, error, api)
                     continue
-                with suppress(Exception):  # raise the first error, not one of ``end``
+                with suppress(Exception):  # raise ``error``, not an exception of ``end``
                     answer.end(broken=True)
                 raise error from None
             runner.request_formats[model] = self._request.format_to_cache(request_format, first_format)
@@ -344,14 +345,14 @@ class _AttemptRun:
     def _load_probe(self) -> IsLoading | None:
         """Return a function that checks whether the server is loading the model.
 
-        Return None if a load is expected (``must_load_model``), or if the server never loads a model.
+        Return None if the time limits include a load (``must_load_model``), or if the server never loads a model.
         """
         if self._budget.must_load_model or not self._catalog.loads_models:
             return None
         return partial(self._catalog.is_loading, self._model, QUICK_PROBE_S)
 
     def _feed(self, answer: Answer, delta: Delta) -> None:
-        """Add a delta to the answer. Raise NotLocal if another machine generated it, although LLM_LOCAL_ONLY is set."""
+        """Add a delta to the answer. Raise NotLocal if another machine generated it, and LLM_LOCAL_ONLY is set."""
         if self._timeouts.local_only and answer.parser.is_forwarded:
             raise errors.NotLocal(
                 "LLM_LOCAL_ONLY is set, and the server forwarded the request to another machine",
@@ -374,7 +375,7 @@ class _AttemptRun:
         attempt, spec, model, budget = self._attempt, self._spec, self._model, self._budget
         continuation_spec = self._runner.continuation_spec if attempt.prefix is not None else None
         if attempt.prefix is not None and continuation_spec is None:
-            hint = "Use get_provider() or RouterProvider, which instructs the model to continue"
+            hint = "Use a router (get_provider() or RouterProvider): it instructs the model to continue"
             raise errors.Unsupported(f"{spec.title} cannot continue an answer with after=", hint=hint)
         prefill = (
             attempt.prefill_with_thinking if continuation_spec and continuation_spec.dialect.supports_prefill else None
@@ -406,7 +407,7 @@ class _AttemptRun:
             await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._find_cost(completion), origin=self._runner.origin)
             for call in completion.tool_calls:
-                cast(CallId, call.id).answer = completion.message()  # for the prompt with the result of the tool
+                cast(CallId, call.id).answer = completion.message()  # the source of extra fields for the next prompt
             if not completion.tool_calls:
                 parsed = await structured_output.parse_async(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
@@ -421,10 +422,10 @@ class _AttemptRun:
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
                 is_empty = not (answer.text or answer.parser.partial_calls)
                 is_context_full = not limit or (tokens or limit) < limit
-                failure.failover = is_empty or is_context_full  # max_tokens would end the text elsewhere, too
+                failure.failover = is_empty or is_context_full  # else another provider ends it at max_tokens, too
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
-                error.answer = completion  # the caller adds its tokens and cost to the total
+                error.answer = completion  # ``run_with_corrections`` adds its usage and cost
                 if request.sampling.get("temperature") == 0:
                     error.retryable = False  # a retry would return the same answer
             raise

@@ -1,7 +1,7 @@
-"""Concurrency limits: a queue for each server address.
+"""Concurrency limits of server addresses, and the requests that wait for a slot.
 
-A request holds a slot while it is in flight. The router acquires the slot if it chooses among equal providers, else the
-attempt acquires it. All providers and routers of the process use the same queues. Two providers with one address
+A request holds a slot while it is in flight. The router acquires the slot if it chooses among providers of one rank,
+else the attempt acquires it. All providers and routers of the process share the slots. Two providers with one address
 therefore share its concurrency limit.
 
 Requests with a common prefix are sent to one server, which has the prefix in its KV cache. Prefixes are compared by
@@ -63,7 +63,7 @@ class _Waiter:
         ticket, digests, limits: the arguments of ``Capacity.wait``.
         loop: the event loop of the request.
         future: its result is the slot.
-        slot: the slot that ``release`` gave to the request; None before that, and after ``wait`` has returned it.
+        slot: the slot that ``release`` gave to the request; None before that, and once the caller of ``wait`` owns it.
     """
 
     ticket: Ticket
@@ -99,22 +99,22 @@ class Capacity:
         return limit is not None and self.in_flight(address) >= limit
 
     def sort_addresses(self, limits: Limits, digests: PrefixDigests) -> list[str]:
-        """Sort the addresses of equal providers. The first one should be used.
+        """Sort the addresses of the providers of one rank. The first one should be used.
 
         Full addresses come last, then addresses with clearly more than their share of the load. The others are sorted
-        by how much of this prompt they have in their cache, then by how much of it they ever received. Ties are
+        by the estimated length of the prefix in their cache, then of the prefix in their last 64 prompts. Ties are
         resolved by the hash of the prompt and the address (rendezvous hashing).
 
         Args:
             limits: the concurrency limit of each address.
             digests: the digests of the prompt.
         """
-        known_limits = [limit for limit in limits.values() if limit is not None]
-        has_unknown = len(known_limits) < len(limits)
+        finite_limits = [limit for limit in limits.values() if limit is not None]
+        has_unlimited = len(finite_limits) < len(limits)
 
         def key(address: str) -> tuple[bool, bool, int, int, str]:
             limit = limits[address]
-            share = 1 / len(limits) if has_unknown or limit is None else limit / sum(known_limits)
+            share = 1 / len(limits) if has_unlimited or limit is None else limit / sum(finite_limits)
             overloaded = self.in_flight(address) + 1 > math.ceil(_MAX_LOAD_RATIO * total * share)
             cached = _count_known(digests, self._recent_digests(address, limit))
             received = _count_known(digests, self._recent_digests(address, _MAX_RECENT_PROMPTS))
@@ -228,8 +228,8 @@ class Capacity:
 
         Args:
             address: the address of the server.
-            count: the number of prompts; None for one. A server caches the last prompt of each slot. Therefore pass the
-                concurrency limit for the prompts in the cache.
+            count: how many prompts; None means 1. To estimate the cache, pass the concurrency limit, because a server
+                caches one prompt for each slot.
         """
         newest = itertools.islice(reversed(self.recent_prompts.get(address, OrderedDict())), count or 1)
         return {digest for digests in newest for digest in digests}

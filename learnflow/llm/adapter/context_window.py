@@ -26,10 +26,10 @@ from ..transport.client import Client
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
-# The server truncated a prompt if it read fewer than half as many tokens as the prompt has words.
+# The server truncated a prompt if the server read at most half as many tokens as the prompt has words.
 _MIN_CHECKED_TOKENS: Final = 1000  # a shorter prompt is not checked
-# Reported prompt tokens for each word. More of them may be a complete prompt: some tokenizers need a third fewer tokens
-# than words, and some chat templates omit old thinking.
+# Prompt tokens that the server reports for each word. With a larger share, the prompt may be complete: some tokenizers
+# need a third fewer tokens than words, and some chat templates omit old thinking.
 _MAX_READ_SHARE: Final = 0.5
 # Share of the caller's ``max_tokens`` (``AtMost``). A lower limit for the answer is logged as a warning.
 _MIN_ANSWER_SHARE: Final = 0.25
@@ -57,7 +57,10 @@ def estimate_max_tokens(texts: Iterable[str], images: int = 0, messages: int = 0
 
 
 def estimate_min_tokens(texts: Iterable[str]) -> int:
-    """Return a lower estimate of a prompt's tokens: one for each word, because most tokenizers join no words."""
+    """Return a lower estimate of a prompt's tokens: one for each word or 6 CJK characters.
+
+    Most tokenizers join no words.
+    """
     cjk_chars = ((text, 0 if text.isascii() else len(_CJK.findall(text))) for text in texts)
     return sum(len(text.split()) + count // _MAX_CJK_CHARS_PER_TOKEN for text, count in cjk_chars)
 
@@ -101,7 +104,7 @@ def required_capabilities(images: object, tools: object, response_format: object
 
 
 def missing_requirements(required: Requirements, capabilities: Mapping[str, Any]) -> list[str]:
-    """Return the requirements that a model with these capabilities certainly does not meet, for a message."""
+    """Return descriptions of the requirements that a model with these capabilities certainly does not meet."""
     lacking = [name for name in required.capabilities if capabilities[name] is False]
     served = capabilities["context_served"]
     if served is not None and required.tokens > served:
@@ -189,7 +192,7 @@ class ContextBudget:
         for name in required:
             if name in catalog.lacking_capabilities(self._model_name):
                 alternative = f"{self._spec.variable('vision_model')}, or " if name == "vision" else ""
-                hint = f"Set {alternative}{self._spec.variable('capabilities')}={name} if it does"
+                hint = f"Set {alternative}{self._spec.variable('capabilities')}={name} if the model supports it"
                 what = f"the model does not support {_CAPABILITY_NOUNS[name]}; nothing was sent"
                 raise errors.Unsupported(what, model=self._model_name, hint=hint)
         self.must_load_model = self._catalog.is_cold(self._model_name)
@@ -200,7 +203,7 @@ class ContextBudget:
         """Set the context length to request. Return a description of the change; None if the loaded length is kept."""
         changes = self._choose_length(self._max_prompt_tokens) != self._loaded_length
         if changes and not self._catalog.was_probed_since(self._model_name, self._began):
-            self._catalog.clear()  # another client may have loaded a longer one
+            self._catalog.clear()  # another client may have loaded it with a longer length
             self._model = await self._catalog.describe(self._model_name)
         limit = self._configured_length or self._model.capabilities.get("context")
         min_tokens = estimate_min_tokens(self._texts)
@@ -226,7 +229,7 @@ class ContextBudget:
 
         Args:
             prompt_tokens: the tokens of the prompt.
-            loaded_length: the loaded context length, if an error response reports it.
+            loaded_length: the loaded context length from an error response; None to use ``_loaded_length``.
         """
         if self._configured_length:
             return self._configured_length
@@ -255,7 +258,7 @@ class ContextBudget:
         return min((limit for limit in (capabilities["max_output"], left) if limit and limit > 0), default=None)
 
     async def _count_prompt_tokens(self, length: int) -> int:
-        """Return the number of tokens of the prompt. The server counts them if the request may not fit.
+        """Return the tokens of the prompt: the server's count if the request may not fit, else an estimate.
 
         Args:
             length: the context length in tokens.
@@ -267,7 +270,7 @@ class ContextBudget:
         fits = self._max_prompt_tokens + (self._request.flexible_max_tokens or 0) <= length
         count: int | None = None
         if not (fits or count_tokens is None or self._request.images or client.server_stopped or client.replays):
-            with suppress(LLMError, TimeoutError):  # use the estimate
+            with suppress(LLMError, TimeoutError):  # if the server cannot count, estimate
                 async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._prefill]
                     count = await count_tokens(client, self._model_name, messages, self._request.tools)
@@ -359,7 +362,7 @@ class ContextBudget:
             self._catalog.mark_loaded(self._model_name, self.context_length)
 
     async def check_usage(self, usage: Usage) -> None:
-        """Check whether the server read the whole prompt. If it did not and its kind is unknown, probe the server.
+        """Check whether the server read the whole prompt. If not, probe the server if its kind is unknown.
 
         Args:
             usage: the token counts in the response.

@@ -83,7 +83,7 @@ def split_text(text: str, *, at_last_word: bool, prefills: bool) -> SplitText:
 
     Args:
         text: the emitted text.
-        at_last_word: split before the last word. False if a continuation did not repeat that word.
+        at_last_word: split before the last word. Pass False after a continuation that did not repeat that word.
         prefills: the provider supports a prefill.
     """
     if not text.strip():
@@ -101,15 +101,15 @@ def instruct_to_continue(prompt: Prompt, prefix: str) -> list[Any]:
 def last_words(text: str) -> str:
     """Return the end of a text that a model without prefill must repeat.
 
-    This end has at least eight words and 24 characters, or 64 characters of a text without spaces. If the text also
-    begins with these words, more words are added. Otherwise an answer that starts again would look like a continuation.
-    A shorter text is returned unchanged.
+    This end has at least eight words and 24 characters, or 64 characters of a text without spaces. It is longer if the
+    text also begins with these words, so that an answer that starts again does not look like a continuation. A shorter
+    text is returned unchanged.
     """
     return _overlaps(text)[0]
 
 
 def _overlaps(text: str) -> list[str]:
-    """Return the ends of a text that a continuation may repeat, shortest first. Some models repeat a sentence."""
+    """Return the suffixes of a text that a continuation may repeat, shortest first. Some models repeat a sentence."""
     starts, stripped = [word.start() for word in re.finditer(r"\S+", text)], text.lstrip()
     ends = list[str]()
     for start in reversed(starts[: -_MIN_OVERLAP_WORDS + 1] or starts[:1]):
@@ -190,7 +190,7 @@ def _expected_if_instructed(emitted: SplitText) -> list[str]:
 def _expected_if_prefilled(emitted: SplitText) -> list[str]:
     """Return the texts that a continuation of a prefill may begin with; "" if it begins with new text.
 
-    Most continuations begin with the rest of the text. Some servers echo the prefill before it.
+    Most continuations begin with ``SplitText.rest``. Some servers echo the prefill before it.
     """
     rest, echo = emitted.rest, emitted.text
     if not echo.strip():
@@ -378,7 +378,7 @@ async def join_continuation(work: Work, text_filter: ContinuationFilter, name: s
 
 
 def count_prior_tokens(call: Call) -> int:
-    """Return the number of tokens of ``Call.prior_text``. Each recorded piece has about one; ``after`` is estimated."""
+    """Return the number of tokens of ``Call.prior_text``: one for each recorded piece, an estimate for ``after``."""
     estimate = (estimate_min_tokens([call.after]) + estimate_max_tokens([call.after])) // 2
     return estimate + len(call.recorded or ())
 

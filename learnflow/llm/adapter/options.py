@@ -12,10 +12,10 @@ from ..transport.endpoint import parse_headers
 
 
 def supported_keywords(spec: ProviderSpec, call: Call) -> dict[str, Any]:
-    """Return the keywords of a call, with ``temperature`` and ``max_tokens`` and without those that are None.
+    """Return the keywords of a call that are not None, including ``temperature`` and ``max_tokens``.
 
     Raises:
-        InvalidRequest: ``tool_choice`` is given without ``tools``.
+        InvalidRequest: ``tool_choice`` without ``tools``, a model in ``extra_body``, or an invalid header.
         Unsupported: the provider does not support a keyword.
     """
     values = {"temperature": call.temperature, "max_tokens": call.max_tokens, **call.options}

@@ -39,16 +39,16 @@ _PROBE_INTERVAL_S = 0.5  # between two probes of a server that is loading
 class BaseProvider(AbstractProvider, RoutableProvider):
     """One provider. ``learnflow.llm.providers`` has a class for each vendor.
 
-    The environment sets arguments that are None, for example ``OPENAI_MODEL``.
+    An argument that is None is read from the environment, for example ``model`` from ``OPENAI_MODEL``.
 
     Args:
         base_url: the address of the server, with or without ``/v1`` and trailing slash.
         model: the default model.
         api_key: the API key. A key from the environment is sent only to the host that it was issued for.
-        vision_model: the default model for prompts with images; None for ``model``.
+        vision_model: the default model for prompts with images, if it is not ``model``.
         headers: additional headers of every request to the server, as a dict or in the format of ``<NAME>_HEADERS``.
-            ``{session}`` in a value is the ``session=`` of the call; without one the header is not sent.
-        api: "chat" for chat completions, "responses" for OpenAI's Responses API; None if the request decides.
+            ``{session}`` in a value is the ``session=`` of the call. Without ``session=``, the header is not sent.
+        api: "chat" for chat completions, "responses" for OpenAI's Responses API; None to choose by model and request.
         times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout`` and ``deadline`` in seconds;
             ``local_only``; ``max_concurrency``.
 
@@ -58,8 +58,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     """
 
     spec: ProviderSpec  # the address may select a variant of it, as for Azure (``spec.api.choose_variant``)
-    _transport: Any = None  # the httpx transport; None for the network
-    _server_kinds: Sequence[ProviderSpec] = ()  # the kinds that a probe recognises at the address; empty for ``spec``
+    _transport: Any = None  # an httpx transport to use instead of the network
+    _server_kinds: Sequence[ProviderSpec] = ()  # the kinds that a probe recognises; if empty, only ``spec``
 
     def __init__(
         self,
@@ -111,14 +111,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @property
     def name(self) -> str:
-        """Return the name in ``LLM_PROVIDER``."""
+        """Return the provider's name, which ``LLM_PROVIDER`` uses."""
         return self.spec.name
 
     @property
     def address(self) -> str:
         """Return the key of the circuit breakers and the queue: the base URL.
 
-        An endpoint with a configured name (``<NAME>_KIND``) has its own key, even if it has the same URL.
+        An endpoint with a configured name (``<NAME>_KIND``) has its own key, even if another one has the same URL.
         """
         return f"{self.endpoint.base_url} ({self.name})" if self.spec.kind else self.endpoint.base_url
 
@@ -131,7 +131,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         spec, endpoint, timeouts, name = self.spec, self.endpoint, self._timeouts, model or self.model
         capabilities = self.get_capabilities(name)
         if spec.server.choose_context_length and "context_served" not in self.catalog.overrides:
-            # The server can load the model with its maximum context length
+            # The loaded length is no limit: the server can reload the model with up to its maximum context length
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -186,13 +186,13 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return self.runner.start(prepared, attempt)
 
     async def prepare(self) -> None:
-        """Import LiteLLM in a thread. Otherwise the import delays the first request by seconds."""
+        """Import LiteLLM in a thread. Without this call, the import delays the first request by seconds."""
         await _litellm.prepare(self.spec, self.endpoint)
 
     async def aclose(self) -> None:
         """Close the idle connections of this event loop to the server. The provider can be used again afterwards.
 
-        If it is not called, they are closed when the event loop ends.
+        Without this call, the connections are closed when the event loop ends.
         """
         await network.close_idle(self.endpoint.origin)
 
@@ -224,7 +224,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             within: time limit of the probes in seconds.
 
         Returns:
-            The state of the server. If the probe fails, it contains the fault.
+            The health of the server, with the fault if the probe failed.
 
         Raises:
             NotRecorded: the cassettes of LLM_REPLAY do not contain this probe. No other error is raised.
@@ -237,7 +237,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the capabilities of a model, from the spec, the last probe and the configuration. Sends nothing.
 
         Args:
-            model: the name of the model. None for the default model; ``vision`` is then that of ``vision_model``.
+            model: the name of the model. None for the default model, and the ``vision`` of ``vision_model``.
         """
         capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:
@@ -274,7 +274,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             yield
         except LLMError as error:
             redact(self.runner.record_failure(error, model), self.endpoint)
-            raise clear_cause(error)  # noqa: B904  # it removes the context
+            raise clear_cause(error)  # noqa: B904  # ``clear_cause`` removes the context
 
     async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
         """Load a model unless it is loaded."""

@@ -27,10 +27,11 @@ _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next messa
 _MAX_TYPE_CHARS: Final = 40
 _MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
 _SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messages of servers that reject a schema
-_RESPONSES_API: Final = "v1/responses"  # in an error message of chat completions: the model requires the Responses API
+# An error message of chat completions contains this path if the model requires the Responses API.
+_RESPONSES_API: Final = "v1/responses"
 _REFUSALS: Final = (errors.Misconfigured, errors.RequestRefused, errors.Unsupported)
 _WORD_START: Final = re.compile(r"(?<=[a-z])(?:-(?=[a-z])|(?=[A-Z]))")  # in "max-tokens" and "maxTokens"
-_NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # in the message, the code or the parameter of an error response
+_NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # of a parameter, in an error response
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Request:
         model: the model's name at the provider; None if it is chosen later.
         sampling: the sampling parameters of the call.
         correction_message_count: how many messages at the end are rejected answers and requests to correct them.
-        user_message_added: a short user message follows the caller's last assistant message.
+        user_message_added: this package added a short user message after the caller's last assistant message.
         buffered: the caller receives the whole answer at the end. The server may send it without streaming.
         is_journaled: the journal records the text while it arrives. No text is held back.
     """
@@ -130,7 +131,7 @@ class Request:
     def to_openai(
         self, request_format: RequestFormat, *, context_length: int | None, max_tokens: int | None, prefill: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Return messages and parameters in the format of OpenAI's client. Fields that it lacks are in ``extra_body``.
+        """Return messages and parameters in the format of OpenAI's client. Other fields are in ``extra_body``.
 
         Args:
             request_format: the format that the model accepts, with the API of the request.
@@ -139,7 +140,7 @@ class Request:
             prefill: the text that the model continues; None for a new answer.
 
         Raises:
-            Unsupported: the model does not support a sampling parameter of the caller, or this reasoning.
+            Unsupported: the model does not support a sampling parameter or the ``reasoning=`` of the caller.
         """
         dialect, messages, parameters = self.spec.dialect, list(self.messages), dict[str, Any]()
         streams = self.streams(request_format)
@@ -185,7 +186,8 @@ class Request:
         """Return the format for a retry, and a description of the change; None if a retry cannot help.
 
         A retry omits only what this package added: defaults, ``stream_options``, ``stream`` and the schema's format. It
-        never omits a keyword of the caller. If the error names no parameter, the retry omits all defaults.
+        never omits a keyword of the caller, except an ``AtMost``. If the error names no parameter, the retry omits all
+        defaults.
 
         Args:
             request_format: the format that the server rejected.
@@ -204,7 +206,10 @@ class Request:
     def _without_rejected(
         self, request_format: RequestFormat, error: LLMError, api: ApiName
     ) -> tuple[RequestFormat, str] | None:
-        """Return the format without the parameters that this package added and the server rejected."""
+        """Return a format without the rejected parameters that this package added; None if there are none.
+
+        If possible, rename ``max_tokens``, or send the schema in the next mode instead.
+        """
         if not isinstance(error, errors.CapabilityError):
             return None
         message = error.server_message.lower()
@@ -247,7 +252,7 @@ class Request:
         return replace(request_format, omitted=omitted)
 
     def _session_field(self) -> Mapping[str, str]:
-        """Return the body field for ``session=``; empty if it is not supported. A long session becomes a digest."""
+        """Return the body field for ``session=``; empty if the API has none. A long session is sent as a digest."""
         name, session = self.spec.dialect.session_field, self.session
         if name is None or session is None:
             return {}
@@ -257,7 +262,7 @@ class Request:
         """Return the body fields for ``reasoning=``, and those that only the Responses API has.
 
         With ``store: false``, OpenAI does not store the response. It returns the reasoning encrypted instead, and the
-        next turn sends it back.
+        next request of the conversation sends it back.
         """
         reasoning = self._reasoning_fields(request_format.unsupported)
         if request_format.api != "responses":
@@ -273,8 +278,8 @@ class Request:
     def _sampling_of(self, request_format: RequestFormat) -> dict[str, Any]:
         """Return the sampling parameters without unsupported defaults.
 
-        Raise Unsupported if the caller set an unsupported parameter, except to 1. This is the vendors' default, which a
-        model accepts even if it rejects other values.
+        Raise Unsupported if the caller set an unsupported parameter. The value 1 is allowed: it is the vendors'
+        default, which a model accepts even if it rejects other values.
         """
         omitted = request_format.omitted | request_format.unsupported
         sampling = {n: value for n, value in self.sampling.items() if n not in omitted or not may_be_left_out(value)}
@@ -305,7 +310,7 @@ class Request:
 def write_without_litellm(
     spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
 ) -> HttpRequest:
-    """Return the HTTP request if ``Request.bypasses_litellm`` is true; see ``_litellm.write`` for the arguments."""
+    """Return the HTTP request for a ``Request`` that bypasses LiteLLM; see ``_litellm.write`` for the arguments."""
     body = {"messages": messages, "stream": True, **parameters, **parameters.get("extra_body", {}), "model": model}
     body.pop("extra_body", None)
     return HttpRequest(url=f"{endpoint.base_url}{spec.dialect.direct_chat_path}", body=body)
@@ -321,7 +326,7 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
         keywords: the keywords of the call, from ``supported_keywords``.
 
     Raises:
-        InvalidRequest: the prompt is empty.
+        InvalidRequest: the prompt is empty, or a message has Ollama's field "images".
         Unsupported: the provider does not support a part of a message.
     """
     sampling = {name: value for name, value in keywords.items() if name in LOCAL_SAMPLING}
@@ -364,9 +369,10 @@ def _copy_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
-    """Raise Unsupported if the provider does not support a part of the message, else LiteLLM would drop it silently.
+    """Raise Unsupported if the provider does not support a part of the message. LiteLLM would drop the part silently.
 
-    Also raise it for a file's URL, which LiteLLM would download, and InvalidRequest for Ollama's field "images".
+    Raise Unsupported also for a file's URL, which LiteLLM would download. Raise InvalidRequest for Ollama's field
+    "images".
     """
     for part in parts_of(message):
         kind, file = part.get("type"), part.get("file")
@@ -391,7 +397,9 @@ def _is_data_url(image: Any) -> bool:
 def _with_instruction(
     messages: list[dict[str, Any]], instruction: str, correction_message_count: int
 ) -> list[dict[str, Any]]:
-    """Add an instruction to the last message of the caller. Many chat templates reject two user messages in a row.
+    """Add an instruction to the caller's last message. Many chat templates reject two user messages in a row.
+
+    If the last message is not a user message, the instruction becomes one.
 
     Args:
         messages: the messages of the request.
@@ -406,7 +414,7 @@ def _with_instruction(
 
 
 def _add_text(message: dict[str, Any], text: str, *, before: bool = False) -> dict[str, Any]:
-    """Return a message with a further text at the end of its content, or before it."""
+    """Return a copy of a message with a text added after its content, or before it if ``before`` is true."""
     content, part = message["content"] or "", {"type": "text", "text": text}
     if isinstance(content, list):
         return {**message, "content": [part, *content] if before else [*content, part]}

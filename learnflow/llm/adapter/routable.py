@@ -1,8 +1,8 @@
 """``RoutableProvider``: the methods that a router requires of a provider in addition to ``LLMProvider``.
 
 A router wraps an application's own provider with ``routable``, which adds defaults for these methods. An application
-can also inherit from ``RoutableProvider`` and override them. Its provider is then sorted, continued and probed like
-those of this package.
+can also inherit from ``RoutableProvider`` and override them. The router then orders and probes its provider, and
+continues its answers, as with the providers of this package.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Facts:
 
     Attributes:
         address: the key of the circuit breakers and the queue. Providers with the same address share both.
-        capabilities: the capabilities of the model. ``context_served`` is the longest context that the server can load
-            the model with.
+        capabilities: the capabilities of the model. Here ``context_served`` is the longest context length with which
+            the server can load the model, not the current one.
         first_token_s: time limit to the first token in seconds.
         gap_s: time limit between two tokens in seconds.
-        deadline_s: time limit of one attempt in seconds; None for the time that the request has left.
+        deadline_s: time limit of one attempt in seconds; None if only the deadline of the request applies.
         names: names of the model, to find the same model at other providers.
         has_model: the provider has the model.
         cold: the model is not loaded. The server must load it before it responds.
@@ -136,8 +136,8 @@ class RoutableProvider(LLMProvider):
         """Return a coroutine function that runs one attempt within its time limits.
 
         Args:
-            call: the call of the request.
-            attempt: the number of the attempt, its time limit, and the text to continue.
+            call: the prompt, the model and the parameters.
+            attempt: the number of the attempt, its time limit to the first token, its slot, and the text to continue.
 
         Raises:
             NotLocal: LLM_LOCAL_ONLY is set, and the provider is not local.
@@ -231,7 +231,7 @@ def text_stream(stream: Any, provider: str, model: str | None, max_tokens: int) 
 
 
 def to_completion(answer: Any, provider: str, model: str | None) -> Completion:
-    """Return the answer of an application's provider as a completion. Raise MalformedAnswer for any other type.
+    """Convert the answer of an application's provider to a completion. Raise MalformedAnswer if its type is wrong.
 
     Args:
         answer: a completion or a text.
@@ -270,14 +270,14 @@ class _TimeLimitedEmit(Relay):
         self._emit(event)
 
     async def drain(self) -> None:
-        """Wait until the caller has read the events, without a time limit. Then restart the limit."""
+        """Wait until the buffer has space, without a time limit. Then restart the limit between two events."""
         self._scope.reschedule(None)
         await self._emit.drain()
         self._scope.reschedule(min(self._deadline, asyncio.get_running_loop().time() + self._gap_s))
 
 
 def comparable_names(model: str | None) -> frozenset[str]:
-    """Return the name of a model in lower case, without vendor and ``:latest``. Return no name for None."""
+    """Return the name of a model in lower case, without vendor and ``:latest``. Return an empty set for None."""
     return frozenset([model.rpartition("/")[2].removesuffix(":latest").casefold()] if model else [])
 
 
@@ -306,10 +306,14 @@ class _WrappedProvider(RoutableProvider):
         self.provider = provider
 
     def get_capabilities(self) -> Capabilities:
-        """Return the capabilities of the provider. An omitted one is unknown. If it raises an error, all are."""
+        """Return the provider's capabilities. Those that it omits are unknown, and it is then not local.
+
+        If it raises an error, it omits all.
+        """
+        unknown = default_capabilities(local=False, cost=None)
         with suppress(Exception):
-            return {**default_capabilities(cost=None), **self.provider.get_capabilities()}
-        return default_capabilities(cost=None)
+            return {**unknown, **self.provider.get_capabilities()}
+        return unknown
 
     async def list_models(self) -> list[str]:
         """Return the models of the provider. Raise only LLMError."""

@@ -32,7 +32,7 @@ _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answ
 _JSON_START: Final = re.compile(r'\{\s*["}]|\[\s*["{\[]')  # of an object or a list; not "{" or "[" in a sentence
 _FENCE: Final = re.compile(r"(?:```\w*)?")  # a Markdown fence, or nothing
 _DECODER: Final = json.JSONDecoder(strict=False)  # allow control characters in strings
-_MAX_FAULTS: Final = 1000  # an answer with more faults is not described
+_MAX_FAULTS: Final = 1000  # with more faults, the error lists none
 
 
 def write_format(response_format: type[BaseModel] | dict[str, Any], mode: SchemaMode) -> tuple[Any, str | None]:
@@ -83,7 +83,7 @@ def parse(response_format: Any, text: str) -> Any:
         check_step_count(response_format.model_json_schema(), value)
         return response_format.model_validate_json(_only_json(text))
     except ValidationError as error:
-        # The message names only fields of the class. Deeper locations may contain keys that the model wrote.
+        # ``what`` names only fields of the class. Deeper locations may contain keys that the model wrote.
         few = error.error_count() <= _MAX_FAULTS
         faults = error.errors(include_url=False, include_context=False, include_input=False) if few else []
         locations = dict.fromkeys(str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in faults)
@@ -91,7 +91,7 @@ def parse(response_format: Any, text: str) -> Any:
         what = f"the answer does not match {response_format.__name__}: {', '.join(fields)}".rstrip(": ")
         reasons = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in faults]
         raise _mismatch_error(what, "; ".join(reasons) or what) from None
-    except Exception as error:  # noqa: BLE001  # too many steps; and a validator of the caller may raise anything
+    except Exception as error:  # noqa: BLE001  # TooManySteps, or anything from a validator of the caller
         raise _unvalidated_error(response_format.__name__, error) from None
 
 
@@ -111,7 +111,7 @@ def check_complete(response_format: Any, text: str) -> None:
 async def parse_async(response_format: Any, text: str) -> Any:
     """Parse an answer as ``parse`` does. A JSON schema is validated in a thread, because that may take a second.
 
-    A pydantic class is validated in the event loop, because its validators may require that.
+    A pydantic class is validated in the event loop, because its validators may require the event loop.
     """
     if isinstance(response_format, dict):
         return await asyncio.to_thread(parse, response_format, text)
@@ -139,8 +139,8 @@ async def run_with_corrections(
         emit: receives the answer in one piece.
 
     Raises:
-        LLMError: the last attempt failed. If the provider refuses a correction request, the SchemaMismatch before it is
-            raised, because the caller did not write the correction request.
+        LLMError: the last attempt failed. If the provider refuses a correction request, the previous SchemaMismatch
+            is raised, because the caller did not write the correction request.
     """
     loop = asyncio.get_running_loop()
     first_began = loop.time()
@@ -168,9 +168,8 @@ async def run_with_corrections(
             raise failure.with_traceback(None)
         rejected.append(last.answer)
         request = request.with_correction(last.answer.text, last.reason)
-        max_first_token_s = attempt.max_first_token_s and min(
-            attempt.max_first_token_s, left_s / 2
-        )  # the rest is for other providers
+        # The other half of the time left is for other providers
+        max_first_token_s = attempt.max_first_token_s and min(attempt.max_first_token_s, left_s / 2)
         attempt = replace(attempt, number=attempt.number + 1, max_first_token_s=max_first_token_s)
 
 
@@ -195,12 +194,12 @@ def _add_rejected(completion: Completion, rejected: Sequence[Completion], delay_
     )
 
 
-# Of one validation. A keyword is one step, and long values and messages are more, so that this takes a second at most.
+# Limit of one validation, which then takes a second at most. A keyword is one step, a long value or message is more.
 _MAX_STEPS: Final = 100_000
-_MAX_DEPTH: Final = (
-    200  # of nested keywords; after a RecursionError, jsonschema's Rust code may raise a PanicException, no Exception
-)
-# These keywords are not validated. On some answers they take unlimited time.
+# Of nested keywords. After a RecursionError, jsonschema's Rust code may raise a PanicException. It is not a subclass of
+# Exception, so ``_validate`` would not catch it.
+_MAX_DEPTH: Final = 200
+# These keywords are not validated, because that takes unlimited time for some answers.
 _UNCHECKED_KEYWORDS: Final = (
     "pattern",
     "patternProperties",
@@ -211,7 +210,7 @@ _UNCHECKED_KEYWORDS: Final = (
 
 
 class TooManySteps(ValueError):
-    """A validation takes more steps than ``_MAX_STEPS``."""
+    """A validation takes more steps than ``_MAX_STEPS``, or keywords are nested too deeply."""
 
 
 @dataclass(slots=True)
@@ -222,7 +221,7 @@ class _Validation:
         steps_left: how many steps the validation may still take.
         depth: how deeply the current keyword is nested.
         first_faults: (keyword, id of the schema, id of the value) -> (schema, value, first fault). Without this cache,
-            a recursive union would validate a value exponentially often. The references keep the ids unique.
+            a recursive union would validate a value exponentially often. The cached objects keep their ids unique.
     """
 
     steps_left: int
@@ -263,7 +262,7 @@ def _step_limited(validator_class: Any) -> Any:
                 validation.depth -= 1
                 validation.first_faults[key] = schema, instance, fault
             if fault := validation.first_faults[key][2]:
-                yield ValidationError.create_from(fault)  # a copy, because validators change its path
+                yield ValidationError.create_from(fault)  # a copy, because validators change the path of the error
 
         return validate
 
@@ -338,7 +337,8 @@ def check_step_count(schema: Mapping[str, Any], value: Any) -> None:
             properties = object_at(schema, "properties")
             other_schemas = [schema.get("items"), schema.get("additionalProperties"), *schema.get("prefixItems", ())]
             for key, item in enumerate(value) if isinstance(value, list) else object_at(value).items():
-                by_alias = properties.values() if isinstance(item, dict | list) else ()  # a field may have an alias
+                # The key may be an alias of any field
+                by_alias = properties.values() if isinstance(item, dict | list) else ()
                 candidates = [properties[str(key)]] if str(key) in properties else [*other_schemas, *by_alias]
                 counts[pair] += sum(count(candidate, item) for candidate in candidates)
         if max(counts[pair], len(counts)) > _MAX_STEPS:

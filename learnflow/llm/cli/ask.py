@@ -25,7 +25,9 @@ from .terminal import escape, notify, progress, read_stdin, write_json
 @click.argument("prompt")
 @model_option
 @click.option("--temperature", "-t", type=float, help="The sampling temperature. 0 is the most repeatable.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The limit of the answer in tokens.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), metavar="N", help="The maximum length of the answer in tokens."
+)
 @click.option("--system", "-s", help="The system prompt.")
 @json_option(help="Print the answer with its metadata as one JSON object.")
 @provider_option
@@ -68,7 +70,7 @@ def _add_notice(notices: list[str], event: events.LogEvent) -> None:
 
 
 async def _model_hint(router: RouterProvider, error: LLMError) -> str:
-    """Return the models of the server and the command that downloads the missing one. Return "" if unknown."""
+    """Return a hint with the models of the server and the command that downloads the missing one; "" if unknown."""
     for provider in router.providers:
         if isinstance(provider, BaseProvider) and provider.name == error.provider:
             await provider.refresh()

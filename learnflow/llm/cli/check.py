@@ -60,7 +60,7 @@ async def check(model: str | None, as_json: bool, provider: str | None) -> int:
     """Check a server for the features that this package depends on.
 
     Sends up to ten short requests, for finish reasons, streams, errors, schemas, tools and continuation. The last line
-    is the variable to set, if any.
+    of the output is the variable to set, if any.
     """
     server = await _refreshed_provider(provider)
     context_length = server.facts(model).capabilities["context_served"]
@@ -68,7 +68,7 @@ async def check(model: str | None, as_json: bool, provider: str | None) -> int:
     if long_prompt_tokens > _MAX_LONG_PROMPT_TOKENS:
         long_prompt_tokens = 0
     long_prompt = f", and one of {long_prompt_tokens} tokens to exceed its context length" if long_prompt_tokens else ""
-    notify(f"{server.name}: sending up to 10 requests of about {_ESTIMATED_TOKENS} tokens together{long_prompt}")
+    notify(f"{server.name}: sending up to 10 requests with about {_ESTIMATED_TOKENS} tokens in total{long_prompt}")
     findings: list[Finding] = []
     for question, run in _Checks(server, model, long_prompt_tokens).all():
         with progress(f"{server.name}: {question}"):
@@ -104,7 +104,7 @@ class _Checks:
 
     Args:
         provider: the provider.
-        model: the model; None for the provider's default.
+        model: the model; None to use the provider's default.
         long_prompt_tokens: the size of a prompt that exceeds the context length; 0 to skip this check.
     """
 
@@ -114,7 +114,7 @@ class _Checks:
         self._long_prompt_tokens = long_prompt_tokens
 
     def all(self) -> list[tuple[str, _Check]]:
-        """Return the checks in their order, with their names."""
+        """Return the name and the function of each check, in order."""
         return [
             ("finish reason", self.finish),
             ("tokens counted", self.usage),
@@ -209,7 +209,7 @@ class _Checks:
             async for _ in answer:
                 break
         after = (await self._complete()).first_token_s or 0.0
-        return after < 1 + 3 * before, f"the next answer began after {after:.2f} s ({before:.2f} s before)"
+        return after < 1 + 3 * before, f"the next answer began after {after:.2f} s, an earlier one after {before:.2f} s"
 
 
 async def _finding(question: str, run: _Check) -> Finding:

@@ -48,7 +48,7 @@ def command(function: Callable[..., Any]) -> click.Command:
         try:
             if name := options.get("provider"):
                 _check_provider(name)
-            if "provider" in options and created.name != "doctor":  # doctor prints these in a section
+            if "provider" in options and created.name != "doctor":  # doctor prints ineffective settings in a section
                 _report_ineffective(name)
             with interruptible():
                 result = function(**options)

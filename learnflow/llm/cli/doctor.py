@@ -97,7 +97,7 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 
 def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Yield a warning for each configured loopback address without a server, unless the provider has another one."""
+    """Yield a warning for each configured loopback address without a server, unless the provider responds elsewhere."""
     responding = {candidate.health.provider for candidate in candidates if candidate.responded}
     for candidate in candidates:
         is_down = candidate.configured and candidate.health.state == "down"

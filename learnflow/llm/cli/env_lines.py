@@ -42,7 +42,10 @@ class Line:
 
     @property
     def source(self) -> str:
-        """Return where to set the variable: in ``.env``, unless the environment overrides it there."""
+        """Return where to set the variable: in ``.env``, or in the environment if that overrides ``.env``.
+
+        A line without a value resets the variable in its current source.
+        """
         current = next(find_variables(self.variable_names, read_sources()), None)
         return current.source if current and (current.source == ENVIRONMENT or not self.value) else ".env"
 

@@ -106,7 +106,7 @@ def _expected_failure(candidate: Candidate) -> str | None:
 
 def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
     capabilities: Mapping[str, Any] = candidate.facts.capabilities
-    # False is possible only for a sole provider: in a longer chain, such a candidate does not come here.
+    # None (unknown), or False for a sole provider, which gets the request even if a capability is missing.
     return [name for name in chain.requirements.capabilities if not capabilities[name]]
 
 

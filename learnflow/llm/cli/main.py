@@ -29,7 +29,7 @@ COMMANDS: Final = {
 
 
 class _Commands(click.Group):
-    """A group that imports a command only if it runs. Its help and the completion do not need the module."""
+    """A group that imports a command only if it runs. Help and shell completion do not import it."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -117,7 +117,7 @@ class PartFile:
         """Append to the part file, verify it, and rename it to the model.
 
         Args:
-            chunks: the rest of the file.
+            chunks: the file from ``offset`` on.
             offset: the size of the part file in bytes.
             total: the size of the complete file in bytes; None if unknown.
 

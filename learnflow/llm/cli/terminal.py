@@ -44,7 +44,7 @@ def escape(text: str) -> str:
 
 
 def open_closed_streams() -> None:
-    """Open the null device for each closed standard stream. Otherwise a socket could get its file descriptor."""
+    """Open the null device for each closed standard stream. Otherwise a socket could get the stream's descriptor."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

@@ -44,12 +44,13 @@ class ModelFactory:
     """Creates the chat models for LearnFlow's graph nodes.
 
     If ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` is set, all nodes use that chain and the default models of its providers
-    (``<NAME>_VISION_MODEL`` for images). Otherwise a node uses its provider and model in ``graph.yaml``. In both cases
-    ``LLM_MODEL_<NODE>`` overrides the model, and ``graph.yaml`` sets the temperature and the other parameters.
+    (``<NAME>_VISION_MODEL`` for images). If neither is set, a node uses its provider and model in ``graph.yaml``. In
+    both cases ``LLM_MODEL_<NODE>`` overrides the model, and ``graph.yaml`` sets the temperature and the other
+    parameters.
 
     Args:
         config_manager: LearnFlow's configuration.
-        api_key: the key of OpenAI, which is used if ``providers.yaml`` is empty.
+        api_key: OpenAI's API key. It is used if ``providers.yaml`` is empty.
 
     Raises:
         NotConfigured: the environment names an unknown provider.
@@ -147,7 +148,7 @@ def initialize_model_factory(api_key: str | None, config_manager: ConfigManager)
     LearnFlow's own function only logs a warning if the model of its security guard is invalid. This one raises.
 
     Args:
-        api_key: the key of OpenAI, which is used if ``providers.yaml`` is empty.
+        api_key: OpenAI's API key. It is used if ``providers.yaml`` is empty.
         config_manager: the result of LearnFlow's ``initialize_config_manager()``.
 
     Raises:

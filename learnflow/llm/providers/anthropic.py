@@ -1,8 +1,8 @@
 """Anthropic, at its OpenAI-compatible address (platform.claude.com/docs/en/api/openai-sdk, read 2026-11).
 
-The server silently ignores ``seed``, penalties and ``reasoning_effort``, so that this spec does not support them. It
-supports ``thinking``. It enforces a schema with ``strict``, but not ``json_object``. Newer models refuse a last message
-of the assistant.
+The server silently ignores ``seed``, penalties and ``reasoning_effort``. Therefore this spec does not support them. The
+server supports ``thinking``. It enforces a schema with ``strict``, but does not enforce ``json_object``. Newer models
+reject a prefill.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ from .model_store import DEFAULT_MODEL
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a slot
 _RESTART_PAUSE_S: Final = 10.0  # after a failed start, requests fail without another start
-_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # if it ends more often, it is not started again
+_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # if the server ends more often, it is not started again
 _STOP_TIMEOUT_S: Final = 2.0  # a process that has not ended by then is killed
 _MAX_LOG_CHARS: Final = 300  # per line
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
@@ -151,7 +151,7 @@ class EmbeddedServer:
         """Start the process, and a thread that waits until the server is ready."""
         if self._process:
             _end(self._process)  # it has ended, but its pipe is open
-        # -P: the folder of the program has modules with the names of libraries.
+        # -P: do not import from the folder of the program, because its modules have the names of libraries.
         command, pipe = [sys.executable, "-P", str(_PROGRAM)], subprocess.PIPE
         try:
             process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)  # noqa: S603  # a constant command
@@ -177,7 +177,7 @@ class EmbeddedServer:
         with suppress(OSError, ValueError):  # the process has ended, or was stopped
             config = {**asdict(self.config), "model": str(self.config.model), "key": self.key}
             process.stdin.write(json.dumps(config).encode() + b"\n")
-        # Only the last line is the report. Modules that are imported at the start may print others
+        # Only the last line is the report. Modules that are imported at the start may print lines before it
         with process.stdout:
             report = json_object(process.stdout.read().strip().rpartition(b"\n")[2]) or {}
         timer.cancel()
@@ -197,7 +197,7 @@ class EmbeddedServer:
     def wait_ended(self) -> bool:
         """Wait up to two seconds for the end of the process, and return whether it has ended.
 
-        Shortly before its end it already refuses connections.
+        A process that is about to end refuses connections already.
         """
         process = self._process
         with suppress(subprocess.TimeoutExpired):
@@ -214,7 +214,7 @@ class EmbeddedServer:
             _end(process)
 
     def forget(self) -> None:
-        """Drop the references to the process in a forked child. It belongs to the parent, and ends with it."""
+        """Drop the references to the process in a forked child. The process belongs to the parent, which ends it."""
         if process := self._process:
             for pipe in filter(None, (process.stdin, process.stderr)):
                 pipe.close()
@@ -270,14 +270,14 @@ def _start_error(exit_code: int | None, message: str, explanation: list[str]) ->
     """Return the error of a server that ended before it was ready."""
     if exit_code in _KILLED:
         return errors.ConnectionFailed(
-            "the embedded server was killed while it loaded its model: out of memory, or LLM_LOAD_TIMEOUT is over",
+            "the embedded server was killed while it loaded its model: out of memory, or LLM_LOAD_TIMEOUT has passed",
             hint="Lower EMBEDDED_CONTEXT or EMBEDDED_SLOTS, set EMBEDDED_MODEL to a smaller model, or raise "
             "LLM_LOAD_TIMEOUT",
         )
     reason = _ERROR_LINE.sub("", explanation[0]) if explanation else printable(message, _MAX_LOG_CHARS)
     return NotConfigured(  # not retryable, because the next start would fail, too
         f"the embedded server ended before it was ready ({reason or 'without a log'})",
-        hint="Check EMBEDDED_MODEL and the free memory, which EMBEDDED_CONTEXT and EMBEDDED_SLOTS require. "
+        hint="Check EMBEDDED_MODEL and the free memory. Lower EMBEDDED_CONTEXT or EMBEDDED_SLOTS to use less memory. "
         "The log is at DEBUG (event llm.embedded_log)",
     )
 
@@ -288,7 +288,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
     def __init__(self, server: EmbeddedServer, load_timeout_s: float) -> None:
         self.server = server
         self._load_timeout_s = load_timeout_s
-        self._address = ""  # of the last request
+        self._address = ""  # the address that the last request used
 
     @property
     def server_stopped(self) -> bool:
@@ -302,12 +302,16 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         return self._address
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request. Respond to a GET without a server if it is not running. Raise LLMError if a start fails."""
+        """Send a request. If the server is not running, a POST starts it, and a GET gets the response of a cold server.
+
+        Raises:
+            LLMError: the start failed.
+        """
         if request.method == "GET" and self.server_stopped:
             return self._cold_response(request.url.path)
         try:
             return await self._send(request)
-        except httpx.ConnectError:  # nothing was sent, so that the request can be repeated
+        except httpx.ConnectError:  # nothing was sent, so the request can be repeated
             if not await asyncio.to_thread(self.server.wait_ended):
                 raise
             return await self._send(request)
@@ -440,6 +444,6 @@ class EmbeddedProvider(BaseProvider):
                 await self._transport.ensure_started()
 
     async def aclose(self) -> None:
-        """Stop the server if no other provider uses it, and close its connections. The next request starts it again."""
+        """Close the connections. Stop the server if no other provider uses it. The next request starts it again."""
         if self._transport:
             await self._transport.aclose()

@@ -3,7 +3,8 @@
 The parent starts this file by its path. The file imports no other module of the package, because the package may be
 vendored into an application under another name.
 
-    stdin   one JSON line: model, alias, context (tokens of a slot), slots, threads, key. Its end stops the server.
+    stdin   one JSON line: model, alias, context (tokens of a slot), slots, threads, key. The server stops when stdin
+            is closed.
     stdout  one JSON line with ``address`` when the server is ready, or with ``error`` if it could not be started.
     stderr  the log of llama.cpp.
 """

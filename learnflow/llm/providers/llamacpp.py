@@ -47,7 +47,7 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
 
 
 def is_llamacpp_page(page: Page) -> bool:
-    """Return whether llama.cpp's server sent a page. It also serves pages of other APIs, such as Ollama's."""
+    """Return whether llama.cpp's server sent a page. llama.cpp also serves pages of other APIs, such as Ollama's."""
     return page.headers.get("server") == HEADERS["server"]
 
 
@@ -92,7 +92,7 @@ def _vision(architecture: Any) -> bool | None:
 
 
 def _build_model_request(model: Model) -> tuple[str, None] | None:
-    """Return the path of the page with a model's context length; None if it is known or the model is not loaded."""
+    """Return the path of the page with the context length; None if that is known, or if the model is not loaded."""
     is_unknown = model.loaded and model.capabilities.get("context_served") is None
     return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if is_unknown else None
 
@@ -131,7 +131,7 @@ SPEC: Final = ProviderSpec(
     server=ServerSupport(
         compose_service="llamacpp",
         count_tokens=_count_tokens,
-        load_path="/models/load",  # exists in router mode; otherwise the only model is always loaded
+        load_path="/models/load",  # exists in router mode only; without it, the model is always loaded
         pull_command="llama-server -hf {model}",
         probe=Probe(
             pages=("/v1/models", "/props", "/health"),

@@ -185,7 +185,7 @@ class NDJSONParser(StreamParser):
 
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
-        self._repeated: tuple[str, int] = ("", 0)  # the last token without white space, and the length of its run
+        self._repeated: tuple[str, int] = ("", 0)  # the last token without white space, and how often it came in a row
 
     def _parse_line(self, line: bytes) -> None:
         if not line.strip():
@@ -199,13 +199,13 @@ class NDJSONParser(StreamParser):
         message = record.get("message") or {}
         self.served_model = self.served_model or short_text(record.get("model"), MAX_NAME_CHARS) or None
         self.is_forwarded = self.is_forwarded or bool(record.get("remote_model") or record.get("remote_host"))
-        content = message.get("content") if message else record.get("response")  # of /api/generate
+        content = message.get("content") if message else record.get("response")  # /api/generate has "response"
         text, thinking = self._parse_text(content, "text"), self._parse_text(message.get("thinking"), "thinking")
         token, times = (text or thinking).strip(), self._repeated[1]
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         pieces = [call for call in message.get("tool_calls") or () if call is not None]
         calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call))
-        # LiteLLM writes the field "thinking" of a message from OpenAI's format
+        # Named as in OpenAI's format, which LiteLLM converts to "thinking" in later requests
         collect_extra(self.extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
             self.has_end_mark = True

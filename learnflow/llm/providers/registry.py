@@ -47,8 +47,8 @@ _VENDORS: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anth
 SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _VENDORS})
 CUSTOM: Final = custom.SPEC  # any other server with OpenAI's API
 EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server responds
-# The kinds of server that probes recognise. Proxies come first, because they forward requests for
-# pages of other servers. llama.cpp is next: it imitates those pages, but all its responses have its header.
+# The kinds of server that probes recognise. Proxies come first, because they forward requests for the pages by which
+# other kinds are recognised. llama.cpp is next: it imitates those pages, but all its responses have its header.
 KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
 CLASSES: Final[dict[str, type[BaseProvider]]] = {}  # by the name of their spec, filled by ``providers``
@@ -116,7 +116,8 @@ def spec_of(name: str, *, has_address: bool = False, default_kind: str | None = 
 def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) -> ProviderSpec:
     """Return the spec of an operator's endpoint.
 
-    If the name is invalid or unknown, the ``provider`` of the error is None. Otherwise it is the endpoint's name.
+    The ``provider`` of the error is None if the name is invalid or unknown. It is the name if the kind of the endpoint
+    is missing or unknown.
     """
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"

@@ -30,7 +30,7 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
         for row in rows
         if (name := text_or_none(row.get("id")))
     )
-    # vllm-router lists dead servers in the message of such an error, while its other servers respond
+    # An error with a message is that of vllm-router: it lists its dead servers, while others still respond
     failed = isinstance(health.error, errors.Overloaded | errors.ServerFailed) and not health.error.server_message
     sentence = "the engine is dead according to /health: check the server's log and restart it"
     return Server(version=version, models=models, fault=("down", sentence) if failed else None)

@@ -28,7 +28,7 @@ def current(settings: Settings) -> Cassettes | None:
         The cassettes. None if requests go to servers and are not recorded.
 
     Raises:
-        NotConfigured: the folder has no cassettes to play, cannot be created to record, or is not set.
+        NotConfigured: the folder has no cassettes to play, cannot be created, or is not set in record mode.
     """
     if _overrides:
         return _overrides[-1]

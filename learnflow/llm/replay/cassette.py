@@ -127,7 +127,8 @@ def convert_response(
 ) -> RecordedResponse:
     """Convert a response to its form in a cassette.
 
-    Only the headers in ``_HEADERS`` are recorded. A date in ``retry-after`` becomes seconds, because a replay is later.
+    Only the headers in ``_HEADERS`` are recorded. A date in ``retry-after`` becomes seconds, because it has passed when
+    the cassette is played.
 
     Args:
         status: the HTTP status; None if no response arrived.

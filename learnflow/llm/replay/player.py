@@ -39,7 +39,7 @@ class _Entry:
     played_count: int = 0
 
     def play(self) -> RecordedResponse:
-        """Return the next response. After the last one, repeat the last."""
+        """Return the next response. At the end, repeat the last one."""
         self.played_count += 1
         return self.responses[min(self.played_count, len(self.responses)) - 1]
 

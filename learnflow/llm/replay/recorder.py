@@ -62,7 +62,7 @@ class Recorder(Cassettes):
     def _remove_old(self, file: Path) -> None:
         """Remove the numbered cassettes of the same request from earlier runs."""
         for old in file.parent.glob(f"{file.stem}.[0-9][0-9][0-9][0-9].yaml"):
-            if old.stat().st_mtime < self._started_at:  # another process of this run wrote the newer ones
+            if old.stat().st_mtime < self._started_at:  # newer ones belong to another process of this run
                 old.unlink(missing_ok=True)
 
 

@@ -24,7 +24,7 @@ _JSON_TEXT: Final = re.compile(r'"(\w{1,64})"[ \t]{0,8}:[ \t]{0,8}"([^"\\]*(?:\\
 
 
 def find_secrets(value: Any) -> dict[str, str]:
-    """Return the secrets in a JSON value, with a placeholder. Detect them by the field name or the format."""
+    """Return a placeholder for each secret in a JSON value. A secret has a secret field name or a known format."""
     secrets = {}
     if isinstance(value, Mapping):
         for name, item in value.items():

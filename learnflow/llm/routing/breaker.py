@@ -18,7 +18,7 @@ from .decision import MAX_DELAY_S, breaker_rule, is_provider_failure
 
 # What may be sent: requests, nothing, a probe, or one trial request. The last two are half-open states
 BreakerState = Literal["closed", "open", "probe", "trial"]
-# A probe or trial request blocks others for this time at most. The event loop of a probe may stop before its end.
+# A probe or trial request blocks others for this time at most. It never reports a result if its event loop stops.
 _MAX_CHECK_S: Final = 60.0
 _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed")
 
@@ -27,15 +27,15 @@ _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed"
 class Breaker:
     """A circuit breaker that has opened.
 
-    It blocks requests for a period. Then it is checked by a probe. If a probe cannot detect that the fault is over, one
-    trial request follows a successful probe.
+    It blocks requests for a period. Then it is checked by a probe. For a fault that no probe can detect, a successful
+    probe is followed by one trial request.
 
     Attributes:
         error: the failure that opened it.
         period_s: the length of the period in seconds.
         open_until: the end of the period.
         opened_at: the time when it opened.
-        checked_until: the time until which a probe or trial request in progress blocks others; in the past without one.
+        check_ends_at: the time until which a probe or trial request in progress blocks others; -inf if none runs.
         probe_succeeded: a probe has succeeded, so that a trial request may follow.
     """
 
@@ -43,7 +43,7 @@ class Breaker:
     period_s: float
     open_until: float
     opened_at: float
-    checked_until: float = -math.inf
+    check_ends_at: float = -math.inf
     probe_succeeded: bool = False
 
     @property
@@ -53,7 +53,7 @@ class Breaker:
 
     def state(self, now: float) -> BreakerState:
         """Return what may be sent at this time."""
-        if now < max(self.open_until, self.checked_until):
+        if now < max(self.open_until, self.check_ends_at):
             return "open"
         return "trial" if self.probe_succeeded else "probe"
 
@@ -172,10 +172,10 @@ class BreakerRegistry:
         return bool(closed)
 
     def record_probe(self, target: BreakerKey, *, ready: bool) -> None:
-        """Record the result of a probe. If it failed, extend the breakers with an expired period."""
+        """Record the result of a probe. If it failed, reopen the breakers whose period is over."""
         now = self.clock()
         for key, breaker in self._breakers_of(target).items():
-            breaker.checked_until = -math.inf
+            breaker.check_ends_at = -math.inf
             if ready and breaker.probeable:
                 del self.breakers[key]
             elif ready:
@@ -186,7 +186,7 @@ class BreakerRegistry:
     def set_checking(self, target: BreakerKey, *, checking: bool) -> None:
         """Mark the beginning or the end of a probe or a trial request."""
         for breaker in self._breakers_of(target).values():
-            breaker.checked_until = self.clock() + _MAX_CHECK_S if checking else -math.inf
+            breaker.check_ends_at = self.clock() + _MAX_CHECK_S if checking else -math.inf
 
     def statistics_of(self, target: BreakerKey) -> Statistics:
         """Return the statistics of a target."""
@@ -200,5 +200,5 @@ class BreakerRegistry:
 
 REGISTRY = BreakerRegistry(
     breakers=process.register("breakers", dict[BreakerKey, Breaker](), learned=True),
-    statistics=process.register("records of providers", dict[BreakerKey, Statistics](), learned=True),
+    statistics=process.register("statistics of providers", dict[BreakerKey, Statistics](), learned=True),
 )

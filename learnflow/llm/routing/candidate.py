@@ -34,7 +34,7 @@ class Candidate:
     """One provider of a chain. Each request has its own copy.
 
     Args:
-        original: the provider as the application passed it, without a wrapper; the error if it could not be created.
+        original: the provider as the application passed it, without a wrapper, or the error of its creation.
         registry: the registry with the circuit breakers.
 
     Attributes:
@@ -42,10 +42,10 @@ class Candidate:
         name: the name of the provider.
         rank: the position in the chain. Equal providers have the same rank.
         model: the model for the request; None for the provider's default model.
-        failure: the last failure in this request; None if the candidate may be tried again.
+        failure: the last failure in this request; None before an attempt, or if the candidate may be tried again.
         rejects_prefill: the server rejected a prefill in this request.
-        deadline_s: the time limit of each attempt in seconds; None without one. It is the ``deadline=`` of a router
-            inside the chain, whose providers have replaced it.
+        deadline_s: the time limit of each attempt in seconds; None without one. It is the shortest ``deadline=`` of the
+            routers that contain the provider.
     """
 
     def __init__(self, original: LLMProvider | LLMError, registry: BreakerRegistry = REGISTRY) -> None:
@@ -113,7 +113,7 @@ class Candidate:
 
     @property
     def breaker_state(self) -> BreakerState:
-        """Return the strictest state of the breakers: "open" for a provider that could not be created.
+        """Return the strictest state of the circuit breakers. A provider that could not be created is "open".
 
         Cassettes ignore circuit breakers, because these depend on time.
         """
@@ -160,41 +160,42 @@ class Candidate:
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.next_probe_at:
             health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
-            may_change = self.distance == 0 and self._provider is self.original  # not of an application's own provider
+            # After a successful probe, a cloud or a wrapped provider is not probed again
+            may_change = self.distance == 0 and self._provider is self.original
             age_s = _PROBE_PAUSE_S if health.state == "down" else MAX_AGE_S if may_change else math.inf
             shared.next_probe_at = now + age_s
             self.refresh_facts()
 
     def start_recovery(self) -> None:
-        """Start a probe or a load of the model in the background, if a request requires one first."""
+        """Start a probe or a load of the model in the background, if the candidate needs it before a request."""
         if self.breaker_state == "probe":
             self.start_probe()
         elif self.breaker_state == "closed" and self.facts.cold:
             self.start_load()
 
     def start_load(self) -> asyncio.Task[LLMError | None]:
-        """Start a load of the model, or return the one in progress. Its result is the error if it failed."""
+        """Start a load of the model, or return the task in progress. The result is the error, or None."""
 
         async def load() -> LLMError | None:
             try:
                 await self.provider.warm_up(self.model)
             except LLMError as error:
                 return error
-            except Exception as error:  # noqa: BLE001  # of an application's own provider
+            except Exception as error:  # noqa: BLE001  # an application's own provider may raise anything
                 return exception_error(error, self.name)
             return None
 
         return self._shared.start("load", load)
 
     def start_probe(self) -> asyncio.Task[bool]:
-        """Start a probe, or return the one in progress. Its result is whether the provider is ready.
+        """Start a probe, or return the task in progress. The result is whether the provider is ready.
 
         A probe costs nothing, loads no model and sends no user text.
         """
 
         async def probe() -> bool:
             try:
-                with pause_recording():  # probes depend on time
+                with pause_recording():  # the number of probes depends on the time
                     ready = self.facts.replays or (await self.provider.refresh(PROBE_S)).ready
             except BaseException:
                 self.set_checking(checking=False)

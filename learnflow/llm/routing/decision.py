@@ -95,7 +95,7 @@ RULES: Final = (
     ),
     Rule(
         "the request is invalid or filtered, the cassette has no response to it, or the caller's deadline has passed",
-        # The deadline of one provider may be shorter than the caller's
+        # If only the provider's own deadline has passed, another provider is tried
         lambda error, state: not (error.failover or (isinstance(error, errors.DeadlineExceeded) and state.time_left)),
         "raise",
     ),
@@ -143,7 +143,7 @@ LAST_RULES: Final = (
         drops_text=True,
     ),
     Rule(
-        "a failure may be transient, and a retry is left before the deadline (restarting local server: LLM_PATIENCE)",
+        "a failure may be transient and a retry is left in time (LLM_RETRIES; LLM_PATIENCE if a local server restarts)",
         lambda _, state: state.can_retry,
         "retry",
     ),
@@ -167,7 +167,7 @@ class BreakerRule:
     Attributes:
         period_s: seconds for which a breaker opens the first time; None if it does not open.
         whole_address: the breaker covers every model at the address.
-        probeable: a probe can detect that the fault is over. Otherwise a request is needed.
+        probeable: a probe can detect that the fault is over. If False, only a trial request can.
     """
 
     period_s: float | None = None
@@ -191,7 +191,7 @@ BREAKER_RULES: Final[tuple[tuple[type[LLMError], BreakerRule], ...]] = (
     (errors.RateLimited, BreakerRule(period_s=10)),
     (errors.Overloaded, BreakerRule(period_s=2)),
     (errors.ServerFailed, BreakerRule(period_s=5)),
-    (errors.EmptyAnswer, _STAYS_CLOSED),  # due to the model and the prompt, not the server
+    (errors.EmptyAnswer, _STAYS_CLOSED),  # the model or the prompt is the cause, not the server
     (errors.SchemaMismatch, _STAYS_CLOSED),
     (errors.ThinkingLeaked, _STAYS_CLOSED),
     (errors.TokenRepeated, _STAYS_CLOSED),

@@ -49,7 +49,7 @@ class Execution:
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._retries = 0
         self._last_error: LLMError | None = None
-        self._splits_at_last_word = True  # end prefills before the last word. False after a model did not repeat it
+        self._splits_at_last_word = True  # end prefills before the last word, until a model does not repeat it
         self._restarted = False  # the answer was started again from the beginning, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt
 
@@ -63,7 +63,7 @@ class Execution:
         """Run an attempt at a candidate. Return the completion, or None if another attempt follows.
 
         Raises:
-            LLMError: the attempt failed, and no other one follows.
+            LLMError: the attempt failed, and no other attempt follows.
         """
         began, breaker_began = self._now, candidate.registry.clock()
         progress = self._progress
@@ -140,7 +140,7 @@ class Execution:
         progress.record_failure(error, error.attempts or (failed,), now, is_free=is_free)
         is_early = reserves_time and now - began < candidate.facts.first_token_s
         if is_early and isinstance(error, errors.FirstTokenTimeout):
-            candidate.set_checking(checking=False)  # no failure: the router gave it less time than its timeout
+            candidate.set_checking(checking=False)  # not a fault of the provider: the router had shortened its timeout
         else:
             candidate.record_failure(error)
         added_text = bool(error.partial or error.tokens)
@@ -155,7 +155,7 @@ class Execution:
         return any(candidate.breaker or other.rank == candidate.rank for other in others)
 
     async def _prepare_next(self, candidate: Candidate | None, error: LLMError, state: decision.RequestState) -> None:
-        """Choose the action after a failure, and reset the candidates to try again. Raise if no attempt follows."""
+        """Choose the action after a failure, and perform it. Raise the error if no attempt follows."""
         progress, chain = self._progress, self._chain
         text, streams = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
@@ -178,7 +178,7 @@ class Execution:
             cause = not_continued[0].failure if not_continued else None
             if isinstance(error, errors.RequestRefused):  # the first refusal is the most informative one
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
-            # Report a text that no provider continued as NotContinued
+            # If no provider continued the text, raise NotContinued
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
             progress.drop_text()
@@ -260,7 +260,7 @@ class Execution:
             await self._prepare_next(blocked, breaker_error, decision.RequestState())
 
     def _take_slot(self, chosen: Candidate, eligible: Sequence[Candidate]) -> Candidate | None:
-        """Take a slot of the chosen candidate, or of another one that LLM_SPILL allows. Return None if all are full."""
+        """Take a slot of ``chosen``, else of a candidate that LLM_SPILL allows. Return it; None if all are full."""
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
         spill = [other for other in eligible if other.ready and other.distance <= max_distance]
         for candidate in (chosen, *spill):
@@ -275,8 +275,8 @@ class Execution:
         """Wait for a slot of any candidate of the same rank.
 
         Returns:
-            The candidate with the slot. After half a second, None: the caller chooses a candidate again. If no other
-            candidate has the same rank, ``chosen`` is returned at once, and its attempt waits in the address's queue.
+            The candidate with the slot. None after half a second, or if its circuit breaker opened: choose again. If no
+            other candidate has the same rank, return ``chosen`` at once: its attempt waits in the address's queue.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -313,7 +313,7 @@ class Execution:
             return None
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._deadline):
-                if await asyncio.shield(candidate.start_probe()):  # other requests wait for the same probe
+                if await asyncio.shield(candidate.start_probe()):  # shielded, because other requests may wait for it
                     return None
         error = breaker.error.without_text()
         error.attempts = ()
@@ -322,7 +322,7 @@ class Execution:
 
     async def _wait_for_load(self, loading: Sequence[Candidate]) -> list[Candidate]:
         """Start the loads, and wait for the first one to end. Return the candidates whose load has succeeded."""
-        await asyncio.sleep(_LOAD_POLL_S)  # a server may refuse requests although its pages report no load
+        await asyncio.sleep(_LOAD_POLL_S)  # avoid a busy loop: a server may refuse requests, but report no load
         loads = {candidate: candidate.start_load() for candidate in loading}
         left_s = max(0.0, self._load_deadline - self._now)
         ended, _ = await asyncio.wait(loads.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
@@ -339,7 +339,7 @@ class Execution:
 
 
 async def _run_attempt(candidate: Candidate, call: Call, attempt: Attempt, emit: Emit) -> Completion:
-    """Run an attempt. Raise only LLMError, although an ``attempt()`` of the application may raise anything."""
+    """Run an attempt. Raise only LLMError, although an application's own provider may raise anything."""
     try:
         return await candidate.provider.attempt(call, attempt)(emit)
     except LLMError:

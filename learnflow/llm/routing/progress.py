@@ -1,6 +1,6 @@
 """The progress of one request over all its attempts: the emitted text, the failed attempts, and the cost.
 
-It builds the completion or the error that the caller receives.
+``Progress`` builds the completion or the error that the caller receives.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Progress(Transcript):
             error: the failure.
             failed_attempts: the failed attempts to add, several if the provider has retried.
             now: the current time.
-            is_free: whether the provider costs nothing, so that the cost stays known.
+            is_free: whether the provider costs nothing. The cost then stays known.
         """
         self.failed_attempts.extend(failed_attempts)
         self._first_failure = self._first_failure or (self._candidate, now)
@@ -138,7 +138,7 @@ class Progress(Transcript):
         return error
 
     def _record_first_text(self, now: float) -> None:
-        """Record the first text of the request, or the first text after a failure."""
+        """Record the first text of the request, or after a failure. Emit FailedOver if another provider sent it."""
         if self._first_text_s is None:
             self._first_text_s = now - self.started
         if self._first_failure:

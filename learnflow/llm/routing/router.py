@@ -1,6 +1,6 @@
-"""RouterProvider: several providers as one, with failover, load balancing and continuation of broken answers.
+"""RouterProvider: several providers as one, with failover, load balancing and continuation of interrupted answers.
 
-It runs an ``Execution`` for each request. ``decision`` decides what a failure means.
+The router runs an ``Execution`` for each request. ``decision`` chooses the action after a failure.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ Member = str | _Provider  # a provider by its name, or as an object
 RankMembers = Member | list[Member] | tuple[Member, ...]  # the equal providers of one rank
 FindProviders = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
-_LONG_PROMPT_TOKENS: Final = 1500  # a longer prompt may not fit every provider, so that context lengths are probed
+_LONG_PROMPT_TOKENS: Final = 1500  # context lengths are probed for a longer prompt, which may not fit every provider
 
 
 class RouterProvider(AbstractProvider):
     """Several providers as one ``LLMProvider``. The attribute ``attempts`` of an error has the failed attempts.
 
-    If one of the providers is a router, its providers replace it, and its settings are ignored. A router with ``find``
-    is not replaced.
+    A router among the providers is replaced by its providers. Of its settings, only ``deadline`` and ``breakers`` still
+    apply. A router with ``find`` is not replaced.
 
     Args:
         primary: the first provider, as a name or an object. "gpu1+gpu2" or a list are equal providers. A request goes
             to the one that probably has the prompt in its cache, and waits only if all are full.
         fallback: the other providers, in order. An entry may also be several equal providers.
-        resume: the action if a stream breaks after text was emitted: "continue" it on the next provider, or "raise". A
-            call may override it.
+        resume: the action if a stream breaks after text was emitted: "continue" it on the next provider, or "raise".
+            The ``resume=`` of a call has precedence.
         retries: the number of retries after a transient failure, if no other provider is left (LLM_RETRIES).
         routing: the order of the providers: "order", "latency", "cost", "local-first", "warm-first" (LLM_ROUTING).
         deadline: the time limit of a request with all its attempts, in seconds (LLM_DEADLINE).
-        find: a function that finds the providers, if there is no ``primary``. The first awaited call calls it.
+        find: a coroutine function that finds the providers if ``primary`` is None. The first awaited method calls it.
         breakers: the circuit breakers; those of the process by default.
 
     Raises:
@@ -94,9 +94,9 @@ class RouterProvider(AbstractProvider):
             candidates = [
                 candidate for member in _flatten(members) for candidate in _create_candidates(member, breakers)
             ]
-            candidates.sort(key=lambda candidate: candidate.rank)  # those of another router may have several ranks
+            candidates.sort(key=lambda candidate: candidate.rank)  # a router inside may have several ranks
             self._candidates += [candidate.copy_at(next_rank + candidate.rank) for candidate in candidates]
-        for candidate in self._candidates if deadline else ():  # its own deadline may be shorter
+        for candidate in self._candidates if deadline else ():  # the deadline of an inner router may be shorter
             candidate.deadline_s = min(filter(None, (deadline, candidate.deadline_s)))
         self._find = find
         self._tasks = SharedTasks()
@@ -131,7 +131,7 @@ class RouterProvider(AbstractProvider):
         return [candidate.original for candidate in self._candidates if candidate.original]
 
     def start(self, call: Call) -> Work:
-        """Return the work of a call: attempts at its providers until one succeeds."""
+        """Return the work of a call: attempts at the providers until an attempt succeeds."""
         base_attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         options = dict(call.options)
         resume = options.pop("resume", self._resume)
@@ -193,7 +193,7 @@ class RouterProvider(AbstractProvider):
         return cast(Capabilities, best)
 
     async def refresh(self, within: float = LONG_PROBE_S) -> Health:
-        """Probe the state and the capabilities of each provider, and cache them. Raise nothing.
+        """Probe the state and the capabilities of each provider, and cache them. Raise only NotRecorded.
 
         Args:
             within: the timeout in seconds.
@@ -248,7 +248,7 @@ class RouterProvider(AbstractProvider):
             closed = [candidate for candidate in candidates if candidate.breaker_state == "closed"]
             rank_sizes = Counter(candidate.rank for candidate in candidates)
             # A probe is needed if the facts decide, if the server loads models, or if equal providers share the load by
-            # their limits. The first candidate that needs none gets the request
+            # their limits. The first candidate without this need gets the request, so later ones are not probed
             probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, closed)
             await asyncio.gather(*(candidate.update_facts(timeout_s) for candidate in probed))
         chain.choose_models()
@@ -259,7 +259,7 @@ class RouterProvider(AbstractProvider):
         return [candidate for candidate in await self._find_candidates() if not candidate.creation_error]
 
     async def _find_candidates(self) -> list[Candidate]:
-        """Return copies of the candidates. If no provider is configured, find some, once for concurrent calls."""
+        """Return copies of the candidates. If none is configured, find some. Concurrent calls share one search."""
         if not self._candidates and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._candidates:
@@ -322,7 +322,7 @@ def _create_candidates(member: Member, registry: BreakerRegistry) -> list[Candid
 
 
 def _raise_failure(results: Sequence[object]) -> None:
-    """Raise a NotRecorded among the results. Raise the last error if all results are errors."""
+    """Raise a NotRecorded if the results contain one. Raise the last error if all results are errors."""
     failures = [result for result in results if isinstance(result, BaseException)]
     failures.sort(key=lambda error: isinstance(error, errors.NotRecorded))
     if failures and (len(failures) == len(results) or isinstance(failures[-1], errors.NotRecorded)):

@@ -66,7 +66,7 @@ class Chain:
             loading: the candidates that are loading a model. Meanwhile, no candidate with a greater distance is used.
 
         Returns:
-            The candidates that can be tried, in order, and the chosen one: None if all circuit breakers are open.
+            The candidates that can be tried, in order, and the chosen one (None if all circuit breakers are open).
         """
         for candidate in self.candidates:
             candidate.refresh_facts()
@@ -94,22 +94,23 @@ class Chain:
     def missing(self, candidate: Candidate) -> list[str]:
         """Return descriptions of the requirements that a candidate certainly does not meet.
 
-        For a sole candidate, these are only those that its provider checks. Its server reports the others better.
+        For a sole candidate, return only the capabilities that its provider would refuse, too. For other requirements,
+        the error of the server is more specific.
         """
         if candidate.creation_error:
             return [str(candidate.creation_error)]
         if not candidate.facts.permitted(local_only=self.settings.llm_local_only):
-            return ["permission: LLM_LOCAL_ONLY is set, and it is not local"]
+            return ["permission: LLM_LOCAL_ONLY is set, and the provider is not local"]
         if len(self.candidates) == 1:
             return [name for name in self.requirements.capabilities if name in candidate.facts.lacking_capabilities]
         return missing_requirements(self.requirements, candidate.facts.capabilities)
 
     def supports(self, candidate: Candidate) -> bool:
-        """Return whether a candidate may get the request. A sole candidate always may: its error is more specific."""
+        """Return whether a candidate may get the request. A sole candidate always may: its server reports more."""
         return len(self.candidates) == 1 or not self.missing(candidate)
 
     def remaining(self, failed: Candidate | None) -> list[Candidate]:
-        """Return the candidates for the next attempt, after this one has failed: supported, and not failed before."""
+        """Return the other candidates that support the request and have not failed."""
         others = [candidate for candidate in self.candidates if candidate is not failed]
         return [candidate for candidate in others if not candidate.failure and self.supports(candidate)]
 
@@ -123,14 +124,14 @@ class Chain:
         return [candidate for candidate in failed if not isinstance(candidate.failure, errors.ModelLoading)]
 
     def may_be_restarting(self, now: float) -> bool:
-        """Return whether all candidates are local and refuse connections, for less than LLM_PATIENCE seconds."""
+        """Return whether all candidates are local and have refused connections for less than LLM_PATIENCE seconds."""
         used = [candidate for candidate in self.candidates if self.supports(candidate)]
         refused = all(candidate.distance == 0 and decision.may_be_restarting(candidate.failure) for candidate in used)
         self._refused_since = min(self._refused_since, now) if refused else math.inf
         return refused and now - self._refused_since < self.settings.llm_patience
 
     def limit_distance(self, candidates: list[Candidate], loading: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates that are no farther away than those that are loading a model.
+        """Return the candidates that are no farther away than the nearest one that is loading a model.
 
         Return all candidates if no candidate is loading a model, or with ``warm-first``.
         """
@@ -142,7 +143,7 @@ class Chain:
     def must_reserve_time(self, candidate: Candidate) -> bool:
         """Return whether an attempt must leave time for other candidates.
 
-        While its server loads a model, candidates farther away are not used and need no time.
+        If its model is cold, candidates farther away are not used during the load, and need no time.
         """
         others = self.remaining(candidate)
         return bool(self.limit_distance(others, [candidate] if candidate.facts.cold else []))
@@ -155,7 +156,7 @@ class Chain:
         lengths = [candidate.facts.capabilities["context_served"] for candidate in self.candidates]
         too_long = all(length is not None and self.requirements.tokens > length for length in lengths)
         kind = errors.ContextOverflow if too_long else errors.Unsupported
-        return kind(f"no provider can serve this request ({missing})", hint="Add one that can to LLM_PROVIDERS")
+        return kind(f"no provider can serve this request ({missing})", hint="Add a suitable provider to LLM_PROVIDERS")
 
 
 def sort_candidates(candidates: Sequence[Candidate], routing: Routing) -> list[Candidate]:
@@ -177,8 +178,8 @@ def select(
     """Choose the first candidate with a circuit breaker that allows a request; None if no breaker does.
 
     If the model of that candidate is cold, choose a warm candidate instead that is no farther away. With
-    ``warm-first``, its distance does not matter. Without a warm candidate, the cold one is chosen, and the router waits
-    for the load.
+    ``warm-first``, choose a warm candidate at any distance. Without a warm candidate, the cold one is chosen, and the
+    router waits for the load.
 
     Args:
         candidates: the candidates in order.
@@ -197,5 +198,5 @@ def select(
 
 
 def first_to_recover(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate with the circuit breaker that closes first, for the case that all are open."""
+    """Return the candidate with the circuit breaker that closes first. Call it if all are open."""
     return min(candidates, key=lambda candidate: candidate.breaker.open_until if candidate.breaker else 0.0)

@@ -30,7 +30,8 @@ from .probe import error_of, fetch, find_server, read_capabilities, suggest_sett
 
 LONG_PROBE_S: Final = 10.0  # timeout of a full probe: the model list of a cloud may be long
 QUICK_PROBE_S: Final = 2.0  # timeout of a probe that delays a request
-MAX_AGE_S: Final = 5.0  # of a cached result that decides whether a prompt is sent, or how long the response may take
+# The maximum age of a cached result that decides whether a prompt is sent, or how long the response may take.
+MAX_AGE_S: Final = 5.0
 
 _LOADED_MODEL_PLACEHOLDER: Final = "local-model"  # a name in the configuration that means the loaded model
 _MAX_LISTED_MODELS: Final = 12  # in a message
@@ -61,8 +62,8 @@ class ProbeResult:
     """The result of one probe.
 
     Attributes:
-        server: the server; None if no known kind of server responded.
-        model: the model that a request would use; None if that is ambiguous.
+        server: the server; None if no model server was recognised.
+        model: the model that a request would use; None if it is unknown or ambiguous.
         error: the error that a request would raise now; None if it would succeed.
         latency_s: the time until the server responded, in seconds; None if it did not.
     """
@@ -83,7 +84,7 @@ class ModelCatalog:
         model: the configured model; None if unset.
         other_models: the other configured models, by the variables that name them.
         overrides: the capabilities that the operator configured. They win over every other source.
-        expires: whether cached results expire. With cassettes they do not, because that would depend on time.
+        expires: whether cached results expire. Not with cassettes, because the requests would depend on time.
 
     Attributes:
         server: the server that the last successful probe found; None before that probe.
@@ -103,7 +104,7 @@ class ModelCatalog:
         self.client, self.overrides, self._expires = client, overrides, expires
         self.server: Server | None = None
         self._spec, self._kinds, self._model, self._other_models = spec, kinds, model, other_models
-        self._failure: LLMError | None = None  # the error of the last probe, if requests for any model would fail
+        self._failure: LLMError | None = None  # the error of the last probe, if it concerns every model
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
     def alternatives_hint(self, requested: str | None) -> str:
@@ -202,7 +203,8 @@ class ModelCatalog:
     async def _find_loaded(self) -> str:
         """Return the name of the loaded model, else of the only one. If the probe fails, use the cached result.
 
-        Behind a load balancer, the probe may reach a replica that has ended, and the request another one.
+        The request may still succeed: behind a load balancer, the probe may have reached a replica that has ended, and
+        the request may reach a replica that runs.
         """
         model = self._models.get(None)
         if model is None or not self._is_fresh(None, MAX_AGE_S):
@@ -257,12 +259,12 @@ class ModelCatalog:
         return self.client.server_stopped or (model is not None and model.loaded is False)
 
     def other_model_name(self, requested: str, served: str | None) -> str | None:
-        """Return the name of the model that answered, if it is not the requested one, according to the last probe.
+        """Return the name of the model that answered, according to the last probe; None if it is the requested one.
 
         Args:
             requested: the requested name.
-            served: the name in the response; None if it has none. Some servers repeat any requested name. The name in
-                the server's list of models is then used instead.
+            served: the name in the response; None if it has none. If it is the requested name, the name in the server's
+                list of models is used, because some servers repeat any requested name.
         """
         model = self._models.get(requested) or Model(name=requested)
         if served in (None, requested) or model.has_name(str(served)):
@@ -277,7 +279,9 @@ class ModelCatalog:
                 self._models[key] = replace(model, loaded=True, capabilities={**model.capabilities, **known})
 
     async def describe(self, name: str, timeout_s: float = QUICK_PROBE_S, max_age_s: float = math.inf) -> Model:
-        """Return this model from the cache, else from a probe. If the probe fails, the model has only a name.
+        """Return this model from the cache, else from a probe.
+
+        If the probe fails, return the cached result of any age, else a model with only a name.
 
         Args:
             name: the name of the model.
@@ -288,7 +292,7 @@ class ModelCatalog:
             ConnectionFailed, ConnectTimeout: the server cannot be reached.
         """
         if not self._is_fresh(name, max_age_s):
-            with suppress(errors.NotRecorded):  # cassettes may lack the pages: the model is unknown
+            with suppress(errors.NotRecorded):  # if cassettes lack the pages, the model is unknown
                 result = await self._probe(name, timeout_s)
                 if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
                     raise result.error
@@ -316,8 +320,7 @@ class ModelCatalog:
     def capabilities(self, name: str | None = None, *, use_price_map: bool = True) -> Capabilities:
         """Return the capabilities of a model, by default the configured one. No request is sent.
 
-        Merge those of the spec, the price map unless ``use_price_map`` is False, the server and the operator. Later
-        sources win.
+        The sources are the spec, the price map (if ``use_price_map``), the server and the operator. Later sources win.
         """
         spec, name = self._spec, name or self._model
         model = self._models.get(self._normalize_name(name))
@@ -331,9 +334,9 @@ class ModelCatalog:
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
 
     def rejected(self, name: str) -> frozenset[str]:
-        """Return the parameters and levels of reasoning that a model rejects; "reasoning" if it cannot think.
+        """Return the parameters and levels of reasoning that a model rejects, and "reasoning" if it cannot think.
 
-        A model that can think according to the operator has every level.
+        A model that can think according to the operator supports every level.
         """
         rejected = model_prices.rejected_by(self._spec, name)
         if self.overrides.get("reasoning"):
@@ -416,7 +419,7 @@ class ModelCatalog:
         raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._pull_command('MODEL') or ' first'}")
 
     async def _refuse_remote(self, name: str) -> None:
-        """Raise NotLocal if the server forwards requests for this model to another machine, or may do so unreported."""
+        """Raise NotLocal if the server forwards this model's requests, or does not report whether it forwards them."""
         if self.server is None or not self._is_fresh(name, MAX_AGE_S):
             result = await self._probe(name, LONG_PROBE_S)
             if result.server is None and result.error:
@@ -441,7 +444,7 @@ class ModelCatalog:
 
         Args:
             server: the server. The dates in its list of models win over the price map.
-            chosen: the model that a request would use; None if that is ambiguous.
+            chosen: the model that a request would use; None if it is unknown or ambiguous.
         """
         spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the day of the user
         configured = {spec.variable("model"): chosen.name if chosen else None, **self._other_models}

@@ -49,7 +49,7 @@ def price_map() -> Mapping[str, Mapping[str, Any]]:
 
 
 def find_key(spec: ProviderSpec, model: str | None) -> str | None:
-    """Return the key of a cloud's model in the price map; None for a local server, and if the map lacks the model.
+    """Return the key of a cloud's model in the price map; None for a local server, or if the map lacks the model.
 
     A key with the prefix of the vendor wins over a plain name.
     """
@@ -101,13 +101,13 @@ def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
 def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, reasoning: bool) -> bool:
     """Return whether a request needs the Responses API.
 
-    It does if the model has no other API, or if a reasoning model gets tools.
+    It does if the model has no other API, or if the request has tools and the model reasons.
 
     Args:
         spec: the provider's spec.
         model: the model's name at the provider.
         tools: the request has tools.
-        reasoning: the request does not turn reasoning off.
+        reasoning: whether reasoning is on: False only if the request turns it off.
     """
     row = find_row(spec, model)
     paths = row.get("supported_endpoints") or ()
@@ -117,7 +117,7 @@ def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, reasoning: b
 
 
 def shutdown_date(spec: ProviderSpec, model: str) -> date | None:
-    """Return the date on which a vendor shuts a model down; None if unknown. An alias has that of its last snapshot."""
+    """Return the day on which a vendor shuts a model down; None if unknown. An alias ends with its last snapshot."""
     if spec.local:
         return None
     key = find_key(spec, model) or model

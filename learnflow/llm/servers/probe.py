@@ -19,9 +19,11 @@ from ..transport.client import Client, HttpRequest
 from ..transport.untrusted import json_object, non_negative_int, parse_date, text_or_none
 
 _METHOD_NOT_ALLOWED: Final = 405
-_LIST_KEYS: Final = ("data", "models")  # of a list of models; a bare array counts as "data"
-_NAME_KEYS: Final = ("id", "model", "slug", "name")  # of a model's name; the first one wins
-_CONNECT_SHARE: Final = 0.9  # of the time limit. A dead address then raises ConnectTimeout, a busy server another error
+_LIST_KEYS: Final = ("data", "models")  # the key of a model list; a bare array counts as "data"
+_NAME_KEYS: Final = ("id", "model", "slug", "name")  # the key of a model's name; the first one wins
+# The share of the time limit that connecting may take. It is below 1, so that a dead address raises ConnectTimeout, and
+# a busy server FirstTokenTimeout.
+_CONNECT_SHARE: Final = 0.9
 
 
 async def find_server(
@@ -32,7 +34,7 @@ async def find_server(
     Args:
         spec: the spec of the configured provider.
         client: the client for the endpoint.
-        kinds: the kinds of server to recognise. A cloud can only be of its configured kind.
+        kinds: the other kinds of server to recognise. They are ignored if the address is that of a cloud.
         deadline: the time at which the probe ends, on the event loop's clock.
     """
     endpoint = client.endpoint
@@ -118,7 +120,7 @@ def read_model_list(page: Page) -> Server | None:
 
 def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
     context = non_negative_int(row.get("context_length")) or non_negative_int(row.get("max_model_len")) or None
-    end_date = parse_date(row.get("shutdown_date") or row.get("expiration_date"))  # of OpenAI; of OpenRouter
+    end_date = parse_date(row.get("shutdown_date") or row.get("expiration_date"))  # OpenAI's field, OpenRouter's field
     capabilities = {"context": context, "context_served": context}
     return Model(name=name, chat="embed" not in name.lower(), end_date=end_date, capabilities=capabilities)
 
@@ -141,7 +143,7 @@ async def _recognise_any(client: Client, kinds: Sequence[ProviderSpec], deadline
 
 
 async def _has_chat_route(client: Client, deadline: float) -> bool:
-    """Return whether the server has a chat route. It does if GET returns 405 for the route, and not for other paths."""
+    """Return whether the server has a chat route: GET returns 405 for the route, but not for an unknown path."""
     chat, unknown = f"{client.endpoint.base_url}/chat/completions", f"{client.endpoint.base_url}/no/such/page"
     pages = await _fetch_pages(client, [chat, unknown], deadline)
     statuses = [page.error and page.error.status for page in pages.values()]
@@ -171,7 +173,7 @@ async def _fetch_page(client: Client, url: str, body: Mapping[str, Any] | None, 
         async with asyncio.timeout_at(deadline):
             return await _read_page(client, request)
     except TimeoutError:
-        hint = "The server may be busy. Look into its log"
+        hint = "The server may be busy. Check its log"
         return Page(error=errors.FirstTokenTimeout("the server did not respond in time", hint=hint))
     except LLMError as error:
         return Page(error=error)

@@ -28,7 +28,7 @@ __all__ = [
     "replaying",
 ]
 
-_MODULES = ("..process", ".fault_server", ".scripted", ".kit")  # in the order of their import time
+_MODULES = ("..process", ".fault_server", ".scripted", ".kit")  # the fastest import first
 
 
 def __getattr__(name: str) -> Any:

@@ -202,7 +202,7 @@ class Dialect:
         elif body.get("continue_final_message") and body["messages"][-1]["role"] == "assistant":
             partial = body["messages"][-1]["content"]
         elif len(body["messages"]) > 2 and "cut off" in str(body["messages"][-1]["content"]):
-            overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]  # which the continuation repeats
+            overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]  # the continuation repeats this text
             partial = str(body["messages"][-2]["content"]).removesuffix(overlap)
         else:
             return None

@@ -67,8 +67,8 @@ class Fault:
         refusal: the reason of the error response, for "refuse": key, model, overflow, rate, quota, busy, loading,
             failed, request or filter.
         headers: additional headers, for "refuse" and "redirect".
-        body: the body of the error response; None for that of the dialect.
-        status: the HTTP status of the error response; None for that of the dialect.
+        body: the body of the error response; None to use the dialect's body.
+        status: the HTTP status of the error response; None to use the dialect's status.
         seconds: the pause between two pieces in seconds, for "slow" and "drip".
     """
 
@@ -109,7 +109,7 @@ class FaultServer:
         thinking: the reasoning before the answer.
         calls: pieces of tool calls after the answer. Ollama requires one piece for each call.
         fault: the fault of every response; None for complete responses.
-        slice_bytes: the size of the chunks of a stream in bytes; None for one chunk for each piece.
+        slice_bytes: the maximum size of an HTTP chunk in bytes; None to send each piece as one chunk.
         key: the API key that requests must have; None to accept all.
         prompt_tokens: the number of prompt tokens that responses report; by default the number of words.
         responses: responses to requests that are not chat requests, by path. A response is JSON, bytes, or a tuple of

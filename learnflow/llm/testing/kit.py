@@ -37,7 +37,7 @@ def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]
 
 @contextmanager
 def recording(folder: str | Path) -> Iterator[Recorder]:
-    """Record the responses to the providers that the block creates.
+    """Record the responses that providers created in the block receive.
 
     Args:
         folder: the folder for the cassettes. It is created if it does not exist.

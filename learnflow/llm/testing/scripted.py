@@ -67,7 +67,7 @@ class ScriptedProvider(AbstractProvider):
     Args:
         answers: the answers in order, or one text.
         name: the name in logs and errors.
-        capabilities: the reported capabilities, by name. The provider is always local.
+        capabilities: the reported capabilities, by name. The provider is local unless ``local=False``.
 
     Attributes:
         answers: the remaining answers. A test may append to them.

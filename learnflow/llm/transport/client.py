@@ -24,11 +24,11 @@ from . import error_mapping, network
 from .endpoint import Endpoint, origin
 from .untrusted import MAX_JSON_BYTES
 
-_MAX_ERROR_BYTES: Final = 256 * 1024  # the rest of the body of an error response is not read
+_MAX_ERROR_BYTES: Final = 256 * 1024  # the body of an error response is read up to this size
 _ERROR_TIMEOUT_S: Final = 2.0  # time limit for reading the body of an error response
 COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 _MAX_INFLATED_BYTES: Final = 64 * 1024  # the largest decompressed piece
-# After this many reads, other tasks run. Reading data that has already arrived never suspends the task.
+# Let other tasks run after this many reads, because a read of data that has already arrived does not suspend the task.
 _READS_BEFORE_YIELD: Final = 64
 _NO_RESPONSE: Final = "without sending a response"  # part of httpcore's message if the server closed the connection
 # Errors that httpx raises before it connects: a missing socks package, a missing CA file or an invalid proxy URL.
@@ -42,9 +42,10 @@ class HttpRequest:
     Attributes:
         url: the absolute URL.
         body: the JSON to POST; None for a GET.
-        connect_timeout: time limit in seconds for DNS, TCP and TLS each, at most ``Client.connect_timeout``; None for
+        connect_timeout: time limit in seconds for DNS, TCP and TLS each. None and longer limits mean
             ``Client.connect_timeout``.
-        on_timeout: functions that are called with the error if a time limit ends the request. The recorder adds one.
+        on_timeout: functions that are called with the error if a time limit ends the request. The recorder of cassettes
+            adds one.
     """
 
     url: str
@@ -72,7 +73,11 @@ class HttpResponse:
         self._reads = 0
 
     async def read(self) -> bytes:
-        """Return the next bytes, b"" at the end. Raise LLMError if the connection broke."""
+        """Return the next bytes of the body; b"" at its end.
+
+        Raises:
+            LLMError: the connection broke, or the body cannot be decompressed.
+        """
         self._reads += 1
         if self._reads % _READS_BEFORE_YIELD == 0:
             await asyncio.sleep(0)
@@ -85,7 +90,7 @@ class HttpResponse:
         return b""
 
     async def read_into(self, body: bytearray, stop_at_bytes: int) -> None:
-        """Read until the end of the body, or until ``body`` has ``stop_at_bytes``, which the last piece may exceed.
+        """Append to ``body`` until the response ends, or until ``body`` has at least ``stop_at_bytes`` bytes.
 
         Raises:
             LLMError: the connection broke.
@@ -96,7 +101,8 @@ class HttpResponse:
     async def aclose(self) -> None:
         """Close the connection, or return it to the pool if the body was read to its end.
 
-        The close continues if the caller is cancelled. Otherwise httpcore's pool would have a half-closed connection.
+        The close continues even if the caller is cancelled. An interrupted close would leave a half-closed connection
+        in httpcore's pool.
         """
         closing = asyncio.ensure_future(self._close())
         ending_tasks.add(closing)
@@ -120,7 +126,7 @@ class Client:
         connect_timeout: time limit in seconds for DNS, TCP and TLS each.
         local_only: connect to loopback and private addresses only.
         transport: the httpx transport; None for ``NETWORK``.
-        replays: the transport plays cassettes.
+        replays: whether the transport plays cassettes.
     """
 
     endpoint: Endpoint
@@ -155,8 +161,8 @@ class Client:
         """Send a request and read its response.
 
         Returns:
-            The headers, and the body. The body is replaced by an LLMError if the status is not 2xx, or if the body is
-            larger than 8 MiB.
+            The headers, and the body. If the status is not 2xx, or the body is larger than 8 MiB, an LLMError is
+            returned instead of the body.
 
         Raises:
             LLMError: no response arrived, or the connection broke.
@@ -199,7 +205,7 @@ class Client:
     def _build(self, request: HttpRequest) -> httpx.Request:
         if origin(request.url) != self.endpoint.origin:
             host = httpx.URL(request.url).host
-            raise errors.Misconfigured(f"a request to {host} was not sent, because the host is not the provider's")
+            raise errors.Misconfigured(f"a request to {host} was not sent, because its origin is not the provider's")
         headers = self.endpoint.all_headers
         content = None if request.body is None else _encode_json(request.body)
         if content is not None:
@@ -222,7 +228,7 @@ class Client:
 class NetworkTransport(httpx.AsyncBaseTransport):
     """The transport that connects to servers. It enforces LLM_LOCAL_ONLY, and uses the proxies of the environment.
 
-    A request on a stale connection is sent again. Each event loop has its own connection pool.
+    If a reused connection is stale, the request is sent again on a new one. Each event loop has a connection pool.
     """
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -242,7 +248,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
             transport = transports.for_route(route)
         except _SETUP_ERRORS as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                raise
+                raise  # too many open files: the configuration is not at fault
             raise errors.NotConfigured(
                 f"the connection could not be set up ({type(error).__name__})",
                 hint="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and SSL_CERT_FILE",
@@ -262,7 +268,7 @@ class _Body(httpx.AsyncByteStream):
 
     Args:
         stream: the body as httpx returns it.
-        connection: the network stream of httpcore on which it arrives; None if vcrpy plays the response.
+        connection: the network stream of httpcore on which the body arrives; None if vcrpy plays the response.
     """
 
     def __init__(self, stream: httpx.AsyncByteStream, connection: Any) -> None:
@@ -292,15 +298,15 @@ async def _send(request: httpx.Request, transport: network.RouteTransport) -> ht
         try:
             response = await transport.handle_async_request(request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-            # Other protocol errors mean that a response has begun
+            # A RemoteProtocolError with any other message means that a response has begun
             malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
             if new_stream or malformed:
                 raise
-            await transport.close_idle(origin(str(request.url)))  # they are probably stale, too
+            await transport.close_idle(origin(str(request.url)))  # the other idle connections are probably stale, too
             response = await transport.handle_async_request(request)
     except asyncio.CancelledError:
         if new_stream:
-            await transport.discard(new_stream)
+            await transport.discard(new_stream)  # httpcore's pool would never remove it
         raise
     response.stream = _Body(cast(httpx.AsyncByteStream, response.stream), response.extensions.get("network_stream"))
     return response
@@ -325,10 +331,10 @@ def _has_extra_bytes(stream: Any, connection: Any) -> bool:
 
 
 def _encode_json(body: Mapping[str, Any]) -> bytes:
-    """Return JSON as bytes.
+    """Encode a body as JSON.
 
     Raises:
-        InvalidRequest: the body is not JSON, or contains a lone surrogate, which servers reject with status 500.
+        InvalidRequest: the body cannot be encoded, or contains a lone surrogate, which servers reject with status 500.
     """
     try:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

@@ -26,7 +26,8 @@ _PRIVATE: Final = [
     ipaddress.ip_network(net)
     for net in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10")
 ]
-# The metadata services of clouds, which return keys: most clouds, AWS (IPv6), Google (IPv6), Alibaba.
+# The metadata services of most clouds, AWS (IPv6), Google (IPv6) and Alibaba. They return credentials, and therefore
+# never count as private.
 _METADATA: Final = tuple(
     map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200"))
 )
@@ -61,8 +62,8 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or host.endswith(".localhost") or (ip is not None and ip.is_loopback)
 
 
-# A name without dots is usually on the local network. A number is not: 134744072 is 8.8.8.8. The top-level domains are
-# never public (RFC 6761, RFC 6762 appendix G, RFC 8375, and ICANN's resolution on .internal).
+# A name without dots is usually on the local network, unless it has only digits: 134744072 is the address 8.8.8.8.
+# These domains are never public (RFC 6761, RFC 6762 appendix G, RFC 8375, and ICANN's resolution on .internal).
 _PRIVATE_DOMAINS = r"local|localhost|localdomain|internal|intranet|private|corp|home|lan|home\.arpa|test"
 _LOCAL_NAME = re.compile(rf"^(?=.*[a-z])[a-z0-9_-]+\.?$|\.({_PRIVATE_DOMAINS})\.?$", re.IGNORECASE)
 
@@ -80,12 +81,12 @@ class Endpoint:
         server_url: the URL of the server, without the path of its API.
         base_url: the URL to which LiteLLM appends its path.
         key: the API key; None if no key belongs to this address.
-        key_hint: what to do if the server requires a key.
+        key_hint: the action if the server requires a key, or rejects it.
         credentials: the header with the key; empty without a key.
         headers: further headers, which are secrets. A value with ``{session}`` is sent only in a call with a session.
         version: the API version; None if the provider has no versions.
         local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
-        query: the query of the configured URL, which every request has. It may contain a key.
+        query: the query of the configured URL. It is added to every request, and may contain a key.
     """
 
     server_url: str
@@ -107,7 +108,7 @@ class Endpoint:
     def looks_local(self) -> bool:
         """Return whether the host is a private IP address, or has the form of a local name.
 
-        ``network.is_local`` checks the addresses of the name instead.
+        The name is not resolved. ``network.is_local`` uses its resolved addresses.
         """
         return looks_local(self.origin[1], self.local_networks)
 
@@ -135,7 +136,7 @@ class Endpoint:
         return list(dict.fromkeys(secret for value in values for secret in (value, value.rpartition(" ")[2])))
 
     def mask(self, text: str) -> str:
-        """Mask the key, the values of headers and those of the query in a text of the server."""
+        """Mask the key, and the secret values of the headers and the query, in a text from the server."""
         return mask_keys(text, self.key, self.secrets)
 
 
@@ -203,7 +204,10 @@ def configure_endpoint(
 def _choose_secret(
     spec: ProviderSpec, setting: str, given: Any, endpoint: Endpoint, secrets_origin: tuple[str, str, int]
 ) -> tuple[Any, str]:
-    """Return the given secret, else that of the environment. Return "" and a hint if it must not be sent there."""
+    """Return the given secret, else that of the environment, and a hint.
+
+    If the secret must not be sent to the endpoint, return "" and a hint that explains it. Otherwise the hint is "".
+    """
     if given is not None:
         return given, ""
     secret, mismatch_hint = provider_secret(spec, setting)
@@ -220,7 +224,7 @@ def parse_headers(spec: ProviderSpec, given: Any, error_class: type[LLMError]) -
     """Parse headers: a mapping, a JSON object, or "Name: value; Name: value". The returned names are in lower case.
 
     Raises:
-        LLMError: of ``error_class``. The format, a name or a value is invalid, or this package sets the header.
+        LLMError: an ``error_class``. The format, a name or a value is invalid, or this package sets the header.
     """
     if isinstance(given, str):
         parts = [part.partition(":") for part in given.split(";") if part.strip()]
@@ -284,7 +288,7 @@ def _parts(spec: ProviderSpec, url: str) -> SplitResult:
     try:
         parts = urlsplit(text)
         port, host = parts.port, parts.hostname or ""
-        httpx.Request("GET", text)  # checks the host
+        httpx.Request("GET", text)  # raises InvalidURL if the host is invalid
     except (ValueError, httpx.InvalidURL):
         parts = None
     if parts is None or text.endswith("://") or any(character.isspace() for character in text):
@@ -327,8 +331,8 @@ def _invalid_url(spec: ProviderSpec, fault: str) -> NotConfigured:
 
 
 def add_error_context(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
-    """Add the provider, the model and a hint with the variable to set to an error. Return the error."""
-    # An error that has its provider was raised with a complete hint
+    """Complete an error with the provider, the model, and a hint that names the variable to set. Return the error."""
+    # An error that already has a provider was raised with a complete hint
     hint_has_variable = error.provider is not None or spec.starts_server
     error.provider, error.model = spec.name, error.model or model
     url = spec.variable("base_url")
@@ -340,7 +344,7 @@ def add_error_context(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, m
         error.hint = f"{error.hint}; the address in use is {endpoint.base_url}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
         program = spec.title if spec.api.default_url and spec.title != spec.name else "the server"
-        start = f"Start {program} at {endpoint.base_url}, or set {url} to where it is"
+        start = f"Start {program} at {endpoint.base_url}, or set {url} to its address"
         check = f"Check the network, HTTPS_PROXY, and the address {endpoint.base_url} ({url})"
         error.hint = error.hint or (spec.server.down_hint or start if spec.local else check)
     return error

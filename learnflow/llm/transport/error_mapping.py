@@ -1,6 +1,7 @@
 """Map error responses, error objects and exceptions of httpx to LLMError.
 
-Error codes and statuses decide before messages. Only the beginning of a message is searched.
+The error class is chosen by the error codes, else by an unambiguous status, else by the beginning of the message, else
+by the status.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ _UNSUPPORTED = re.compile(
 _WRONG_ROUTE = re.compile(
     r"^[^a-z]*(\w+ )?not found[^a-z]*$|\b(urls?|path|route|method)\b|cannot (get|post)|^[^a-z]*$", re.IGNORECASE
 )
-_LMSTUDIO_NO_ROUTE: Final = "unexpected endpoint"  # in its response to an unknown route, with status 200
+_LMSTUDIO_NO_ROUTE: Final = "unexpected endpoint"  # LM Studio's message for an unknown route, with status 200
 # Patterns in error codes, error types and messages.
 _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
     error_class: re.compile(words, re.IGNORECASE)
     for error_class, words in {
         errors.RateLimited: r"rate[ _]limit|too many requests|throttl"
         r"|(?:tokens|requests) per (?:second|minute|hour|day)",
-        # A length, and what exceeds it, in either order
+        # A length and a word such as "exceeds", in either order
         errors.ContextOverflow: r"(?:context|prompt\b|input (?:length|tokens?|\()|requested tokens).{0,80}?"
         r"(?:exceed|overflow|too long|longer than|超长)|input (?:is )?too long"
         r"|(?:exceed|greater than|longer than).{0,60}?(?:context|model token limit|max_model_len|max_seq_len)"
@@ -105,7 +106,7 @@ class ErrorDetails:
         message: the server's message.
         codes: the error codes and types, in lower case.
         param: the name of the parameter that caused the error; None if the server sent none.
-        lengths: the length of the prompt and the context length, in tokens; None if the server sent none.
+        lengths: the length of the prompt and the context length, in tokens; None for one that the server did not send.
         wait_s: the delay before a retry in seconds; None if the server sent none.
     """
 
@@ -117,7 +118,7 @@ class ErrorDetails:
 
 
 def parse_error_body(body: bytes) -> ErrorDetails:
-    """Parse the body of an error response. A body that is not JSON is the message."""
+    """Parse the body of an error response. If it is not JSON, the body is the message."""
     text = body.decode("utf-8", "replace").strip()
     try:
         details = _parse_error_object(parse_json(text))
@@ -158,13 +159,13 @@ def message_of(value: Any) -> str:
 
 
 def _parse_lengths(message: str) -> tuple[int | None, int | None]:
-    """Return the length of the prompt and the context length, in tokens; None if the message does not contain them."""
+    """Return the length of the prompt and the context length, in tokens; None for one that the message lacks."""
     prompt, size = _PROMPT_TOKENS.search(message), _CONTEXT_TOKENS.search(message)
     return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
 
 
 def _parse_wait(text: str) -> float | None:
-    """Return the delay before a retry that a text requires, in seconds; None without one."""
+    """Return the delay in seconds that a text requires before a retry; None if it requires none."""
     wait = None if _DAILY_QUOTA in text else _WAIT.search(text)
     parts = _WAIT_PART.findall(wait[1]) if wait else ()
     return sum(float(number) * _UNIT_SECONDS[unit.lower()] for number, unit in parts) if wait else None
@@ -184,14 +185,15 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
             "the address redirects", status=status, hint="Set the base URL to the address of the server"
         )
     is_web_page = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
-    if is_web_page and status < 500 and status not in (413, 429):  # other statuses are error pages of gateways
+    # With another status, a web page is the error page of a gateway
+    if is_web_page and status < 500 and status not in (413, 429):
         return no_model_api_error(status)
     if status == 403 and not body.strip():
         return errors.Misconfigured(
             "the server refused with an empty response",
             status=status,
             hint="Some servers do this if the Host header is not theirs: use localhost or an IP address as base URL, "
-            "or let the server listen on 0.0.0.0. Otherwise check proxies in between",
+            "or let the server listen on 0.0.0.0. If that does not help, check proxies in between",
         )
     details = ErrorDetails() if is_web_page else parse_error_body(body)
     error_class = _classify(status, details) or _class_of_status(status, details)
@@ -229,7 +231,11 @@ def change_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
 
 
 def no_model_api_error(status: int | None = None) -> LLMError:
-    """Return the error for a response that is not from a model API, with its HTTP status if it has one."""
+    """Return the error for an address that does not serve a model API.
+
+    Args:
+        status: the HTTP status of the response; None if several responses showed it.
+    """
     what = "this address does not serve a model API, but a web page or another route"
     return errors.Misconfigured(what, status=status)
 
@@ -270,7 +276,7 @@ def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
 
 
 def _find_class(text: str) -> type[LLMError] | None:
-    """Return the first error class whose words are in a text; None without one."""
+    """Return the first error class with a pattern that matches a text; None if no pattern matches."""
     return next((error_class for error_class, pattern in _PATTERNS.items() if pattern.search(text)), None)
 
 
@@ -284,7 +290,7 @@ def _class_of_status(status: int, details: ErrorDetails) -> type[LLMError]:
 def _build_error(error_class: type[LLMError], details: ErrorDetails, status: int | None = None) -> LLMError:
     error = error_class(error_class.fault, status=status)
     message = printable(details.message, _MAX_SHOWN_CHARS)
-    error.server_message = "" if message.startswith("<") else message  # a web page
+    error.server_message = "" if message.startswith("<") else message  # a web page is not quoted
     error.code = next(iter(details.codes), None) or None
     error.params = (details.param,) if details.param else ()
     if isinstance(error, errors.Unavailable):

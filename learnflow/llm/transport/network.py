@@ -25,7 +25,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .endpoint import Endpoint, is_private, looks_local
 
-# Time limit for connecting to an address that is not the last one of its host (the delay of RFC 8305, section 5).
+# Time limit for connecting to each address of a host except the last (the delay of RFC 8305, section 5).
 _ADDRESS_TIMEOUT_S: Final = 0.25
 # Some local servers close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). The client closes it
 # earlier, so that no request is sent while the server closes.
@@ -36,7 +36,7 @@ _Lookup = asyncio.Future[list[str]]
 # The lookups in progress, by host.
 _lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Lookup]] = WeakKeyDictionary()
 # The addresses of each host, from its last lookup.
-_resolved: Final = process.register("addresses of names", dict[str, list[str]](), learned=True)
+_resolved: Final = process.register("DNS results", dict[str, list[str]](), learned=True)
 _MAX_RESOLVED_HOSTS: Final = 1000
 
 
@@ -47,7 +47,7 @@ def is_local(endpoint: Endpoint, *, local_only: bool = False) -> bool:
 
     Args:
         endpoint: the endpoint of the requests.
-        local_only: requests use only the private addresses of the host, so that one is enough. Otherwise all of its
+        local_only: one private address of the host suffices, because requests use only that one. Otherwise all of its
             addresses must be private.
     """
     addresses = _resolved.get(endpoint.origin[1])
@@ -86,7 +86,7 @@ class Backend(httpcore.AnyIOBackend):
         if not addresses:
             raise errors.NotLocal(
                 f"LLM_LOCAL_ONLY is set, and {host} is not on this machine or a private network",
-                hint="Nothing was sent. Use a local provider, name its network in LLM_LOCAL_NETWORKS if it is yours, "
+                hint="Nothing was sent. Use a local provider, add this network to LLM_LOCAL_NETWORKS if it is yours, "
                 "or set LLM_LOCAL_ONLY=false",
             )
         *first, last = addresses
@@ -101,7 +101,7 @@ async def choose_proxy(
 ) -> str | None:
     """Return the environment's proxy for a URL; None without a proxy, or if all addresses of the host are private.
 
-    A name that is never public bypasses the proxy without a lookup. If a public name cannot be resolved here, the
+    A host that ``looks_local`` bypasses the proxy without a lookup. If another name cannot be resolved here, the
     request uses the proxy, which may resolve it. This result is not cached.
 
     Args:
@@ -158,7 +158,7 @@ async def resolve(host: str, timeout_s: float | None) -> list[str]:
 
 
 def _start_lookup(host: str, lookups: dict[str, _Lookup]) -> _Lookup:
-    """Start the lookup of a host, which is removed from ``lookups`` at its end. Its result is empty if it fails."""
+    """Start a lookup. It removes itself from ``lookups`` when it ends. Its result is empty if it fails."""
     loop = asyncio.get_running_loop()
     future: _Lookup = loop.create_future()
 
@@ -205,7 +205,7 @@ class RouteTransport(httpx.AsyncHTTPTransport):
     httpx has no argument for the network backend. Therefore this sets private attributes of httpcore's pool (httpx
     0.28.1, httpcore 1.0.9). ``tests/integration/transport/test_network.py`` fails if they move.
 
-    vcrpy replaces a method of ``httpx.AsyncHTTPTransport``, and works with a subclass only.
+    It inherits from ``httpx.AsyncHTTPTransport``, because vcrpy replaces a method of that class.
     """
 
     def __init__(self, route: Route) -> None:

@@ -20,7 +20,7 @@ IsLoading = Callable[[], Awaitable[bool]]
 
 # Time limit after the finish reason. The usage, an error or the end mark may follow it.
 _AFTER_FINISH_S: Final = 2.0
-# Time limit between the end mark and the end of the body. Later, the connection is closed and cannot be reused.
+# Time limit between the end mark and the end of the body. If it is exceeded, the connection is closed and not reused.
 _AFTER_END_S: Final = 0.25
 
 
@@ -31,7 +31,7 @@ class AnswerReader:
         parser: a new parser for the format of the response.
         timeouts: the time limits.
         is_loading: probes whether the server is loading the model. If it is, the first-token timeout does not end the
-            request, because most servers would stop loading. The load timeout applies instead.
+            request, because most servers would then stop the load. The load timeout applies instead. None for no probe.
 
     Attributes:
         on_timeout: functions that are called with the error if a time limit ends the request. It is also the
@@ -54,7 +54,7 @@ class AnswerReader:
 
         Args:
             send: sends the request, and returns a response with a 2xx status.
-            deadline: time limit of the request, in seconds on the clock of the event loop.
+            deadline: the time at which the request must end, on the clock of the event loop.
             on_delta: called with each delta as it arrives.
             drain: waits until the caller has consumed earlier deltas.
 
@@ -73,7 +73,7 @@ class AnswerReader:
                 while True:
                     data = await self._read_data(response)
                     if self._feed(data, on_delta):
-                        timeout.reschedule(None)  # the time of the caller does not count
+                        timeout.reschedule(None)  # the time that the caller needs to consume deltas does not count
                         await drain()
                         last_delta_at = loop.time()
                     if not data or parser.fault:
@@ -92,7 +92,7 @@ class AnswerReader:
             raise parser.fault
 
     def _start_timer(self, timeout: asyncio.Timeout) -> None:
-        """Probe the server at the first-token timeout, if it may be loading the model."""
+        """Schedule a probe at the first-token timeout, if the server may be loading the model then."""
 
         def start_probe() -> None:
             if not self._has_delta:
@@ -108,8 +108,8 @@ class AnswerReader:
             self._probe.cancel()
 
     async def _expire_unless_loading(self, scope: asyncio.Timeout) -> None:
-        """End the wait for the first token, unless the server loads the model. A load restarts the timeout once."""
-        assert self._is_loading  # noqa: S101  # the timer is started only with it
+        """End the wait for the first token, unless the server is loading the model. After a load, wait once more."""
+        assert self._is_loading  # noqa: S101  # the timer is started only if there is a probe
         is_loading = False
         while not self._has_delta:
             was_loading, is_loading = is_loading, await self._is_loading()
@@ -142,7 +142,7 @@ class AnswerReader:
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # a timeout in a cassette
+            raise  # a recorded timeout
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:

@@ -38,7 +38,7 @@ class ReasoningSplitter:
     code block. White space around the tags is removed.
 
     Args:
-        hold: return no text while it may still be thinking.
+        hold: return no text that a later closing tag may turn into thinking.
         only_closing_tag: the response has no opening tag. Its first closing tag ends the thinking. Implies ``hold``.
 
     Attributes:
@@ -80,7 +80,7 @@ class ReasoningSplitter:
         """End the answer. Return the text that was held or not classified.
 
         Args:
-            broken: the answer is incomplete. If it ends inside an opening tag, that part is dropped.
+            broken: the answer is incomplete. If it ends inside an opening tag, the beginning of the tag is dropped.
         """
         if broken and self._state == "start" and self._pending.strip():
             return Delta()
@@ -170,7 +170,7 @@ def _is_mention(before: str, after: str, *, at_end: bool) -> bool:
     Args:
         before: the text before the tag.
         after: the text after the tag, at least two characters of it.
-        at_end: the text ends with ``after``.
+        at_end: the answer ends with ``after``.
     """
     line = before.rpartition("\n")[2]
     quote = before[-1:]
@@ -187,5 +187,5 @@ def _is_mention(before: str, after: str, *, at_end: bool) -> bool:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """Return the length of the longest beginning of the tag with which the text ends."""
+    """Return the length of the longest prefix of the tag that is a suffix of the text; 0 if there is none."""
     return next((length for length in range(len(tag) - 1, 0, -1) if text.endswith(tag[:length])), 0)

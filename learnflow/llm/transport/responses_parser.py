@@ -1,7 +1,7 @@
 """The parser of OpenAI's Responses API.
 
-A response has items: messages, reasoning and tool calls. Their content arrives in pieces, and again at the end of the
-item. Unknown events are ignored.
+A response has items: messages, reasoning and tool calls. The content of an item arrives in pieces, and again in full
+when the item ends. Unknown events are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .stream_parser import MAX_NAME_CHARS, undefined_error
 from .tool_calls import collect_extra
 from .untrusted import non_negative_int, object_at, short_text
 
-REASONING_ITEMS: Final = "reasoning_items"  # the field of a message that LiteLLM writes as encrypted reasoning
+REASONING_ITEMS: Final = "reasoning_items"  # the message field that LiteLLM sends back as encrypted reasoning
 _CALL: Final = "function_call"
 
 
@@ -27,7 +27,7 @@ class ResponsesParser(SSEParser):
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
         self._streamed_items: set[int | str | None] = set()  # the keys of the items with content that arrived in pieces
-        self._has_complete_items = False  # the stream had items at their end, which the last event repeats
+        self._has_complete_items = False  # complete items have arrived, which the last event repeats
 
     def _parse_chunk(self, chunk: dict[str, Any], message_key: str) -> None:
         if message_key == "message":  # one document
@@ -60,7 +60,7 @@ class ResponsesParser(SSEParser):
                 self._parse_response(object_at(chunk, "response"), status)
 
     def _parse_response(self, response: Any, status: str) -> None:
-        """Parse the ``response`` object of an event or document. Record usage and finish reason at its end."""
+        """Parse the ``response`` object of an event or document. Record usage, and a final status as finish reason."""
         self.served_model = self.served_model or short_text(response.get("model"), MAX_NAME_CHARS) or None
         if status == "failed" or response.get("error"):
             raise error_mapping.map_error_object(response, answer_started=not self._is_document)
@@ -87,7 +87,7 @@ class ResponsesParser(SSEParser):
             if has_new_content:
                 self._begin_call(item_key, item)
             return
-        elif "call_id" in item:  # a call of another tool that the caller would have to run
+        elif "call_id" in item:  # a call of another type, which the caller would have to execute
             raise undefined_error("a tool call of this type")
         for content in [*(item.get("summary") or ()), *(item.get("content") or ())] if has_new_content else ():
             self.refused = self.refused or bool(object_at(content).get("refusal"))

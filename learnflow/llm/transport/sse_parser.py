@@ -1,4 +1,4 @@
-"""The parser of OpenAI's API.
+"""The parser of OpenAI's chat completions.
 
 Events follow the HTML standard (section 9.2.6): lines end with LF, CR or both, and unknown fields are ignored.
 """
@@ -119,7 +119,8 @@ class SSEParser(StreamParser):
     def _parse_choice(self, choice: dict[str, Any], message_key: str) -> bool:
         """Parse a choice. Return whether it has text or tool calls.
 
-        Some gateways send tool calls, or the text after them, in a choice with another index.
+        Text is read from one choice, and tool calls from every choice. Some gateways send tool calls, or the text after
+        them, in a choice with another index.
         """
         if choice.get("error"):
             raise error_mapping.map_error_object(choice, answer_started=self._has_text)
@@ -174,7 +175,10 @@ class SSEParser(StreamParser):
         self.cost = dollars_or_none(usage.get("cost"))
 
     def _parse_rest(self, rest: bytes) -> None:
-        """Parse the last event, which may lack its empty line. An incomplete event sets the fault ``AnswerCut``."""
+        """Parse the last event, which may lack its empty line.
+
+        If the event is incomplete, the fault is ``AnswerCut``, unless the answer is complete.
+        """
         for line in (rest, b"") if rest.strip() else (b"",):
             if not self.fault:
                 self._parse_guarded(self._parse_line, line)
@@ -200,7 +204,7 @@ class SSEParser(StreamParser):
         if self._possible_error:
             return error_mapping.map_error_object(self._possible_error, answer_started=self._has_text)
         if self.has_end_mark:
-            return errors.FinishMissing("the stream ended with [DONE], but no finish_reason came")
+            return errors.FinishMissing("the stream ended with [DONE], but without a finish_reason")
         if self._is_document and not self._finish_was_discarded:
             return errors.FinishMissing("the response has no finish_reason")
         return super()._no_finish_error()

@@ -139,7 +139,8 @@ class StreamParser:
         """Return the tool calls with parsed arguments.
 
         Raises:
-            MalformedAnswer: a call has no name, its arguments are not a JSON object, or the call is missing.
+            MalformedAnswer: a call has no name, its arguments are not a JSON object, or the finish reason announces a
+                call and there is none.
         """
         calls = []
         for call in self._calls:
@@ -165,8 +166,8 @@ class StreamParser:
         """Add a piece of a tool call. Return the deltas.
 
         Args:
-            call_key: the server's key of the call: its index with that of its choice, or the key of its item. None if
-                the server sends none.
+            call_key: the key of the call in the response: the indices of its choice and of the call, or the key of its
+                item (Responses API). None if the server sends none.
             piece: the JSON object.
         """
         function, calls = piece.get("function") or {}, self._calls
@@ -177,7 +178,7 @@ class StreamParser:
             return ()
         call = find_call(calls, call_key, call_id, name, arguments)
         if len(calls) > _MAX_CALLS:
-            raise undefined_error("an answer of so many tool calls")
+            raise undefined_error("an answer with so many tool calls")
         if len(calls) > count_before and name:
             self._count_text_chars(len(name))
         self._spend_chars(collect_extra(call.extra, piece, CALL_FIELDS))

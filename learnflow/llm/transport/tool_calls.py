@@ -20,7 +20,7 @@ _MAX_CHECKS: Final = 100  # each check parses all arguments of a call, to see wh
 _STREAMED_FIELDS: Final = ("reasoning_content", "reasoning", "text", "summary", "data")  # fields that arrive in pieces
 
 Extra = dict[str, list[Any]]
-"""The pieces of each field that OpenAI's API does not define, of a message or a tool call."""
+"""The pieces of each field of a message or tool call that OpenAI's API does not define."""
 
 
 def collect_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]) -> int:
@@ -32,7 +32,7 @@ def collect_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]
 
 
 def join_extra(extra: Extra) -> dict[str, Any]:
-    """Return the fields with joined pieces. Replace incomplete surrogate pairs and infinite numbers."""
+    """Return the fields with joined pieces. Incomplete surrogate pairs become U+FFFD, NaN and infinite numbers None."""
     joined = {name: _join(name, pieces) for name, pieces in extra.items()}
     text = json.dumps(joined, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return dict(json.loads(text, parse_constant=lambda _: None))
@@ -61,7 +61,7 @@ class PartialCall:
 
     Args:
         index: the index of the call in the answer, from 0.
-        call_key: the server's key of the call, see ``StreamParser``; None if the server sends none.
+        call_key: the key of the call in the response, see ``StreamParser._add_call``; None without one.
 
     Attributes:
         server_id: the id that the server sent; "" without one.
@@ -132,7 +132,7 @@ def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, 
 
     Args:
         calls: the calls so far.
-        call_key: the server's key of the call, see ``StreamParser``; None if the server sends none.
+        call_key: the key in the piece, see ``StreamParser._add_call``; None without one.
         call_id, name, arguments: the fields of the piece; "" if they are missing.
     """
     call_with_id = next((call for call in reversed(calls) if call_id and call.server_id == call_id), None)
@@ -147,7 +147,7 @@ def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, 
         call = PartialCall(len(calls), call_key)
         calls.append(call)
     if not call.started:
-        # Some servers send one id for two calls.
+        # Some servers send one id for two calls. The second call keeps its generated id
         call.id = call_id if call_id and not (call_with_id or call.server_id) else call.id
         call.name += name if name != call.name else ""
     call.server_id = call.server_id or call_id

@@ -76,7 +76,7 @@ class ChatLearnFlow(BaseChatModel):
     updated after each answer.
 
     Attributes:
-        provider: a provider, a router or a name. Default: the chain of the environment.
+        provider: a provider, a router or a name. Default: the providers of ``LLM_PROVIDERS`` or ``LLM_PROVIDER``.
         model: the model, as in ``generate``; None for the provider's default.
         temperature, max_tokens, timeout, stop, seed, top_p, frequency_penalty, presence_penalty, reasoning: as in
             ``generate``; None for the provider's default. ``max_tokens`` may be ``AtMost``.
@@ -170,14 +170,19 @@ class ChatLearnFlow(BaseChatModel):
         options = {name: getattr(self, name) for name in _PARAMETERS} | self.model_kwargs
         options |= {name: value for name, value in call.items() if value is not None and name not in _INTERNAL_KEYWORDS}
         if options.get("headers"):  # they would be stored in LangChain's cache keys and callbacks
-            raise InvalidRequest("ChatLearnFlow does not support headers=", hint="Give them to the provider= class")
+            raise InvalidRequest(
+                "ChatLearnFlow does not support headers=", hint="Give headers= to the class of the provider"
+            )
         if "prompt" in options:
             raise InvalidRequest("ChatLearnFlow does not support prompt=", hint="Give the messages as the input")
         options["stop"] = stop or options["stop"] or None
         return {name: value for name, value in options.items() if value is not None}
 
     def _metadata(self, run: Any) -> dict[str, Any]:
-        """Return the keyword ``metadata``: LangGraph's node, and the fields "learnflow_llm" of LangChain's metadata."""
+        """Return ``{"metadata": …}`` for a call, or {} if it is empty.
+
+        It has LangGraph's node, the dict ``learnflow_llm`` of LangChain's metadata, and ``model_kwargs["metadata"]``.
+        """
         # Without a run manager, as in a stream, LangChain's current config has the same metadata.
         langchain_metadata = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
         node, fields = langchain_metadata.get("langgraph_node"), langchain_metadata.get("learnflow_llm")
@@ -299,8 +304,8 @@ class ChatLearnFlow(BaseChatModel):
             include_raw: return ``{"raw": message, "parsed": instance or None, "parsing_error": error or None}``.
             method: "json_schema" requests the schema, and describes it in the prompt if the model refuses that;
                 "json_mode" requests any JSON; "function_calling" uses a tool.
-            strict: require answers that fit exactly, if the server supports that. Not for pydantic classes, which
-                always require it.
+            strict: require answers that fit exactly, if the server supports that. Ignored for pydantic classes, which
+                are always strict.
             kwargs: keywords of ``generate``.
 
         Raises:

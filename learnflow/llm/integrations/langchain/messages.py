@@ -44,8 +44,8 @@ def to_openai(messages: list[BaseMessage]) -> list[dict[str, Any]]:
             extra = message.additional_kwargs.get(_EXTRA)
             openai_messages: list[dict[str, Any]] = convert_to_openai_messages([message])
             converted += [add_extra(one, extra) for one in openai_messages] if extra else openai_messages
-    except (ValueError, TypeError, KeyError, AttributeError):  # its text may contain the message, so it is dropped
-        converted = []
+    except (ValueError, TypeError, KeyError, AttributeError):
+        converted = []  # the error is dropped, because its text may contain the message
     is_valid = bool(converted)
     for message_dict in converted:
         if isinstance(message_dict["content"], list):
@@ -68,8 +68,8 @@ def chunk(event: Event, started_calls: set[int], *, has_blocks: bool) -> AIMessa
         event: the event.
         started_calls: the indices of the tool calls so far. This function adds to them. Only the first chunk of a call
             has its name, because LangChain concatenates the names of all chunks.
-        has_blocks: the model has ``output_version="v1"``. LangChain then numbers text and reasoning from 0, and would
-            merge a tool call with the same index. So tool calls are numbered from ``_FIRST_CALL_INDEX``.
+        has_blocks: whether the model has ``output_version="v1"``. LangChain then numbers text and reasoning from 0,
+            and would merge a tool call with the same index. So tool calls are numbered from ``_FIRST_CALL_INDEX``.
     """
     if isinstance(event, TextDelta):
         return AIMessageChunk(content=event.text)
