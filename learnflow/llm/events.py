@@ -356,7 +356,7 @@ async def run_attempt(
         address: the address of the server.
         sampling: the sampling parameters.
         attempt: the attempt. Its numbers and metadata label the events.
-        model_and_max_tokens: returns the model and ``max_tokens`` of the request. Each is None until it is chosen.
+        model_and_max_tokens: returns the model and ``max_tokens`` of the request, or None for what is not chosen yet.
         work: runs the attempt.
         receiver: receives the events of the stream.
     """

@@ -148,6 +148,17 @@ async def test_request_without_any_server_emits_start_and_end(events_seen: list[
     assert (began.provider, ended.request) == ("local", began.request)
 
 
+async def test_router_with_primary_does_not_replace_it_by_found_providers() -> None:
+    async def find() -> list[Any]:
+        raise AssertionError("it has a provider")
+
+    chain = RouterProvider(dead(), find=find, retries=0)
+    for _ in range(2):
+        with pytest.raises(errors.ConnectionFailed):
+            await chain.generate("hi", timeout=5)
+    assert len(chain.providers) == 1
+
+
 async def test_nested_router_reports_that_model_is_loading() -> None:
     loading = {"/health": (503, {"error": {"message": "Loading model", "code": 503}}), "/v1/models": (503, {})}
     async with FaultServer("llamacpp", TEXT, responses=loading) as one, FaultServer("openai", TEXT) as two:

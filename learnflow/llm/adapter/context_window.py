@@ -294,7 +294,7 @@ class ContextBudget:
             return None
         self.answer_limit = limit
         self.is_answer_limit_low = limit < (self._request.flexible_max_tokens or 0) * _MIN_ANSWER_SHARE
-        return f"max_tokens={limit} instead of {before}, because the context has no more room"
+        return f"max_tokens={limit} instead of {before}, because no more fit the context or the model's output limit"
 
     def adjust_after(self, error: LLMError) -> str | None:
         """Adjust the limits after an error response. Return a description; None if there is nothing to adjust.

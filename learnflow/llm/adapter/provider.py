@@ -39,7 +39,7 @@ _PROBE_INTERVAL_S = 0.5  # between two probes of a server that is loading
 class BaseProvider(AbstractProvider, RoutableProvider):
     """One provider. ``learnflow.llm.providers`` has a class for each vendor.
 
-    An argument that is None is read from the environment, for example ``model`` from ``OPENAI_MODEL``.
+    The environment has the defaults of the arguments, for example ``OPENAI_MODEL`` that of ``model``.
 
     Args:
         base_url: the address of the server, with or without ``/v1`` and trailing slash.

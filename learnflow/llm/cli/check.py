@@ -59,8 +59,8 @@ class Finding:
 async def check(model: str | None, as_json: bool, provider: str | None) -> int:
     """Check a server for the features that this package depends on.
 
-    Sends up to ten short requests, for finish reasons, streams, errors, schemas, tools and continuation. The last line
-    of the output is the variable to set, if any.
+    Sends about a dozen short requests, for finish reasons, streams, errors, schemas, tools and continuation. The last
+    line of the output is the variable to set, if any.
     """
     server = await _refreshed_provider(provider)
     context_length = server.facts(model).capabilities["context_served"]
@@ -68,7 +68,7 @@ async def check(model: str | None, as_json: bool, provider: str | None) -> int:
     if long_prompt_tokens > _MAX_LONG_PROMPT_TOKENS:
         long_prompt_tokens = 0
     long_prompt = f", and one of {long_prompt_tokens} tokens to exceed its context length" if long_prompt_tokens else ""
-    notify(f"{server.name}: sending up to 10 requests with about {_ESTIMATED_TOKENS} tokens in total{long_prompt}")
+    notify(f"{server.name}: sending about a dozen requests with about {_ESTIMATED_TOKENS} tokens in total{long_prompt}")
     findings: list[Finding] = []
     for question, run in _Checks(server, model, long_prompt_tokens).all():
         with progress(f"{server.name}: {question}"):

@@ -144,4 +144,4 @@ def _ready_providers(chain: Sequence[str], candidates: Sequence[Candidate]) -> s
     ready = [candidate.health for candidate in providers_in_use(chain, candidates) if candidate.ready]
     if ready:
         return ", then ".join(f"{health.provider} at {health.base_url or 'no address'}" for health in ready)
-    return f"none: {', '.join(chain)} is not ready" if chain else f"none: {NO_SERVER}"
+    return f"none is ready: {', '.join(chain)}" if chain else f"none: {NO_SERVER}"

@@ -65,7 +65,7 @@ class RouterProvider(AbstractProvider):
         retries: the number of retries after a transient failure, if no other provider is left (LLM_RETRIES).
         routing: the order of the providers: "order", "latency", "cost", "local-first", "warm-first" (LLM_ROUTING).
         deadline: the time limit of a request with all its attempts, in seconds (LLM_DEADLINE).
-        find: a coroutine function that finds the providers if ``primary`` is None. The first awaited method calls it.
+        find: a coroutine function that finds the providers if there is no ``primary``. The first method calls it.
         breakers: the circuit breakers; those of the process by default.
 
     Raises:
@@ -98,7 +98,7 @@ class RouterProvider(AbstractProvider):
             self._candidates += [candidate.copy_at(next_rank + candidate.rank) for candidate in candidates]
         for candidate in self._candidates if deadline else ():  # the deadline of an inner router may be shorter
             candidate.deadline_s = min(filter(None, (deadline, candidate.deadline_s)))
-        self._find = find
+        self._find = None if self._candidates else find
         self._tasks = SharedTasks()
         self._resume: Resume = resume
         overrides = {"llm_retries": retries, "llm_routing": routing, "llm_deadline": deadline}
@@ -212,8 +212,8 @@ class RouterProvider(AbstractProvider):
 
     async def prepare(self) -> None:
         """Import LiteLLM now; see ``BaseProvider.prepare``."""
-        for candidate in await self._find_created_candidates():
-            await candidate.provider.prepare()
+        candidates = await self._find_created_candidates()
+        await asyncio.gather(*(candidate.provider.prepare() for candidate in candidates))
 
     async def warm_up(self, model: str | None = None) -> None:
         """Load the models of local servers; see ``BaseProvider.warm_up``. Raise LLMError if every load failed."""

@@ -38,7 +38,7 @@ _TRANSPORT_HEADER: Final = re.compile(
     "host|content-(type|length)|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect|proxy-.*"
 )
 _SESSION: Final = "{session}"
-_SESSION_VALUE: Final = re.compile(r"[!-~]+")  # without spaces and commas, at which proxies trim or split
+_SESSION_VALUE: Final = re.compile(r"[!-+\--~]+")  # without spaces and commas, at which proxies trim or split
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[\t -~\xa0-\xff]+")
 

@@ -311,7 +311,9 @@ async def test_ceiling_is_lowered_to_room_in_context(events_seen: list[object]) 
         await provider.generate("word " * 100, max_tokens=25_000)  # a demand
         assert [seen.body["max_tokens"] for seen in server.seen] == [412, 100, 25_000]
         changes = [event.change for event in events_seen if isinstance(event, events.RequestAdjusted)]
-        assert changes == ["max_tokens=412 instead of 25000, because the context has no more room"]
+        assert changes == [
+            "max_tokens=412 instead of 25000, because no more fit the context or the model's output limit"
+        ]
 
 
 async def test_ceiling_is_lowered_again_by_count_of_server() -> None:

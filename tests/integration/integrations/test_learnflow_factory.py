@@ -126,7 +126,7 @@ async def test_every_node_uses_chain_of_environment(
         ("b", 0.1, 6000),
     ]
     changes = [event.change for event in events_seen if isinstance(event, events.RequestAdjusted)]
-    assert changes == ["max_tokens=8191 instead of 25000, because the context has no more room"]
+    assert changes == ["max_tokens=8191 instead of 25000, because no more fit the context or the model's output limit"]
 
 
 def test_unknown_provider_raises_at_initialization(manager: Manager) -> None:

@@ -198,8 +198,9 @@ async def test_session_fills_placeholder(monkeypatch: pytest.MonkeyPatch) -> Non
         await provider.generate("hi")
         assert {"x-session", "x-team"}.isdisjoint(server.requests[-1].headers)
         assert server.requests[-1].headers["x-fixed"] == "1"
-        await provider.generate("hi", session="урок, 1")
-        assert len(server.requests[-1].headers["x-session"]) == 64  # a digest
+        for session in ("урок 1", "lesson 1", "lesson,1"):
+            await provider.generate("hi", session=session)
+            assert len(server.requests[-1].headers["x-session"]) == 64  # a digest
 
 
 async def test_header_of_call_overrides_that_of_class_for_one_request() -> None:
