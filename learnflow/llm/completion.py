@@ -84,8 +84,8 @@ class ToolCall:
 class CallId(str):  # noqa: SLOT000  # a str cannot have slots
     """The id of a tool call, with the message that contained the call.
 
-    A caller may build the next prompt without ``Completion.message``. If it uses this id, the extra fields of the
-    message are still sent.
+    A caller may build the next prompt by hand. If it uses this object as the id, the extra fields of the message are
+    sent as with ``Completion.message``.
 
     Attributes:
         answer: the message, see ``Completion.message``.

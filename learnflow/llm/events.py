@@ -348,6 +348,7 @@ async def run_attempt(
     model_and_max_tokens: Callable[[], tuple[str | None, int | None]],
     work: Work,
     receiver: Emit,
+    context_setting: str = "",
 ) -> Completion:
     """Run an attempt, and emit the events of its beginning and its end.
 
@@ -359,6 +360,7 @@ async def run_attempt(
         model_and_max_tokens: returns the model and ``max_tokens`` of the request, or None for what is not chosen yet.
         work: runs the attempt.
         receiver: receives the events of the stream.
+        context_setting: the setting for a larger context length, for a hint.
     """
     started = time.monotonic()
     labels: dict[str, Any] = {"provider": provider, "attempt": attempt.number, "request": attempt.request}
@@ -380,7 +382,7 @@ async def run_attempt(
     emit(AttemptSucceeded(completion=completion.without_text(), **ended()))
     if completion.finish == "length":
         limit = model_and_max_tokens()[1]
-        hint = "The answer ended at {}. {}".format(*describe_limit(limit, completion.usage))
+        hint = "The answer ended at {}. {}".format(*describe_limit(limit, completion.usage, context_setting))
         emit(TokenLimitReached(provider=provider, model=str(completion.model), max_tokens=limit, hint=hint))
     return completion
 

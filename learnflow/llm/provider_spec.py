@@ -241,6 +241,7 @@ class ServerSupport:
         choose_context_length: a function that returns the context length to request, or None for the server's default.
             Its arguments are the tokens of prompt and answer, the loaded context length, and the model's maximum. The
             attribute is None if requests cannot set the context length.
+        context_option: the server's own option for the context length, for a hint; "" if requests set it.
         drops_prompts: a function that returns whether the server silently drops the beginning of a prompt that is too
             long. Its arguments are the server's version, and whether the server's own API is used instead of OpenAI's.
             None if the server never drops one.
@@ -259,6 +260,7 @@ class ServerSupport:
     pull_command: str | None = None
     count_tokens: Callable[..., Awaitable[int]] | None = None
     choose_context_length: Callable[[int, int | None, int | None], int | None] | None = None
+    context_option: str = ""
     drops_prompts: Callable[[str | None, bool], bool] | None = None
     compose_service: str | None = None
     start_command: str | None = None
@@ -315,6 +317,12 @@ class ProviderSpec:
     def starts_server(self) -> bool:
         """Return whether this package starts the server. Its address is then not a setting."""
         return "base_url" not in self.settings
+
+    @property
+    def context_setting(self) -> str:
+        """Return the variable or the server's option for a larger context length; "" if it is unknown."""
+        has_variable = self.starts_server or self.server.choose_context_length
+        return self.variable("context") if has_variable else self.server.context_option
 
     def variable(self, setting: str) -> str:
         """Return the name of the environment variable of a setting."""

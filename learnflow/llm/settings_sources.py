@@ -22,6 +22,7 @@ from dotenv.variables import parse_variables
 
 from . import log
 from .errors import NotConfigured
+from .process import switches
 from .provider_spec import ProviderSpec
 
 # The variables of each source, by upper-case name. The value of a Docker secret is the path of its file.
@@ -126,7 +127,11 @@ def _read_text(file: Path) -> str:
         fault = f"{size} bytes"
     except (OSError, UnicodeError) as error:
         fault = type(error).__name__
-    raise NotConfigured(f"{file} cannot be read ({fault})", hint="It must be UTF-8 text of at most 1 MB")
+    what, hint = f"cannot be read ({fault})", "It must be UTF-8 text of at most 1 MB"
+    if switches.collected_faults is None:
+        raise NotConfigured(f"{file} {what}", hint=hint)
+    switches.collected_faults[str(file)] = f"{what}. {hint}"
+    return ""
 
 
 def _read_env_file(name: str) -> tuple[dict[str, str], list[int]]:

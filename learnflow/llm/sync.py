@@ -69,6 +69,9 @@ class Provider:
     def __init__(self, provider: LLMProvider) -> None:
         self.provider = provider
 
+    def __repr__(self) -> str:
+        return f"sync.Provider({self.provider!r})"
+
     @property
     def name(self) -> str:
         """Return the name in ``LLM_PROVIDER``, logs and errors."""

@@ -53,6 +53,7 @@ def test_demo_plays_recordings_if_no_server_answers_and_nothing_can_be_downloade
     monkeypatch.setenv("LLM_MODELS_DIR", "empty")
     assert demo().main() == 0
     printed = capsys.readouterr().out
+    assert "start it (for example: ollama serve), and run make demo again." in printed
     assert "Downloading smollm2 (98 MB)" in printed
     assert "Everything below is REPLAYED" in printed
     assert "cassettes/llamacpp/stream.yaml: recorded: llama.cpp b1-0c1e570, learnflow-tiny" in printed

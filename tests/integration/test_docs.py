@@ -24,8 +24,8 @@ import yaml
 from support import DIALECTS, ROOT, demo, learnflow_checkout, read_variables, serving, store_tiny_model
 
 from learnflow.llm import settings
+from learnflow.llm.cli import check, pull
 from learnflow.llm.cli import main as cli
-from learnflow.llm.cli import pull
 from learnflow.llm.integrations import prometheus
 from learnflow.llm.provider_spec import endpoint_spec
 from learnflow.llm.providers.registry import CUSTOM, SPECS, provider_of
@@ -282,6 +282,13 @@ def test_tables_of_documents_match_code() -> None:
     """The fix is ``make tables``."""
     written = runpy.run_path(str(ROOT / "docs" / "generate.py"))["written"]()
     assert [name for name, text in written.items() if (ROOT / name).read_text(encoding="utf-8") != text] == []
+
+
+def test_picture_of_check_names_every_check() -> None:
+    texts = re.findall(r"<text[^>]*>([^<]*)", (ROOT / "docs" / "check.svg").read_text(encoding="utf-8"))
+    shown = " ".join(texts).replace("&#160;", " ")
+    checks = check._Checks(provider_of(SPECS["ollama"]), None, 0).all()
+    assert [name for name, _ in checks if f" {name}  " not in shown] == [], "run docs/pictures.py"
 
 
 def test_variable_without_russian_text_is_reported_and_has_marked_english(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ import pytest
 from support import TINY_MODEL, serving, store_tiny_model
 
 from learnflow.llm import RouterProvider, errors, get_provider, sync
-from learnflow.llm.providers import EmbeddedProvider
-from learnflow.llm.providers.registry import SPECS, check_provider_name
+from learnflow.llm.providers import EmbeddedProvider, OpenAIProvider
+from learnflow.llm.providers.registry import SPECS, check_provider_name, spec_of
 from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
 from learnflow.llm.transport import network
 
@@ -33,6 +33,38 @@ def test_import_of_get_provider_imports_no_large_library(code: str, needed: set[
     code = f"import sys; {code}; print(*set(sys.modules) & set({LARGE}))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert set(ran.stdout.split()) <= needed
+
+
+def test_repr_of_providers_names_their_servers_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
+    monkeypatch.setenv("OPENAI_HEADERS", "X-Team: secret-header")
+    openai = OpenAIProvider(api_key="sk-secret", model="m", headers={"X-Team": "secret-header"})
+    router, blocking = get_provider("openai"), sync.get_provider("ollama")
+    scripted = ScriptedProvider()
+    shown = [repr(one) for one in (openai, router, blocking, scripted, sync.Provider(router), get_provider())]
+    assert shown == [
+        "OpenAIProvider(base_url='https://api.openai.com/v1', model='m')",
+        "RouterProvider(OpenAIProvider(base_url='https://api.openai.com/v1', model=None))",
+        "sync.Provider(RouterProvider(OllamaProvider(base_url='http://localhost:11434', model=None)))",
+        "ScriptedProvider('scripted')",
+        f"sync.Provider({router!r})",
+        "RouterProvider(find=…)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        *(("ollama", "OLLAMA_CONTEXT"), ("gpu1", "GPU1_CONTEXT"), ("embedded", "EMBEDDED_CONTEXT")),
+        *(("llamacpp", "--ctx-size"), ("gpu2", "--max-model-len"), ("openai", "")),
+    ],
+)
+def test_setting_for_a_larger_context_is_that_of_the_kind_of_server(
+    name: str, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPU1_KIND", "ollama")
+    monkeypatch.setenv("GPU2_KIND", "vllm")
+    assert spec_of(name).context_setting == setting
 
 
 async def test_keywords_are_those_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,6 +255,19 @@ async def test_value_above_llamacpps_limit_raises_with_its_reason(sizes: dict[st
     assert "EMBEDDED_SLOTS" in caught.value.hint
 
 
+@pytest.mark.parametrize("kind", ["ImportError", "OSError"])
+async def test_missing_library_of_the_system_is_named_with_its_package(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fault = "libgomp.so.1: cannot open shared object file: No such file or directory"
+    (tmp_path / "xllamacpp.py").write_text(f"raise {kind}({fault!r})", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(errors.NotConfigured, match=fault) as caught:
+        await EmbeddedProvider().prepare()
+    assert "apt-get install libgomp1" in caught.value.hint
+    assert "EMBEDDED_MODEL" not in caught.value.hint
+
+
 async def test_file_that_is_not_a_gguf_raises_with_the_variable(tmp_path: Path) -> None:
     file = tmp_path / "text.gguf"
     file.write_text("not a model", encoding="utf-8")

@@ -90,7 +90,7 @@ def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(errors.NotConfigured, match="not installed") as caught:
         EmbeddedProvider(model=str(MODEL))
-    assert "pip install 'learnflow-llm[embedded]'" in caught.value.hint
+    assert "pip install xllamacpp" in caught.value.hint
     assert "LLM_PROVIDER=llamacpp" in caught.value.hint
 
 

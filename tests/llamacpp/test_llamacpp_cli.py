@@ -46,6 +46,22 @@ def test_status_and_warm_up_name_the_model_that_would_answer(
     assert "llamacpp: ready; the server answers with tiny, not with foo\n" in capsys.readouterr().out
 
 
+def test_explain_with_probe_names_the_model_that_would_answer(
+    configured: LlamaServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = {}
+    for words in ((), ("-m", "nosuch"), ("--probe",), ("--probe", "-m", "nosuch")):
+        assert main(["explain", *words]) == 0
+        _, *rows = capsys.readouterr().out.splitlines()
+        shown[words] = " ".join(" ".join(rows).split())
+    assert shown[()].startswith("1 llamacpp - unknown would be used")
+    assert shown["-m", "nosuch"].startswith("1 llamacpp nosuch unknown would be used")
+    assert shown["--probe",] == "1 llamacpp tiny yes would serve"
+    assert shown["--probe", "-m", "nosuch"] == (
+        "1 llamacpp tiny yes would serve; the server answers with tiny, not with nosuch"
+    )
+
+
 def test_ask_names_the_limit_at_which_an_answer_ended_and_the_option(
     configured: LlamaServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,9 +88,12 @@ def test_answer_that_filled_the_context_is_no_reason_to_raise_max_tokens(
     configured: LlamaServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["ask", f"{RSA}. " + "word " * 480, "-t", "0"]) == 0
-    err = capsys.readouterr().err
-    assert "because the context was full" in " ".join(err.split())
+    err = " ".join(capsys.readouterr().err.split())
+    assert "because the context was full. Shorten the prompt, or serve the model with a larger context length" in err
+    assert "(--ctx-size)" in err
     assert "--max-tokens" not in err
+    assert main(["ask", "word " * 3000]) == 1
+    assert "serve the model with a larger context (--ctx-size), or" in " ".join(capsys.readouterr().err.split())
 
 
 async def test_sole_server_killed_in_the_middle_is_exit_code_1(

@@ -131,6 +131,13 @@ def test_packages_below_providers_name_no_vendor() -> None:
                 assert not VENDORS.search(node.value), (path, node.value)
 
 
+def test_hints_install_published_packages_only() -> None:
+    files = [*MODULES, *(ROOT / "examples").glob("*.py"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
+    commands = {path: re.findall(r"pip install [^`\n]*", path.read_text(encoding="utf-8")) for path in files}
+    assert {path: found for path, found in commands.items() if "learnflow" in str(found)} == {}
+    assert commands[PACKAGE / "providers" / "embedded_model.py"]
+
+
 def test_every_module_has_a_docstring() -> None:
     assert [path for path, tree in TREES.items() if not ast.get_docstring(tree)] == []
 

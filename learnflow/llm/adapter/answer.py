@@ -1,4 +1,4 @@
-"""The answer of a response that is arriving, and the redaction of errors."""
+"""Assemble an answer from the deltas of one response, and redact errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..transport.tool_calls import join_extra
 from .request import Request
 
 _MIN_TEXT_LETTERS: Final = 4  # letters and digits of a text. A shorter one may occur in any message
-_MIN_QUOTE_LETTERS: Final = 16  # consecutive letters and digits of a text that a quotation has
+_MIN_QUOTE_LETTERS: Final = 16  # a message quotes a text if both have so many consecutive letters and digits
 _MAX_COMPARED_CHARS: Final = 200_000  # of each text: an image has millions
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 
@@ -111,7 +111,7 @@ class Answer(Transcript):
         if not text.strip() and not calls and not self._is_continuation:
             raise self._empty_error()
         if calls and finish == "length":
-            raise errors.AnswerTruncated("the answer ends with a tool call, which may be incomplete")
+            raise errors.AnswerTruncated("the token limit was reached in a tool call, which may be incomplete")
         must_call = self._request.tool_choice not in (None, "auto", "none")
         if must_call and not calls:  # some servers ignore the parameter
             hint = "Use a model and a server that support tools"

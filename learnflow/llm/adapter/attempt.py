@@ -120,7 +120,8 @@ class AttemptRunner:
     def _start_once(self, request: Request, attempt: Attempt, *, hold_text: bool) -> Work:
         run = _AttemptRun(self, request, attempt, hold_text=hold_text)
         name, base_url = self.spec.name, self.client.endpoint.base_url
-        return partial(events.run_attempt, name, base_url, request.sampling, attempt, run.model_and_max_tokens, run.run)
+        run_attempt = partial(events.run_attempt, context_setting=self.spec.context_setting)
+        return partial(run_attempt, name, base_url, request.sampling, attempt, run.model_and_max_tokens, run.run)
 
     def record_failure(self, error: LLMError, model: str | None) -> LLMError:
         """Update the caches after an error. Add the provider, the model and a hint to the error, and return it.
@@ -416,7 +417,7 @@ class _AttemptRun:
         except errors.BrokenAnswer as error:
             limit, tokens = self.model_and_max_tokens()[1], answer.parser.usage.completion_tokens
             if answer.parser.finish == "length" or (limit and tokens == limit):
-                reached, remedy = describe_limit(limit, answer.parser.usage)
+                reached, remedy = describe_limit(limit, answer.parser.usage, self._spec.context_setting)
                 is_specific = isinstance(error, errors.AnswerTruncated) and error.hint != error.advice
                 hint = error.hint if is_specific else remedy
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)

@@ -39,7 +39,7 @@ _PROBE_INTERVAL_S = 0.5  # between two probes of a server that is loading
 class BaseProvider(AbstractProvider, RoutableProvider):
     """One provider. ``learnflow.llm.providers`` has a class for each vendor.
 
-    The environment has the defaults of the arguments, for example ``OPENAI_MODEL`` that of ``model``.
+    An argument defaults to an environment variable, for example ``model`` to ``OPENAI_MODEL``.
 
     Args:
         base_url: the address of the server, with or without ``/v1`` and trailing slash.
@@ -82,7 +82,10 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         if spec.api.choose_variant:
             self.spec = spec.api.choose_variant(spec, base_url or own.base_url or "", own.api_version)
         if (api := api or own.api) == "responses" and not self.spec.api.responses_path:
-            what, hint = f"{spec.title} has no Responses API here", f"Leave {spec.variable('api')} and api= out"
+            what, hint = (
+                f"{spec.title} has no Responses API at this address",
+                f"Unset {spec.variable('api')}, and omit api=",
+            )
             raise errors.NotConfigured(what, provider=spec.name, hint=hint)
         self.endpoint = configure_endpoint(
             self.spec, own, base_url, api_key, headers, keyless=is_replay, local_networks=common.llm_local_networks
@@ -237,7 +240,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the capabilities of a model, from the spec, the last probe and the configuration. Sends nothing.
 
         Args:
-            model: the name of the model. None for the default model, and the ``vision`` of ``vision_model``.
+            model: the name of the model. None for the default model, with the ``vision`` of ``vision_model``.
         """
         capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:

@@ -183,7 +183,7 @@ class _Checks:
         response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": _SCHEMA, "strict": True}}
         completion = await self._complete('Give the word "pong" as JSON.', response_format=response_format)
         if completion.attempts > 1:
-            return False, "only after a second request with a hint"
+            return False, "only after a second request that quotes the mismatch"
         return (True, "fits") if completion.finish == "stop" else (None, f"finish {completion.finish}")
 
     async def tools(self) -> tuple[bool | None, str]:
@@ -195,7 +195,7 @@ class _Checks:
     async def prefill(self) -> tuple[bool | None, str]:
         """Check that the model continues a prefill."""
         if not self._provider.facts(self._model).prefills:
-            return None, "no prefill: a broken answer is continued by an instruction"
+            return None, "no prefill: a broken answer is continued by a prompt"
         call = Call("Count from 1 to 9, with spaces.", self._model, 0.0, 40, method="generate")
         completion = await self._provider.attempt(call, Attempt(prefix="1 2 3 4"))(Emit())
         return True, f"continued with {len(completion.text)} characters"

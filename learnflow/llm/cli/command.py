@@ -55,7 +55,7 @@ def command(function: Callable[..., Any]) -> click.Command:
                 return int(asyncio.run(result) if asyncio.iscoroutine(result) else result)
         except errors.LLMError as error:
             notify(str(error), options=[str(item.name) for item in created.params if isinstance(item, click.Option)])
-            return _exit_code(error)
+            return exit_code(error)
         finally:
             switches.is_command, switches.collected_faults = False, None
 
@@ -87,7 +87,8 @@ def _report_ineffective(provider: str | None) -> None:
         notify(sentence)
 
 
-def _exit_code(error: errors.LLMError) -> ExitCode:
+def exit_code(error: errors.LLMError) -> ExitCode:
+    """Return the exit code of a command that ended with this error."""
     if isinstance(error, errors.InvalidRequest):
         return ExitCode.USAGE
     failures = [getattr(errors, tried.error, errors.LLMError) for tried in error.attempts] or [type(error)]

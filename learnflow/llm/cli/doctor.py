@@ -29,7 +29,10 @@ from .variables import ineffective, known_specs, variables
 @timeout_option
 @provider_option
 async def doctor(timeout_s: float, provider: str | None) -> int:
-    """Show the settings, the servers that respond, common mistakes, and lines for .env."""
+    """Show the settings, the servers that respond, common mistakes, and lines for .env.
+
+    The exit code is 0 only if a provider that requests would use is ready, and no value is invalid.
+    """
     faults = switches.collected_faults = dict[str, str]()  # invalid values do not raise, so that all are shown
     report_replay()
     write(f"This is {'a' if settings_sources.in_container() else 'not a'} container.")

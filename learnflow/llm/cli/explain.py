@@ -13,6 +13,7 @@ import click
 
 from ..adapter.provider import BaseProvider
 from ..base import Call, Options, Prompt
+from ..capabilities import is_same_model
 from ..factory import get_provider
 from ..routing.candidate import Candidate
 from ..routing.router import RouterProvider
@@ -31,6 +32,7 @@ class Choice:
     """A provider of the chain, its rank, and whether it would serve a request.
 
     Attributes:
+        model: the model that would answer, according to the last probe; the requested one if there was none.
         serves: whether the provider would get the request; None if it would, but may lack a required capability.
         reason: the reason for ``serves``.
         rank: the position in the chain, from 0. Load-balanced providers have the same rank.
@@ -93,15 +95,15 @@ def choices_of(
     """Return the providers of a router in the order in which a request would try them. Send nothing."""
     chain = router.chain_now(Call(prompt, model, options=options))
     order = chain.sorted_candidates()
-    capable = [candidate for candidate in order if not (chain.missing(candidate) or _expected_failure(candidate))]
+    capable = [candidate for candidate in order if not (chain.missing(candidate) or _expect(candidate)[1])]
     chosen = select(capable, chain.settings.llm_routing) or (first_to_recover(capable) if capable else None)
     return [_choice(candidate, chain, is_chosen=candidate is chosen) for candidate in order]
 
 
-def _expected_failure(candidate: Candidate) -> str | None:
-    """Return why a request would fail, according to the last probe; None if it would succeed, or if that is unknown."""
-    provider = candidate.provider
-    return provider.catalog.expected_failure(candidate.target.model) if isinstance(provider, BaseProvider) else None
+def _expect(candidate: Candidate) -> tuple[str | None, str | None]:
+    """Return the model that would answer, and why the request would fail; see ``ModelCatalog.expect``."""
+    provider = candidate.original
+    return provider.catalog.expect(candidate.target.model) if isinstance(provider, BaseProvider) else (None, None)
 
 
 def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
@@ -112,9 +114,10 @@ def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
 
 def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
     serves: bool | None = False
+    requested, (model, failure) = candidate.target.model, _expect(candidate)
     if missing := chain.missing(candidate):
         reason = missing[0] if candidate.creation_error else f"lacks {', '.join(missing)}"
-    elif failure := _expected_failure(candidate):
+    elif failure:
         reason = failure
     elif not is_chosen and not candidate.ready and candidate.breaker:
         reason = f"its circuit breaker is open after {type(candidate.breaker.error).__name__}"
@@ -126,7 +129,9 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
         serves, reason = True, "would serve"
     if serves is not False and candidate.facts.cold:
         reason += ", after it has loaded the model"
-    return Choice(candidate.name, candidate.target.model, serves, reason, candidate.rank)
+    if requested and model and not is_same_model(requested, model):
+        reason += f"; the server answers with {model}, not with {requested}"
+    return Choice(candidate.name, model or requested, serves, reason, candidate.rank)
 
 
 def _serves_cells(choice: Choice, probe: bool) -> tuple[str, str]:

@@ -57,7 +57,8 @@ async def status(include_all: bool, as_json: bool, timeout_s: float, provider: s
             write(line)
     if include_all and not as_json:
         write("\nOther values of LLM_PROVIDER:")
-        table(("  PROVIDER", "ADDRESS", "KEY"), map(_vendor_row, vendors().values()))
+        for spec in vendors().values():
+            write(_vendor_line(spec), indent="  ")
     if not listed:
         notify(NO_SERVER)
     return ExitCode.OK if first else ExitCode.NO_PROVIDER
@@ -196,9 +197,10 @@ def _model_object(candidate: Candidate, model: Model) -> dict[str, Any]:
     }
 
 
-def _vendor_row(spec: ProviderSpec) -> tuple[str, str, str]:
-    keys = dict.fromkeys(spec.variable_names("api_key"))
-    return (f"  {spec.name}", spec.api.default_url or f"set {spec.variable('base_url')}", " or ".join(keys))
+def _vendor_line(spec: ProviderSpec) -> str:
+    keys = " or ".join(dict.fromkeys(spec.variable_names("api_key")))
+    address = spec.api.default_url or f"set {spec.variable('base_url')}"
+    return f"{spec.name}: {address}, {keys}"
 
 
 def _status_row(candidate: Candidate, is_first: bool) -> tuple[str, ...]:

@@ -98,21 +98,43 @@ def write_json(value: Any) -> None:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table that fits the terminal. Long cells are folded. States have colours."""
+    """Print a table that fits the terminal. Long cells are wrapped between words. States have colours.
+
+    If the words of a row do not fit side by side, print each cell on a line of its own, after its title.
+    """
     from rich.console import Console  # noqa: PLC0415  # takes 0.1 s
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for title in titles:
-        grid.add_column(title, overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(escape(cell), style=_COLOURS.get(cell, "")) for cell in row))
+    cells = [[escape(cell) for cell in row] for row in rows]
+    widths = _column_widths([*zip(titles, *cells, strict=True)])
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="", show_header=bool(widths))
+    for title, width in zip(titles, widths, strict=True) if widths else [("", None), ("", None)]:
+        grid.add_column(title, width=width, overflow="fold")
+    for row in cells:
+        texts = [Text(cell, style=_COLOURS.get(cell, "")) for cell in row]
+        for line in [texts] if widths else [*zip(map(str.strip, titles), texts, strict=True), [""]]:
+            grid.add_row(*line)
     console = Console(width=_width())
     with console.capture() as capture:
         console.print(grid)
-    for line in capture.get().splitlines():
+    for line in capture.get().rstrip().splitlines():
         print(line.rstrip())
+
+
+def _column_widths(columns: Sequence[Sequence[str]]) -> list[int]:
+    """Return the widths of the columns in which no word is broken. Return [] if the terminal is too narrow."""
+    from rich.cells import cell_len  # noqa: PLC0415
+
+    longest = [max(map(cell_len, column)) for column in columns]
+    # The mark or indent of a first word belongs to it.
+    words = [[word for cell in column for word in re.findall(r"^[* ]*\S+|\S+", cell)] for column in columns]
+    widths = [max(map(cell_len, column), default=0) for column in words]
+    spare = _width() - sum(widths) - 2 * (len(columns) - 1)
+    for index in sorted(range(len(columns)), key=lambda index: longest[index] - widths[index]):
+        added = max(0, min(longest[index] - widths[index], spare))
+        widths[index], spare = widths[index] + added, spare - added
+    return widths if spare >= 0 else []
 
 
 @contextmanager

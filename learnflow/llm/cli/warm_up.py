@@ -13,7 +13,7 @@ from ..capabilities import is_same_model
 from ..discovery import find_providers
 from ..errors import LLMError
 from ..providers import build
-from .command import ExitCode, command, model_option, provider_option
+from .command import ExitCode, command, exit_code, model_option, provider_option
 from .status import chain_of
 from .terminal import notify, progress, write
 
@@ -25,16 +25,16 @@ from .terminal import notify, progress, write
 async def warm_up(model: str | None, keep_alive: str | None, provider: str | None) -> int:
     """Load the model now, so that the first request does not wait for it."""
     targets = chain_of(provider) or await find_providers()
-    loaded = 0
+    failures: list[LLMError] = []
     for target in targets:
         try:
             write(await _load(build(target) if isinstance(target, str) else target, model, keep_alive))
-            loaded += 1
         except errors.NotRecorded:
             raise
         except LLMError as error:
             notify(str(error))
-    return ExitCode.OK if loaded else ExitCode.NO_PROVIDER
+            failures.append(error)
+    return min(map(exit_code, failures)) if len(failures) == len(targets) else ExitCode.OK
 
 
 async def _load(provider: BaseProvider, model: str | None, keep_alive: str | None) -> str:
@@ -44,7 +44,7 @@ async def _load(provider: BaseProvider, model: str | None, keep_alive: str | Non
     if not provider.spec.local:
         return f"{provider.name}: a cloud needs no warm-up"
     if before.state == "down":  # a request to load a model would wait for LLM_LOAD_TIMEOUT
-        raise LLMError(before.detail.removesuffix("."), provider=provider.name)
+        raise errors.ConnectionFailed(before.detail.removesuffix("."), provider=provider.name)
     options: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
     with progress(f"{provider.name}: loading {model or before.model or 'the model'}"):
         await provider.warm_up(model, **options)

@@ -46,13 +46,14 @@ from .model_store import DEFAULT_MODEL
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens of a slot
 _RESTART_PAUSE_S: Final = 10.0  # after a failed start, requests fail without another start
-_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # if the server ends more often, it is not started again
+_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # after so many starts, requests fail until this time has passed
 _STOP_TIMEOUT_S: Final = 2.0  # a process that has not ended by then is killed
 _MAX_LOG_CHARS: Final = 300  # per line
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED: Final = (-9, 137)  # exit codes after SIGKILL
-# Held while a process is created and during a fork, so that a forked child inherits no pipe that it cannot close.
+# Held by a start and by ``os.fork()``. A fork thus waits until the new process is stored, so that the child can close
+# its pipes.
 _lock: Final = threading.Lock()
 
 
@@ -83,7 +84,7 @@ class EmbeddedServer:
     Attributes:
         config: the configuration of the server.
         key: the API key that the server requires.
-        users: the transports that have sent a request and are not closed.
+        users: the open transports that have started or used the server. The last one that closes stops it.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -197,7 +198,7 @@ class EmbeddedServer:
     def wait_ended(self) -> bool:
         """Wait up to two seconds for the end of the process, and return whether it has ended.
 
-        A process that is about to end refuses connections already.
+        Call it after a ConnectError: a server that is exiting refuses connections before its process has ended.
         """
         process = self._process
         with suppress(subprocess.TimeoutExpired):
@@ -214,7 +215,7 @@ class EmbeddedServer:
             _end(process)
 
     def forget(self) -> None:
-        """Drop the references to the process in a forked child. The process belongs to the parent, which ends it."""
+        """Drop the copied references to the process, in the child of a fork. The parent ends the process."""
         if process := self._process:
             for pipe in filter(None, (process.stdin, process.stderr)):
                 pipe.close()
@@ -274,6 +275,9 @@ def _start_error(exit_code: int | None, message: str, explanation: list[str]) ->
             hint="Lower EMBEDDED_CONTEXT or EMBEDDED_SLOTS, set EMBEDDED_MODEL to a smaller model, or raise "
             "LLM_LOAD_TIMEOUT",
         )
+    if message.startswith(("ImportError", "ModuleNotFoundError", "OSError")):
+        hint = "Install the system's library that it names, for example: apt-get install libgomp1"
+        return NotConfigured(f"xllamacpp cannot be imported ({printable(message, _MAX_LOG_CHARS)})", hint=hint)
     reason = _ERROR_LINE.sub("", explanation[0]) if explanation else printable(message, _MAX_LOG_CHARS)
     return NotConfigured(  # not retryable, because the next start would fail, too
         f"the embedded server ended before it was ready ({reason or 'without a log'})",

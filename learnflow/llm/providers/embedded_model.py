@@ -13,7 +13,7 @@ from ..transport.untrusted import printable
 from . import model_store
 from .model_store import DEFAULT_MODEL
 
-INSTALL_COMMAND: Final = "pip install 'learnflow-llm[embedded]'"
+INSTALL_COMMAND: Final = "pip install xllamacpp"
 PULL_COMMAND: Final = "learnflow-llm pull"
 _MAX_PATH_CHARS: Final = 300
 _MAX_NAME_CHARS: Final = 60

@@ -130,6 +130,7 @@ SPEC: Final = ProviderSpec(
     api=Api(default_url="http://localhost:8080/v1"),
     server=ServerSupport(
         compose_service="llamacpp",
+        context_option="--ctx-size",
         count_tokens=_count_tokens,
         load_path="/models/load",  # exists in router mode only; without it, the model is always loaded
         pull_command="llama-server -hf {model}",

@@ -41,21 +41,21 @@ from . import (
     yandexgpt,
 )
 
-# The vendors with a class, in the order of tables and lists.
+# The vendors with a class, in the order in which they are listed.
 _SERVERS: Final = (ollama, lmstudio, vllm, llamacpp, embedded)
 _VENDORS: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anthropic, yandexgpt, custom)
 SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _VENDORS})
 CUSTOM: Final = custom.SPEC  # any other server with OpenAI's API
 EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server responds
-# The kinds of server that probes recognise. Proxies come first, because they forward requests for the pages by which
-# other kinds are recognised. llama.cpp is next: it imitates those pages, but all its responses have its header.
+# The kinds of server that probes recognise, in the order of the attempts. Proxies are first: they forward the probes of
+# other kinds to the server behind them. llama.cpp is next: it imitates other pages, but its responses have its header.
 KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
 CLASSES: Final[dict[str, type[BaseProvider]]] = {}  # by the name of their spec, filled by ``providers``
 _KIND_NAMES: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
 _PROXY_HINT: Final = (
     "A vendor without OpenAI's API, such as Bedrock, Vertex AI or Cohere, needs a proxy that has it: "
-    "LLM_PROVIDER=litellm_proxy for LiteLLM's. Embeddings are not supported"
+    "for LiteLLM's, set LLM_PROVIDER=litellm_proxy. Embeddings are not supported"
 )
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,59}")
 _MAX_SHOWN_CHARS: Final = 60  # length of an invalid name in an error
@@ -85,7 +85,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
         api=Api(
             default_url=row["base"],
             api_path=path if has_version(path) else "",
-            litellm_path=row["path"] or None,  # LiteLLM adds it
+            litellm_path=row["path"] or None,  # LiteLLM appends it to the base URL
             responses_path=f"{row['path']}{RESPONSES_PATH}",
             models_path=f"{row['path']}/models",
             lists_all_models=False,

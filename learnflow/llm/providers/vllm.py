@@ -44,7 +44,9 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(default_url="http://localhost:8000/v1"),
     server=ServerSupport(
-        compose_service="vllm", probe=Probe(pages=("/v1/models", "/version", "/health"), parse_pages=_parse_pages)
+        compose_service="vllm",
+        context_option="--max-model-len",
+        probe=Probe(pages=("/v1/models", "/version", "/health"), parse_pages=_parse_pages),
     ),
     dialect=Dialect(
         direct_chat_path=CHAT_PATH,

@@ -27,7 +27,7 @@ _is_paused: ContextVar[bool] = ContextVar("learnflow_llm_recording_paused", defa
 
 @contextmanager
 def pause_recording() -> Iterator[None]:
-    """Record no response in the block. For probes, because their number depends on the time."""
+    """Record no response in the block. For probes: how many are sent differs between runs."""
     token = _is_paused.set(True)
     try:
         yield
@@ -155,7 +155,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         )
 
     def _scrubber(self, request: httpx.Request, endpoint: Endpoint, secrets: Mapping[str, str]) -> Scrubber:
-        """Return a scrubber for the secrets of the endpoint, the host, and the secrets in the body of a request."""
+        """Return a scrubber that replaces the endpoint's secrets, the secrets in the body, and the host name."""
         if endpoint.key and len(endpoint.key) >= MIN_SECRET_CHARS:
             secrets = {endpoint.key: f"key-of-{self._provider}", **secrets}
         values = [value for value in endpoint.secrets if len(value) >= MIN_SECRET_CHARS]
@@ -168,7 +168,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
 def build_response(recorded: RecordedResponse) -> httpx.Response:
     """Return the httpx response of a recorded one. Raise the recorded error if there was no response."""
     if recorded.status is None:
-        raise recorded.final_error or ConnectionFailed("the cassette has no answer")
+        raise recorded.final_error or ConnectionFailed("the recorded interaction has neither a response nor an error")
     return httpx.Response(recorded.status, headers=dict(recorded.headers), stream=_PlayedStream(recorded))
 
 

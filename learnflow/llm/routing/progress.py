@@ -29,7 +29,7 @@ class Progress(Transcript):
 
     Attributes:
         source: the source of the text so far, see ``Resumed``.
-        tokens: an upper limit for the tokens of the text so far.
+        tokens: the estimated number of tokens of the text so far, rather too high than too low.
         partial_thinking: the thinking of the interrupted attempt.
         resumed: the number of continuations.
     """
@@ -138,7 +138,7 @@ class Progress(Transcript):
         return error
 
     def _record_first_text(self, now: float) -> None:
-        """Record the first text of the request, or after a failure. Emit FailedOver if another provider sent it."""
+        """Record the time of the first text. After a failure, emit FailedOver if another provider sent the text."""
         if self._first_text_s is None:
             self._first_text_s = now - self.started
         if self._first_failure:

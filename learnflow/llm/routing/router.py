@@ -118,7 +118,7 @@ class RouterProvider(AbstractProvider):
 
     def __repr__(self) -> str:
         members = (item.name if item.creation_error else repr(item.original) for item in self._candidates)
-        return f"RouterProvider({', '.join(members)})"
+        return f"RouterProvider({', '.join(members) or 'find=…'})"
 
     @property
     def name(self) -> str:

@@ -125,18 +125,20 @@ class ModelCatalog:
         command = self._spec.server.pull_command
         return f": `{command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`" if command else ""
 
-    def expected_failure(self, name: str | None) -> str | None:
-        """Return why a request for this model would fail, according to the last probe; None if it would succeed.
+    def expect(self, name: str | None) -> tuple[str | None, str | None]:
+        """Return what the last probe says about a request for this model.
 
-        A loading model is not a failure, because the request waits for it.
+        Returns:
+            The name of the model that would answer, and the reason why the request would fail; None for an unknown
+            name or reason. A loading model is not a failure, because the request waits for it.
         """
         error = self._failure
         try:
             if self.server and not error:
-                self._choose(self.server, name)
+                return self._choose(self.server, name).name, None
         except LLMError as choice_error:
             error = choice_error
-        return None if error is None or isinstance(error, errors.ModelLoading) else message_without_provider(error)
+        return None, message_without_provider(error) if error and not isinstance(error, errors.ModelLoading) else None
 
     def clear(self) -> None:
         """Clear the models, so that the next request probes again."""

@@ -87,6 +87,9 @@ class ScriptedProvider(AbstractProvider):
         defaults = {"vision": True, "tools": True, "json_schema": True, "cost": None}
         self._capabilities = default_capabilities(**{**defaults, **capabilities})
 
+    def __repr__(self) -> str:
+        return f"ScriptedProvider({self.name!r})"
+
     @property
     def name(self) -> str:
         """Return the name in logs and errors."""

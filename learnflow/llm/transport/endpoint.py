@@ -340,6 +340,8 @@ def add_error_context(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, m
         error.hint = error.hint or f"Set {spec.variable('model')} or model= to a name that list_models() gives"
     elif isinstance(error, errors.AuthenticationFailed):
         error.hint = endpoint.key_hint
+    elif isinstance(error, errors.ContextOverflow) and spec.context_setting:
+        error.hint = error.advice.replace("context,", f"context ({spec.context_setting}),")
     elif isinstance(error, errors.Misconfigured | errors.ConnectionFailed) and error.hint and not hint_has_variable:
         error.hint = f"{error.hint}; the address in use is {endpoint.base_url}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):

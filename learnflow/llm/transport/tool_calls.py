@@ -1,6 +1,7 @@
 """Assemble tool calls, and the fields that OpenAI's API does not define, from their pieces.
 
-Pieces are matched to calls by the key (an index or an item), the id or the order. A piece with a name begins a call.
+A piece is matched to its call by the server's key (the index in a chat completion, the item in the Responses API), else
+by its id, else by order. A name usually begins a call; ``begins_other_call`` has the exceptions.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class PartialCall:
         self.id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
         self.extra: Extra = {}
         self.started = False
-        self._name_repeated = False  # the name arrived again after complete arguments: another call may follow
+        self._name_repeated = False  # the name arrived again after complete arguments: the next arguments begin a call
         self._pieces: list[str] = []
         self._checks_left = _MAX_CHECKS
 
@@ -118,7 +119,8 @@ class PartialCall:
         """Return whether a piece with the same key, or without one, begins another call."""
         if not name or not self.name:
             return self._name_repeated and bool(arguments.strip())
-        if not self._pieces:  # the name may arrive in pieces, if the call has a key
+        # Without arguments so far, another name continues the name of a call with a key, unless the id differs
+        if not self._pieces:
             return name != self.name and (self.call_key is None or call_id not in ("", self.server_id))
         self._checks_left -= 1
         if self._checks_left < 0 or json_object("".join(self._pieces)) is None:

@@ -202,7 +202,11 @@ def test_explain_with_probe_shows_state_of_servers(
         monkeypatch.setenv("TWO_KIND", "custom")
         assert cli.main(["explain", "hi", "--probe"]) == 0
         rows = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()[1:]]
-        assert [row[1:4] for row in rows] == [["gone", "-", "no"], ["two", "-", "no"], ["llamacpp", "-", "yes"]]
+        assert [row[1:4] for row in rows] == [
+            ["gone", "-", "no"],
+            ["two", "-", "no"],
+            ["llamacpp", "fault-model", "yes"],
+        ]
         assert "connection refused" in rows[0][4]
         assert "no model is named, and there are 2: a, b. Set TWO_MODEL" in rows[1][4]
         assert rows[2][4] == "would serve"

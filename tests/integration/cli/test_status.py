@@ -83,8 +83,8 @@ def test_status_and_models_print_tables(usual: dict[str, str], capsys: pytest.Ca
         assert "* ollama    ready, cold  fault-model" in shown
         assert "Ollama 0.33.0" in shown
         assert "Start vLLM at" in shown
-        assert re.search(r"groq +https://api.groq.com/openai/v1 +GROQ_API_KEY$", shown, re.MULTILINE)
-        assert all(f"\n  {name} " in shown for name in vendor_specs())
+        assert "\n  groq: https://api.groq.com/openai/v1, GROQ_API_KEY\n" in shown
+        assert all(f"\n  {name}: " in shown for name in vendor_specs())
         assert main(["status"]) == 0
         shown = capsys.readouterr().out
         assert "vLLM" not in shown
@@ -121,6 +121,22 @@ def test_doctor_prints_variables_probes_warnings_and_lines(
         assert needed in shown
     assert "sk-very" not in shown
     assert "password" not in shown
+
+
+@pytest.mark.parametrize("file", [".env", ".env.local"])
+def test_doctor_reports_file_that_is_not_utf_8_among_the_others(
+    file: str, usual: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / file).write_bytes("LLM_ROUTING=cost\nNAME=Ольга\n".encode("cp1251"))
+    with served("ollama") as (usual["ollama"], _):
+        assert main(["status"]) == 3
+        assert f"{file} cannot be read (UnicodeDecodeError)" in capsys.readouterr().err
+        assert main(["doctor"]) == 3
+        out, err = capsys.readouterr()
+    assert f"Invalid values, ignored below:\n  {file} cannot be read (UnicodeDecodeError). It must be UTF-8 text" in out
+    assert re.search("ollama +ready", out)
+    assert f"\n  {file}=" not in out
+    assert err == ""
 
 
 def test_shadowed_variable_names_winning_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,12 @@ def test_tables_fit_eighty_columns_and_states_have_colours(server: FaultServer) 
         shown, _ = on_a_terminal(*arguments)
         table = plain(shown)
         assert max(map(len, table)) <= 80, table
-        assert LONG[:12] in shown or arguments == ("doctor",)
+        wide, _ = on_a_terminal(*arguments, columns=1000)
+        words, whole = (
+            {word for line in lines if "probing" not in line for word in line.split()} for lines in (table, plain(wide))
+        )
+        assert words <= whole  # no word is broken
+        assert LONG in shown or arguments == ("doctor",)
     shown, _ = on_a_terminal("status")
     assert "\x1b[32mready" in shown
     shown, _ = on_a_terminal("status", NO_COLOR="1")
@@ -168,6 +173,12 @@ def test_warm_up_continues_after_failed_provider(
     assert "OPENAI_API_KEY" in err
     monkeypatch.setenv("LLM_PROVIDERS", "openai")
     assert cli.main(["warm-up"]) == 3
+
+
+def test_warm_up_that_a_server_refuses_is_exit_code_1(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.responses |= {"/api/ps": {"models": []}}
+    assert cli.main(["warm-up", "-m", "nosuch"]) == 1
+    assert "the server does not have the model" in capsys.readouterr().err
 
 
 def test_warm_up_prints_result(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
