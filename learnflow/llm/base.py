@@ -310,8 +310,8 @@ class LLMProvider(Protocol):
                 If no model is configured, the loaded one is used, else the only one. A router sends the name to the
                 providers that have the model. Other providers use their default model.
             temperature: the sampling temperature. The default is removed if the model rejects it.
-            max_tokens: the longest answer, in tokens. A text that ends there is returned, with a warning event. For a
-                tool call or a schema, AnswerTruncated is raised. The default is removed if the model rejects it.
+            max_tokens: the longest answer, in tokens. A text that ends there is returned, with a warning event. A tool
+                call or incomplete JSON raises AnswerTruncated. The default is removed if the model rejects it.
             more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). For tools, use
                 ``complete`` or ``stream``.
 

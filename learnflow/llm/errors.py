@@ -342,10 +342,10 @@ class DeadlineExceeded(TimedOut):
 class NotRecorded(LLMError):
     """The cassettes of ``LLM_REPLAY`` lack the request, or a test forbids real requests.
 
-    No other provider is tried, because its answer would not be the recorded one.
+    The router tries another provider only if that provider may have been used when the cassettes were recorded.
 
     Attributes:
-        was_skipped: whether the router then sent the request to another provider. Such an error does not fail a test.
+        was_skipped: whether the router then tried another provider. If so, the error does not fail a test.
     """
 
     failover = False

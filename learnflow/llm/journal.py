@@ -64,7 +64,7 @@ class JournalFile(Relay):
         has_emitted: whether text was emitted.
 
     Raises:
-        OSError: the file is locked, was deleted, or is not one of this user's journal.
+        OSError: the file is locked, was deleted, or is not a regular file of this user.
     """
 
     def __init__(self, path: Path, emit: Emit, *, sync: bool = False, flags: int = 0) -> None:
@@ -103,7 +103,7 @@ class JournalFile(Relay):
         self._emit(event)
 
     def write(self) -> None:
-        """Write the recorded text. After a failure, the next call tries again."""
+        """Write the collected text to the file. After a failure, the next call tries again."""
         self._is_scheduled = False
         if self.descriptor < 0:
             return
@@ -161,9 +161,10 @@ def with_journal(settings: Settings, limit_s: float, run: RunCall, call: Call) -
 
 
 async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: Call, emit: Emit) -> Completion:
-    """Run a call. Keep its file after an error or a cancellation.
+    """Run a call and delete its file.
 
-    Delete it if the caller stopped the stream, or if no continuation would make the text a valid answer.
+    After an error or a cancellation, keep the file, unless the caller stopped the stream or no continuation would make
+    the text a valid answer.
     """
     deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or limit_s)
     # A router inside an application's provider records nothing, because the outer router records its text

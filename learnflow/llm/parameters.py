@@ -1,6 +1,6 @@
 """The keywords of calls and providers: their valid values, and the sets of keywords that providers support.
 
-The sets follow the documentation of the vendors. Each file of ``providers`` has its address.
+The sets follow the documentation of the vendors.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def check_keywords(
 @cache
 def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAdapter[Any]]:
     """Return the annotations of all keywords, the names of explicit ones, the name of ``**rest``, and the validator."""
-    modules = {"parameters": sys.modules[__name__]}  # in ``base``, only a type checker imports it
+    modules = {"parameters": sys.modules[__name__]}  # ``base`` imports this module only for type checkers
     # The type of the return value may be unresolvable.
     hints = SimpleNamespace(__annotations__={**function.__annotations__, "return": None})
     annotations = get_type_hints(hints, function.__globals__, modules, include_extras=True)

@@ -97,7 +97,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """The response to a GET request. ``body`` is its JSON object, which is empty if there is an ``error``."""
+    """The response to a request of a probe. ``body`` is its JSON object, which is empty if there is an ``error``."""
 
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -144,8 +144,8 @@ class Api:
         cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
         default_version: the default version of the API; None if the vendor requires no version.
         key_header, key_scheme: the header with the key, and its authentication scheme ("Bearer").
-        headers: further headers. ``{session}`` in a value is replaced by ``session=``. Without it, such a
-            header is not sent.
+        headers: further headers. ``{session}`` in a value is replaced by ``session=``. Without a session, such a header
+            is not sent.
         choose_variant: a function that returns the spec for a base URL and an API version; None if there is only one.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
         responses_path: the path of requests to the Responses API, with ``{version}``; None if the vendor does not have
@@ -193,8 +193,10 @@ class Dialect:
         direct_chat_path: the path of text-only chat requests that are written without LiteLLM until it is imported,
             because the import takes seconds (ADR 10). None if LiteLLM changes such requests.
         supports_stream_usage: whether the server supports ``stream_options``.
-        ignores_prefill: whether the server is known to start a new answer after a last message of the assistant.
-        supports_prefill: whether the server is known to continue a last message of the assistant.
+        ignores_prefill: whether the server is known to start a new answer after a last message of the assistant, unless
+            the request has the fields that continue it.
+        supports_prefill: whether the server is known to continue a last message of the assistant, at least with these
+            fields.
         build_continuation: a function that returns the request to continue a broken answer, given the client, model,
             messages, body and attempt. None if prefill or a prompt continues the answer.
     """
@@ -242,9 +244,9 @@ class ServerSupport:
             Its arguments are the tokens of prompt and answer, the loaded context length, and the model's maximum. The
             attribute is None if requests cannot set the context length.
         context_option: the server's own option for the context length, for a hint; "" if requests set it.
-        drops_prompts: a function that returns whether the server silently drops the beginning of a prompt that is too
-            long. Its arguments are the server's version, and whether the server's own API is used instead of OpenAI's.
-            None if the server never drops one.
+        drops_prompts: a function that returns whether a low number of prompt tokens shows that the server silently
+            dropped the beginning of the prompt. Its arguments are the server's version, and whether the server's own
+            API is used instead of OpenAI's. None if the server never drops it.
         compose_service: the name of the server in the compose file; None if it is not in the file.
         start_command: the commands that start it with a small model, as shown in hints.
         down_hint: the hint if it does not respond; None for the default hint with its address.

@@ -94,10 +94,10 @@ class Settings(EnvSettings):
             next provider gets the request. 0: never.
         llm_retries: how often a request is retried after a transient failure, if no other provider can serve it.
         llm_patience: seconds for which a self-hosted server that refuses connections is retried, if no other
-            provider can serve the request: it may be restarting. 0: only `LLM_RETRIES` retries. `learnflow-llm`
-            commands do not wait unless this variable is set.
-        llm_spill: if all providers of a rank are full, a request waits for one of them (`no`), goes to another rank if
-            its provider is local, too (`local`), or to any rank (`cloud`).
+            provider can serve the request. The server may be restarting. 0: only `LLM_RETRIES` retries.
+            `learnflow-llm` commands do not wait unless this variable is set.
+        llm_spill: if all providers of a rank are full, a request waits for one of them (`no`), goes to another rank but
+            not from a local provider to a cloud (`local`), or goes to any rank (`cloud`).
         llm_routing: the order of the providers: `order` (as named), `latency`, `cost`, `local-first`, or
             `warm-first` (loaded models before models that must be loaded, even if the loaded ones are in a cloud).
         llm_local_only: if `true`, no byte leaves this machine and its private network.
@@ -166,7 +166,8 @@ class ProviderSettings(EnvSettings):
 
     Attributes:
         base_url: the address of the server; `/v1` and a slash at the end are optional.
-        kind: the kind of server: a name of the tables. Required if the name of the provider is your own.
+        kind: the kind of server: a name of the tables in docs/providers.md. Required if the name of the provider is
+            your own.
         model: the model of calls without `model=`. Unset, on a self-hosted server: the loaded model, or the only
             one.
         vision_model: the model of requests with images. Unset: `<NAME>_MODEL`.
@@ -176,7 +177,7 @@ class ProviderSettings(EnvSettings):
         api: the API of all requests: `chat` (chat completions) or `responses` (OpenAI's Responses API). Unset: chat
             completions, unless the model or the request needs the Responses API.
         api_version: the version of the API, for a provider that has versions.
-        context: the context length that is served, if the server does not report it. It is sent if the API has such
+        context: the served context length in tokens, if the server does not report it. It is sent if the API has such
             a parameter.
         max_concurrency: the concurrency limit; further requests wait.
         slots: for a server that the package starts: its number of concurrent requests. Unset: 2.

@@ -155,7 +155,7 @@ class _Channel(Emit):
         _wake(self.reader_future)
 
     async def drain(self) -> None:
-        if self.is_abandoned:  # a library suppressed the CancelledError. Raise it again: no reader frees the buffer
+        if self.is_abandoned:  # a library suppressed the CancelledError. Raise it again: no reader empties the buffer
             raise asyncio.CancelledError
         while len(self.events) >= MAX_READ_AHEAD:
             self._writer_future = self._loop.create_future()
@@ -300,7 +300,7 @@ class TextStream(AsyncIterator[str]):
         raise clear_cause(channel.outcome) if isinstance(channel.outcome, LLMError) else channel.outcome
 
     def events(self) -> AsyncGenerator[Event, None]:
-        """Return an iterator over text, thinking, tool calls, waiting, failover, and ``Finished`` at the end.
+        """Return an iterator over all events (``Event``). The last one is ``Finished``.
 
         The joined ``TextDelta`` events are the completion's text: emitted text is final. Read a stream by its events or
         by its text, not both. ``aclose()`` of the iterator closes the connection.

@@ -299,7 +299,7 @@ def _convert_error(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
     hint = "Check roles, contents, tool calls and image formats of the messages, or try another provider"
     if message:
         what = "the model does not support a parameter of the request, according to LiteLLM's table"
-        hint = f"Leave out {', '.join(named_parameters) or 'some of its keywords'}"
+        hint = f"Leave out {', '.join(named_parameters) or 'some keywords of the call'}"
     unsupported = errors.Unsupported(what, hint=hint)
     unsupported.params = named_parameters
     return unsupported

@@ -18,7 +18,7 @@ from ..transport.tool_calls import join_extra
 from .request import Request
 
 _MIN_TEXT_LETTERS: Final = 4  # letters and digits of a text. A shorter one may occur in any message
-_MIN_QUOTE_LETTERS: Final = 16  # a message quotes a text if both have so many consecutive letters and digits
+_MIN_QUOTE_LETTERS: Final = 16  # a message quotes a text if they share so many consecutive letters and digits
 _MAX_COMPARED_CHARS: Final = 200_000  # of each text: an image has millions
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 

@@ -89,8 +89,8 @@ class AttemptRunner:
     def continuation_spec(self) -> ProviderSpec | None:
         """Return the spec with the dialect that continues an answer; None if the provider cannot continue one.
 
-        This is the provider's spec if its dialect can continue answers, else the spec of the detected server if that
-        dialect can, and has the same parser.
+        This is the provider's spec if its dialect can continue answers, else the detected server's spec if its dialect
+        can continue answers and has the same parser.
         """
         if self.api == "responses":
             return None
@@ -100,7 +100,7 @@ class AttemptRunner:
         return None
 
     def start(self, request: Request, attempt: Attempt) -> Work:
-        """Return a coroutine function that runs the attempt. A buffered one also requests corrections of its answer.
+        """Return a coroutine function that runs the attempt. If buffered, it also requests corrections of the answer.
 
         Args:
             request: the checked request.
@@ -251,7 +251,7 @@ class _AttemptRun:
         while True:
             api = request_format.api or self._choose_api()
             async with _before_deadline(deadline):
-                # Check again that the model is local: since ``_prepare``, a queue may have taken minutes
+                # Check again that the model is local: since ``_prepare``, the wait for a slot may have taken minutes
                 await self._catalog.choose_name(self._model)
                 if api == "responses":  # the Responses API always requires LiteLLM
                     await _litellm.prepare(self._spec, self._client.endpoint)
@@ -423,7 +423,8 @@ class _AttemptRun:
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
                 is_empty = not (answer.text or answer.parser.partial_calls)
                 is_context_full = not limit or (tokens or limit) < limit
-                failure.failover = is_empty or is_context_full  # else another provider ends it at max_tokens, too
+                # Another provider would also stop at max_tokens, unless the answer is empty or the context was full
+                failure.failover = is_empty or is_context_full
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
                 error.answer = completion  # ``run_with_corrections`` adds its usage and cost

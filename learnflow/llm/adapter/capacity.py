@@ -145,7 +145,7 @@ class Capacity:
             while waiter := self._choose_waiter(slot.address):
                 self._waiters.remove(waiter)
                 waiter.slot = self._add_slot(slot.address, waiter.digests, waiter.loop)
-                with suppress(RuntimeError):  # the event loop was closed meanwhile: choose the next one
+                with suppress(RuntimeError):  # the event loop was closed meanwhile: choose the next waiter
                     waiter.loop.call_soon_threadsafe(_resolve, waiter.future, waiter.slot)
                     return
 

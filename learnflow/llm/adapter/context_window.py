@@ -31,7 +31,7 @@ _MIN_CHECKED_TOKENS: Final = 1000  # a shorter prompt is not checked
 # Prompt tokens that the server reports for each word. With a larger share, the prompt may be complete: some tokenizers
 # need a third fewer tokens than words, and some chat templates omit old thinking.
 _MAX_READ_SHARE: Final = 0.5
-# Share of the caller's ``max_tokens`` (``AtMost``). A lower limit for the answer is logged as a warning.
+# A limit of the answer below this share of the caller's ``max_tokens`` (``AtMost``) is logged as a warning.
 _MIN_ANSWER_SHARE: Final = 0.25
 _MARGIN_TOKENS: Final = 8  # reserve for the tokens of the chat template that the server does not count
 _LOAD_FAILED_STATUS: Final = 500  # of the server itself; 502 and 504 come from a gateway in front of it

@@ -306,9 +306,9 @@ class _WrappedProvider(RoutableProvider):
         self.provider = provider
 
     def get_capabilities(self) -> Capabilities:
-        """Return the provider's capabilities. Those that it omits are unknown, and it is then not local.
+        """Return the provider's capabilities. An omitted capability is unknown, except that ``local`` is then False.
 
-        If it raises an error, it omits all.
+        If the provider raises an error, all are omitted.
         """
         unknown = default_capabilities(local=False, cost=None)
         with suppress(Exception):

@@ -168,7 +168,7 @@ async def run_with_corrections(
             raise failure.with_traceback(None)
         rejected.append(last.answer)
         request = request.with_correction(last.answer.text, last.reason)
-        # The other half of the time left is for other providers
+        # Reserve half of the time left for other providers
         max_first_token_s = attempt.max_first_token_s and min(attempt.max_first_token_s, left_s / 2)
         attempt = replace(attempt, number=attempt.number + 1, max_first_token_s=max_first_token_s)
 
@@ -196,8 +196,8 @@ def _add_rejected(completion: Completion, rejected: Sequence[Completion], delay_
 
 # Limit of one validation, which then takes a second at most. A keyword is one step, a long value or message is more.
 _MAX_STEPS: Final = 100_000
-# Of nested keywords. After a RecursionError, jsonschema's Rust code may raise a PanicException. It is not a subclass of
-# Exception, so ``_validate`` would not catch it.
+# Limit of nested keywords. After a RecursionError, jsonschema's Rust code may raise a PanicException. It is not a
+# subclass of Exception, so ``_validate`` would not catch it.
 _MAX_DEPTH: Final = 200
 # These keywords are not validated, because that takes unlimited time for some answers.
 _UNCHECKED_KEYWORDS: Final = (

@@ -31,7 +31,7 @@ from .variables import ineffective, known_specs, variables
 async def doctor(timeout_s: float, provider: str | None) -> int:
     """Show the settings, the servers that respond, common mistakes, and lines for .env.
 
-    The exit code is 0 only if a provider that requests would use is ready, and no value is invalid.
+    The exit code is 0 only if a provider that would serve requests is ready, and no value is invalid.
     """
     faults = switches.collected_faults = dict[str, str]()  # invalid values do not raise, so that all are shown
     report_replay()
@@ -47,7 +47,7 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
         write("\nProbed servers:")
         table(("  PROVIDER", "STATE", "ADDRESS", "DETAIL"), map(_row, candidates))
     _print_section("Warnings", [*_warnings(candidates), *await _router_warnings(candidates, timeout_s)])
-    _print_section("Providers that requests would use", [_ready_providers(chain, candidates)])
+    _print_section("Providers that would serve requests", [_ready_providers(chain, candidates)])
     print_lines([*default_lines(faults), *provider_lines(chain, candidates)])
     ready = any(candidate.ready for candidate in providers_in_use(chain, candidates))
     return ExitCode.OK if ready and not faults else ExitCode.NO_PROVIDER
@@ -135,7 +135,7 @@ async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
     if not workers:
         return ""
     spec, unhealthy = provider.spec, sum(row.get("is_healthy") is False for row in workers)
-    limit = "" if settings.load_provider(spec).max_concurrency else f", and set {spec.variable('max_concurrency')}"
+    limit = "" if settings.load_provider(spec).max_concurrency else f"; also set {spec.variable('max_concurrency')}"
     return (
         f"{provider.endpoint.base_url} is a router of {len(workers)} servers"
         f"{f' ({unhealthy} unhealthy)' if unhealthy else ''}. Start it with --disable-retries, because this package "

@@ -63,7 +63,7 @@ def print_lines(lines: Iterable[Line]) -> None:
 
 
 def default_lines(faults: Iterable[str]) -> Iterator[Line]:
-    """Yield lines that replace invalid values with their defaults. A fault of a file has no line."""
+    """Yield lines that replace invalid values with their defaults. A fault of a whole file has no line."""
     for name in filter(str.isidentifier, faults):
         field = Settings.model_fields.get(name.lower())
         default = field.default if field and isinstance(field.default, (str, int, float)) else ""

@@ -37,8 +37,8 @@ _SHOWN_CAPABILITIES: Final = tuple(name for name in FLAGS if name not in ("strea
 async def status(include_all: bool, as_json: bool, timeout_s: float, provider: str | None) -> int:
     """Show the state of the providers.
 
-    Lists the configured and the detected providers, with advice. * marks the provider that requests would use. The
-    exit code is 0 only if that provider is ready.
+    Lists the configured and the detected providers, with advice. * marks the provider that would serve requests.
+    The exit code is 0 only if that provider is ready.
     """
     report_replay()
     chain, candidates = await probe(provider, timeout_s)
@@ -159,7 +159,7 @@ async def probe(
 
 
 def providers_in_use(chain: Sequence[str], candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return the providers that requests would use, in order: the chain, else all usable local ones."""
+    """Return the providers that would serve requests, in order: the chain, else all usable local ones."""
     if not chain:
         return select_usable(candidates)
     configured = [candidate for candidate in candidates if candidate.configured and candidate.health.provider in chain]

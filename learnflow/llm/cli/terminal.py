@@ -123,11 +123,11 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _column_widths(columns: Sequence[Sequence[str]]) -> list[int]:
-    """Return the widths of the columns in which no word is broken. Return [] if the terminal is too narrow."""
+    """Return column widths at which no word is broken. Return [] if the terminal is too narrow."""
     from rich.cells import cell_len  # noqa: PLC0415
 
     longest = [max(map(cell_len, column)) for column in columns]
-    # The mark or indent of a first word belongs to it.
+    # A mark or an indent at the beginning of a cell is a part of its first word.
     words = [[word for cell in column for word in re.findall(r"^[* ]*\S+|\S+", cell)] for column in columns]
     widths = [max(map(cell_len, column), default=0) for column in words]
     spare = _width() - sum(widths) - 2 * (len(columns) - 1)

@@ -99,7 +99,7 @@ def _similar(name: str, names: Iterable[str]) -> list[str]:
 def _differs_by_word(name: str, known: str, names: Iterable[str]) -> bool:
     """Return whether a name has an extra last word (OPENAI_MODEL_NAME), or lacks a word (OPENAI_KEY).
 
-    An extra word does not count if ``known`` is the beginning of a longer known name, as OPENAI_API of OPENAI_API_KEY.
+    An extra word does not count if ``known`` is the beginning of a longer known name, as OPENAI_API is.
     """
     words, expected = name.split("_"), known.split("_")
     shorter = [expected[:index] + expected[index + 1 :] for index in range(1, len(expected))]

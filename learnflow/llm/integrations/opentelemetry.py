@@ -40,7 +40,7 @@ def attach(
         meters: the meter provider; None for the global one.
 
     Returns:
-        A function that detaches them.
+        A function that ends the emission.
     """
     return attach_once(("opentelemetry", tracers, meters), lambda: _add_sinks(tracers, meters))
 

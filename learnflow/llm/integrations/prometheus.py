@@ -107,9 +107,11 @@ class Metrics:
             "from",
             "to",
         )
-        self._continuations = counter("resumes_total", "Continuations of broken answers.", "provider", "outcome")
+        self._continuations = counter(
+            "resumes_total", "Ended continuations of broken answers, by outcome.", "provider", "outcome"
+        )
         self._continued_answers = counter(
-            "resumed_answers_total", "Texts that a provider continues.", "provider", "source"
+            "resumed_answers_total", "Started continuations, by source of the text.", "provider", "source"
         )
         self._configuration_errors = counter(
             "configuration_errors_total", "Failures that require a change of the configuration.", "provider", "error"

@@ -52,8 +52,8 @@ _MAX_LOG_CHARS: Final = 300  # per line
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED: Final = (-9, 137)  # exit codes after SIGKILL
-# Held by a start and by ``os.fork()``. A fork thus waits until the new process is stored, so that the child can close
-# its pipes.
+# Held by a start and by ``os.fork()``. A fork thus waits until the new server process is stored, so that the forked
+# child can close the pipes of that process.
 _lock: Final = threading.Lock()
 
 

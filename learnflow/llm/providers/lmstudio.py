@@ -80,8 +80,8 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(default_url="http://localhost:1234/v1"),
     server=ServerSupport(
-        # Documentation of LM Studio, developer/core/lmlink (February 2026)
         context_option="lms load --context-length",
+        # Documentation of LM Studio, developer/core/lmlink (February 2026)
         locality_caveat="with LM Link, a linked machine may run its models, and no API reports it",
         load_path=f"{_MODELS}/load",
         load_with_keep_alive=_load_with_keep_alive,

@@ -1,7 +1,6 @@
 """Play recorded responses from cassettes.
 
-A request that was not recorded raises NotRecorded, which describes the most similar recorded request. NotRecorded
-causes no fallback to another provider.
+A request that was not recorded raises NotRecorded, which describes the most similar recorded request.
 """
 
 from __future__ import annotations
@@ -182,9 +181,9 @@ def _differences(recorded: RecordedRequest, request: RecordedRequest) -> list[st
 
 
 def _body_differences(old: Any, new: Any, path: str) -> Iterator[str]:
-    """Yield the paths of different values. Only values of ``_SHOWN_FIELDS`` are included.
+    """Yield the paths of different values, with the values of ``_SHOWN_FIELDS``.
 
-    Of other texts, the position of the first difference is included.
+    For any other text, add the position of the first difference.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:

@@ -56,7 +56,7 @@ class Scrubber:
         self._hosts = [(re.compile(re.escape(host)), hosts[host]) for host in sorted(hosts, key=len, reverse=True)]
 
     def scrub(self, value: Any) -> Any:
-        """Return a copy of a JSON value of a request without secrets. Hosts stay, because the prompt may name them."""
+        """Return a copy of a request's JSON value without its secrets. Hosts stay, because the prompt may name them."""
         if isinstance(value, str):
             return _substitute(value, self._secrets)
         if isinstance(value, Mapping):

@@ -27,7 +27,7 @@ _is_paused: ContextVar[bool] = ContextVar("learnflow_llm_recording_paused", defa
 
 @contextmanager
 def pause_recording() -> Iterator[None]:
-    """Record no response in the block. For probes: how many are sent differs between runs."""
+    """Record no response in the block. For probes, because their number differs between runs."""
     token = _is_paused.set(True)
     try:
         yield

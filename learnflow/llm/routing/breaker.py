@@ -18,7 +18,7 @@ from .decision import MAX_DELAY_S, breaker_rule, is_provider_failure
 
 # What may be sent: requests, nothing, a probe, or one trial request. The last two are half-open states
 BreakerState = Literal["closed", "open", "probe", "trial"]
-# A probe or trial request blocks others for this time at most. It never reports a result if its event loop stops.
+# A probe or trial request blocks others for this time at most: if its event loop stops, it never ends.
 _MAX_CHECK_S: Final = 60.0
 _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed")
 

@@ -143,7 +143,7 @@ LAST_RULES: Final = (
         drops_text=True,
     ),
     Rule(
-        "a failure may be transient and a retry is left in time (LLM_RETRIES; LLM_PATIENCE if a local server restarts)",
+        "a failure may be transient; a retry and time are left (LLM_RETRIES; LLM_PATIENCE if a local server restarts)",
         lambda _, state: state.can_retry,
         "retry",
     ),
@@ -152,7 +152,7 @@ LAST_RULES: Final = (
 
 
 def decide(error: LLMError, state: RequestState) -> Rule:
-    """Return the rule for a failure. With a rule of ``LAST_RULES``, the text is dropped if either rule drops it."""
+    """Return the rule for a failure. A rule of ``LAST_RULES`` also drops the text if the rule that it replaces does."""
     rule = next(rule for rule in RULES if rule.applies(error, state))
     if rule.action != "next_provider" or state.has_other_provider:
         return rule

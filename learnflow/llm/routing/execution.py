@@ -260,7 +260,7 @@ class Execution:
             await self._prepare_next(blocked, breaker_error, decision.RequestState())
 
     def _take_slot(self, chosen: Candidate, eligible: Sequence[Candidate]) -> Candidate | None:
-        """Take a slot of ``chosen``, else of a candidate that LLM_SPILL allows. Return it; None if all are full."""
+        """Take a slot of ``chosen``, else of one that LLM_SPILL allows. Return the candidate; None if all are full."""
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
         spill = [other for other in eligible if other.ready and other.distance <= max_distance]
         for candidate in (chosen, *spill):
@@ -322,7 +322,8 @@ class Execution:
 
     async def _wait_for_load(self, loading: Sequence[Candidate]) -> list[Candidate]:
         """Start the loads, and wait for the first one to end. Return the candidates whose load has succeeded."""
-        await asyncio.sleep(_LOAD_POLL_S)  # avoid a busy loop: a server may refuse requests, but report no load
+        # Avoid a busy loop if a server refuses requests because of a load, but does not report the load
+        await asyncio.sleep(_LOAD_POLL_S)
         loads = {candidate: candidate.start_load() for candidate in loading}
         left_s = max(0.0, self._load_deadline - self._now)
         ended, _ = await asyncio.wait(loads.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)

@@ -65,7 +65,7 @@ class RouterProvider(AbstractProvider):
         retries: the number of retries after a transient failure, if no other provider is left (LLM_RETRIES).
         routing: the order of the providers: "order", "latency", "cost", "local-first", "warm-first" (LLM_ROUTING).
         deadline: the time limit of a request with all its attempts, in seconds (LLM_DEADLINE).
-        find: a coroutine function that finds the providers if there is no ``primary``. The first method calls it.
+        find: a coroutine function that finds the providers if there is no ``primary``. It is called at the first use.
         breakers: the circuit breakers; those of the process by default.
 
     Raises:
@@ -136,7 +136,7 @@ class RouterProvider(AbstractProvider):
         options = dict(call.options)
         resume = options.pop("resume", self._resume)
         if options.get("headers") is not None:
-            hint = "They are secrets of one server. Set <NAME>_HEADERS, or give headers= to its class"
+            hint = "They are secrets of one server. Set <NAME>_HEADERS, or give headers= to the provider's class"
             raise errors.InvalidRequest("a router does not support headers=", hint=hint)
         run = partial(self._run, resume, base_attempt)
         call = replace(call, options=options)
@@ -166,13 +166,7 @@ class RouterProvider(AbstractProvider):
 
     async def health_check(self) -> bool:
         """Return whether a provider is ready for a request. Raise only NotRecorded."""
-        try:
-            candidates = await self._find_created_candidates()
-        except errors.NotRecorded:
-            raise
-        except LLMError:
-            return False
-        return any(await asyncio.gather(*(candidate.provider.health_check() for candidate in candidates)))
+        return (await self.refresh()).ready
 
     def get_capabilities(self) -> Capabilities:
         """Return the best value of each capability among the providers.
@@ -204,6 +198,8 @@ class RouterProvider(AbstractProvider):
         """
         try:
             candidates = await self._find_created_candidates()
+        except errors.NotRecorded:
+            raise
         except LLMError as error:
             capabilities = self.get_capabilities()
             return Health(state="down", provider=self.name, base_url=None, detail=str(error), capabilities=capabilities)

@@ -94,8 +94,8 @@ class Chain:
     def missing(self, candidate: Candidate) -> list[str]:
         """Return descriptions of the requirements that a candidate certainly does not meet.
 
-        For a sole candidate, return only the capabilities that its provider would refuse, too. For other requirements,
-        the error of the server is more specific.
+        For a sole candidate, return only the capabilities for which the provider itself would refuse the request. For
+        other requirements, the error of the server is more specific.
         """
         if candidate.creation_error:
             return [str(candidate.creation_error)]
@@ -106,7 +106,7 @@ class Chain:
         return missing_requirements(self.requirements, candidate.facts.capabilities)
 
     def supports(self, candidate: Candidate) -> bool:
-        """Return whether a candidate may get the request. A sole candidate always may: its server reports more."""
+        """Return whether a candidate may get the request. A sole candidate always may, see ``missing``."""
         return len(self.candidates) == 1 or not self.missing(candidate)
 
     def remaining(self, failed: Candidate | None) -> list[Candidate]:

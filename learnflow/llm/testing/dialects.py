@@ -214,7 +214,7 @@ class Dialect:
         return [str(message.get("content")) for message in messages]
 
     def rendered_prompt(self, messages: Any) -> bytes:
-        """Return Ollama's response to a request with ``_debug_render_only``: the prompt after its template."""
+        """Return Ollama's response to a request with ``_debug_render_only``: the prompt as its template renders it."""
         text = "".join(f"<|{message['role']}|>{message['content']}\n" for message in messages) + _ASSISTANT
         return json.dumps({"model": MODEL, "done": False, "_debug_info": {"rendered_template": text}}).encode()
 

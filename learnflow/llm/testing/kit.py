@@ -24,7 +24,7 @@ def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]
         hint: the hint of errors about missing cassettes. Default: use LLM_REPLAY_MODE=record.
 
     Yields:
-        The player. Its ``missing`` lists requests without a cassette, and ``unplayed`` lists unused cassettes.
+        The player. Its ``missing`` lists requests without a cassette, and ``unplayed`` lists unused responses.
 
     Raises:
         NotConfigured: a folder does not exist, or a cassette cannot be read.
@@ -37,7 +37,7 @@ def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]
 
 @contextmanager
 def recording(folder: str | Path) -> Iterator[Recorder]:
-    """Record the responses that providers created in the block receive.
+    """Record the responses to providers that the block creates.
 
     Args:
         folder: the folder for the cassettes. It is created if it does not exist.
@@ -54,7 +54,7 @@ def recording(folder: str | Path) -> Iterator[Recorder]:
 
 @contextmanager
 def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
-    """Let ``get_provider()`` return a router over a provider in the block, regardless of the environment.
+    """In the block, let ``get_provider()`` return a router over this provider, regardless of the environment.
 
     Args:
         provider: the provider, usually a ``ScriptedProvider`` or a router.
@@ -84,7 +84,7 @@ def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
 def no_model_calls() -> Iterator[None]:
     """Raise NotRecorded for each request in the block, except requests to a ``FaultServer``.
 
-    This includes requests of providers that were created before the block.
+    Requests of providers that were created before the block raise it, too.
     """
     previous, switches.allowed_origins = switches.allowed_origins, RUNNING_ORIGINS
     try:

@@ -57,8 +57,9 @@ Answer = str | list[str] | Completion | Cut | BaseException | type[BaseException
 
 
 class ScriptedProvider(AbstractProvider):
-    """A provider that answers from a script: ``ScriptedProvider(["Hello.", errors.RateLimited("busy"), Cut("It
-    beg")])``.
+    """A provider that answers from a script.
+
+    Example: ``ScriptedProvider(["Hello.", errors.RateLimited("busy"), Cut("It beg")])``.
 
     Each request gets the next answer of the script: a text (streamed in words), a list (its pieces are streamed), a
     ``Completion`` (returned unchanged), an exception (raised) or a ``Cut``. If ``response_format`` is a pydantic class,

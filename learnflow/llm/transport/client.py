@@ -42,8 +42,8 @@ class HttpRequest:
     Attributes:
         url: the absolute URL.
         body: the JSON to POST; None for a GET.
-        connect_timeout: time limit in seconds for DNS, TCP and TLS each. None and longer limits mean
-            ``Client.connect_timeout``.
+        connect_timeout: time limit in seconds for DNS, TCP and TLS each. It is ``Client.connect_timeout`` if None or
+            longer.
         on_timeout: functions that are called with the error if a time limit ends the request. The recorder of cassettes
             adds one.
     """

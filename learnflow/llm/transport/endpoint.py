@@ -81,7 +81,7 @@ class Endpoint:
         server_url: the URL of the server, without the path of its API.
         base_url: the URL to which LiteLLM appends its path.
         key: the API key; None if no key belongs to this address.
-        key_hint: the action if the server requires a key, or rejects it.
+        key_hint: the hint of the error if the server requires a key, or rejects the key.
         credentials: the header with the key; empty without a key.
         headers: further headers, which are secrets. A value with ``{session}`` is sent only in a call with a session.
         version: the API version; None if the provider has no versions.
@@ -249,7 +249,7 @@ def parse_headers(spec: ProviderSpec, given: Any, error_class: type[LLMError]) -
 def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:
     """Parse a URL, with or without scheme, port, ``/v1`` and trailing slash, into an endpoint.
 
-    The forms of ``OLLAMA_HOST`` are those of Ollama's ``envconfig.Host`` (2026-08): ``host``, ``:port``, ``0.0.0.0``,
+    The forms of ``OLLAMA_HOST`` are supported (Ollama's ``envconfig.Host``, 2026-08): ``host``, ``:port``, ``0.0.0.0``,
     ``[::1]``, ``http://host`` (port 80) and ``https://host``, each with or without a path.
 
     Args:

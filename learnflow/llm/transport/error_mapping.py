@@ -185,7 +185,7 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
             "the address redirects", status=status, hint="Set the base URL to the address of the server"
         )
     is_web_page = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
-    # With another status, a web page is the error page of a gateway
+    # With status 413, 429 or 5xx, a web page is the error page of a gateway
     if is_web_page and status < 500 and status not in (413, 429):
         return no_model_api_error(status)
     if status == 403 and not body.strip():

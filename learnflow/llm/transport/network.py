@@ -47,8 +47,8 @@ def is_local(endpoint: Endpoint, *, local_only: bool = False) -> bool:
 
     Args:
         endpoint: the endpoint of the requests.
-        local_only: one private address of the host suffices, because requests use only that one. Otherwise all of its
-            addresses must be private.
+        local_only: one private address of the host suffices, because requests use only private ones. If False, all
+            addresses of the host must be private.
     """
     addresses = _resolved.get(endpoint.origin[1])
     if not addresses:

@@ -92,7 +92,7 @@ class AnswerReader:
             raise parser.fault
 
     def _start_timer(self, timeout: asyncio.Timeout) -> None:
-        """Schedule a probe at the first-token timeout, if the server may be loading the model then."""
+        """Schedule the probe ``is_loading``, if there is one, at the first-token timeout."""
 
         def start_probe() -> None:
             if not self._has_delta:
@@ -142,7 +142,7 @@ class AnswerReader:
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # a recorded timeout
+            raise  # a timeout that a cassette plays
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:

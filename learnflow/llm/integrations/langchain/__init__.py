@@ -297,12 +297,12 @@ class ChatLearnFlow(BaseChatModel):
         """Return a runnable that returns instances of a pydantic class, or dicts for any other schema.
 
         It raises SchemaMismatch if no provider's answer fits, unless ``include_raw`` is set. With "json_schema" and a
-        pydantic class each provider's answer is validated. Otherwise it only must be a JSON object.
+        pydantic class, a provider's answer must fit the schema. In all other cases, it must only be a JSON object.
 
         Args:
             schema: a pydantic class, a TypedDict, a JSON schema, or an OpenAI-style function.
             include_raw: return ``{"raw": message, "parsed": instance or None, "parsing_error": error or None}``.
-            method: "json_schema" requests the schema, and describes it in the prompt if the model refuses that;
+            method: "json_schema" sends the schema, or describes it in the prompt if the model rejects it;
                 "json_mode" requests any JSON; "function_calling" uses a tool.
             strict: require answers that fit exactly, if the server supports that. Ignored for pydantic classes, which
                 are always strict.
