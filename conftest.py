@@ -6,10 +6,11 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,28 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # in a background job of a shell; child processes would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The variables of the machine that tests and their processes get. Each provider reads all variables several times.
+KEPT = re.compile(r"CI|HOME|LANG|LC_.*|PATH|TMPDIR|TZ|(COV|DYLD|LD|PYTEST|PYTHON|XDIST).*")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without garbage collections, which would find nothing to free."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_variables() -> Iterator[None]:
+    """Remove the variables that no test needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if not KEPT.fullmatch(name)]:
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import json
 import os
 import re
 import selectors
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,17 @@ class IdleClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the time in seconds."""
         return self.now
+
+
+def idle_clock(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in an ``IdleClockLoop``. Its servers must run in the same loop, and nothing may run in a thread."""
+
+    @functools.wraps(test)  # pytest reads the parameters of the test
+    def run(*arguments: Any, **keywords: Any) -> None:
+        with asyncio.Runner(loop_factory=IdleClockLoop) as runner:
+            runner.run(test(*arguments, **keywords))
+
+    return run
 
 
 class Clock:

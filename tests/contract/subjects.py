@@ -7,8 +7,9 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 from behaviours import Subject
@@ -16,6 +17,7 @@ from support import ROOT
 
 from learnflow.llm.provider_spec import ProviderSpec
 from learnflow.llm.providers.registry import SPECS
+from learnflow.llm.replay import cassette
 from learnflow.llm.replay.cassette import Interaction
 
 CASSETTES: Final = ROOT / "cassettes"
@@ -62,6 +64,13 @@ def spec_of(row: str) -> ProviderSpec:
     return SPECS[SUBJECTS[row].kind or row]
 
 
+@cache
+def loaded(row: str, behaviour: str) -> tuple[Mapping[str, Any], list[Interaction]]:
+    """Return the origin and the interactions of a cassette. A test must not change them."""
+    return cassette.load(cassette_of(row, behaviour).read_text(encoding="utf-8"))
+
+
+@cache
 def absent() -> Mapping[str, Mapping[str, str]]:
     """Return the reasons for missing cassettes, by provider and behaviour."""
     reasons: Mapping[str, Mapping[str, str]] = yaml.safe_load((CASSETTES / "absent.yaml").read_text(encoding="utf-8"))

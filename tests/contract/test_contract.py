@@ -10,13 +10,12 @@ import pytest
 import record
 from authored import VOICES
 from behaviours import ANSWERS, BEHAVIOURS
-from subjects import SUBJECTS, absent, cassette_of, fresh
+from subjects import SUBJECTS, absent, cassette_of, fresh, loaded
 from vcr_player import played_by_vcrpy
 
 from learnflow.llm import Completion, Finished, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta, errors
 from learnflow.llm.base import AbstractProvider
 from learnflow.llm.providers.registry import SPECS
-from learnflow.llm.replay import cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.testing import forget, no_model_calls, replaying
 
@@ -39,9 +38,8 @@ def without_learned_state() -> Iterator[None]:
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
 async def test_provider_replays_its_cassette_and_shows_behaviour(row: str, behaviour: str) -> None:
     """Use the player of ``LLM_REPLAY`` and of the pytest plugin, through the whole adapter."""
-    file = cassette_of(row, behaviour)
-    origin, _ = cassette.load(file.read_text(encoding="utf-8"))
-    with no_model_calls(), replaying(file) as player:
+    origin, _ = loaded(row, behaviour)
+    with no_model_calls(), replaying(cassette_of(row, behaviour)) as player:
         await BEHAVIOURS[behaviour](fresh(row, answers=origin.get("answers", ANSWERS)))
     assert not [missing for missing in player.missing if " GET " not in missing]  # a probe may find no such page
     assert not player.unplayed
@@ -50,9 +48,8 @@ async def test_provider_replays_its_cassette_and_shows_behaviour(row: str, behav
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 async def test_vcrpy_plays_cassette_of_behaviour(behaviour: str) -> None:
     """Check ADR 7: vcrpy can read a cassette. One provider per behaviour shows it."""
-    file = cassette_of(PLAYED_BY_VCRPY[behaviour], behaviour)
-    origin, _ = cassette.load(file.read_text(encoding="utf-8"))
-    with played_by_vcrpy(file):
+    origin, _ = loaded(PLAYED_BY_VCRPY[behaviour], behaviour)
+    with played_by_vcrpy(cassette_of(PLAYED_BY_VCRPY[behaviour], behaviour)):
         await BEHAVIOURS[behaviour](fresh(PLAYED_BY_VCRPY[behaviour], answers=origin.get("answers", ANSWERS)))
 
 

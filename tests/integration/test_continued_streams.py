@@ -6,7 +6,7 @@ import itertools
 from typing import get_args
 
 import pytest
-from support import DIALECTS, JSON, TEXT, Own, Quiz, dead, pair, provider_for, request_text, router
+from support import DIALECTS, JSON, TEXT, Own, Quiz, dead, idle_clock, pair, provider_for, request_text, router
 
 from learnflow.llm import RouterProvider, errors
 from learnflow.llm.adapter.provider import BaseProvider
@@ -17,6 +17,7 @@ from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider, no_waiti
 from learnflow.llm.testing.fault_server import FaultName
 
 FAULTS = [name for name in get_args(FaultName) if name not in ("drip", "slow", "lingers", "whole", "filtered")]
+SILENCES = ["hang", "stall"]  # end by a time limit
 
 
 def _narrow(server: FaultServer) -> BaseProvider:
@@ -28,37 +29,51 @@ def scripted(text: str, times: int = 1) -> ScriptedProvider:
     return ScriptedProvider([text] * times, name="deviant")
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [name for name in FAULTS if name not in SILENCES])
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_stream_is_continued_after_every_fault_at_every_position(dialect: str, name: str) -> None:
+    await continue_after(dialect, name)
+
+
+@pytest.mark.parametrize("name", SILENCES)
+@pytest.mark.parametrize("dialect", DIALECTS)
+@idle_clock
+async def test_stream_is_continued_after_silence_at_every_position(dialect: str, name: str) -> None:
+    await continue_after(dialect, name)
+
+
+async def continue_after(dialect: str, name: str) -> None:
+    """Check that the text is complete, whether or not it is streamed, if the first server has a fault."""
     refusals = {"refusal": "failed"} if name == "refuse" else {}
-    places = (1, 2, 9, 18) if name in ("cut", "half_line", "drop", "reset", "error_frame", "malformed") else (2,)
-    places = (2, 18) if name == "stall" else places  # each costs a time limit
+    cut = name in ("cut", "half_line", "drop", "reset", "error_frame", "malformed", "stall")
+    places = (1, 2, 9, 18) if cut else (2,)
     others = {"ollama": "llamacpp", "llamacpp": "ollama"}
-    for after, how in itertools.product(places, ("stream", "generate")):
-        fault = Fault(name, after=after, **refusals)
-        async with pair(dialect, others.get(dialect, "vllm"), fault) as (_, two, chain):
+    async with pair(dialect, others.get(dialect, "vllm")) as (one, two, _):
+        providers = [provider_for(one, first_token_timeout=0.5, gap_timeout=0.5), provider_for(two)]
+        for after, how in itertools.product(places, ("stream", "generate")):
+            one.fault = Fault(name, after=after, **refusals)
+            two.seen.clear()
+            chain = router(*providers)  # its circuit breakers are closed
             if name == "error_after_finish" and how == "stream":  # shown and finished: it is not continued
                 with pytest.raises(errors.ErrorInAnswer) as caught:
                     await request_text(chain, how)
                 assert (caught.value.partial, two.seen) == (TEXT, [])
                 continue
             assert await request_text(chain, how) == TEXT, (after, how)
+            assert two.seen, (after, how)
 
 
 @pytest.mark.parametrize("second", DIALECTS)
 async def test_every_dialect_is_continued(second: str) -> None:
-    for after in range(len(TEXT.split(" "))):
-        async with pair("openai", second, Fault("cut", after=after)) as (_, two, chain):
-            async with chain.stream("hi") as answer:
+    async with FaultServer("openai", TEXT) as one, FaultServer(second, TEXT) as two:  # type: ignore[arg-type]
+        first, other = provider_for(one), provider_for(two)
+        for after in range(len(TEXT.split(" "))):
+            one.fault = Fault("cut", after=after)
+            two.seen.clear()
+            async with router(first, other).stream("hi") as answer:
                 assert "".join([piece async for piece in answer]) == TEXT
             done = answer.completion
-            assert (done.text, done.provider, done.attempts, done.resumed > 0) == (
-                TEXT,
-                provider_for(two).name,
-                2,
-                after > 0,
-            )
+            assert (done.text, done.provider, done.attempts, done.resumed > 0) == (TEXT, other.name, 2, after > 0)
             assert two.seen
 
 
@@ -66,8 +81,9 @@ async def test_single_provider_continues_its_own_stream() -> None:
     for dialect in DIALECTS:
         async with FaultServer(dialect, TEXT) as server:  # type: ignore[arg-type]
             server.script = [Fault("reset", after=5)]
-            async with router(provider_for(server)).stream("hi", max_tokens=100) as answer:
-                assert "".join([piece async for piece in answer]) == TEXT
+            with no_waiting():
+                async with router(provider_for(server)).stream("hi", max_tokens=100) as answer:
+                    assert "".join([piece async for piece in answer]) == TEXT
             assert answer.completion.resumed == 1
             assert answer.completion.usage.total_tokens is None  # the first part has no usage
 

@@ -77,17 +77,17 @@ async def test_status_and_doctor_show_kind_to_set(
 ) -> None:
     async with FaultServer(dialect, TEXT) as server:
         monkeypatch.setenv("GPU1_BASE_URL", server.root)
-        assert await asyncio.to_thread(main, ["status", "-p", "gpu1"]) == 3
+        assert await asyncio.to_thread(main, ["status", "-p", "gpu1", "--timeout", "60"]) == 3
         shown = capsys.readouterr().out
         assert re.search(r"gpu1 +misconfigured", shown)
         assert f"Set GPU1_KIND={kind}" in shown
-        assert await asyncio.to_thread(main, ["doctor", "-p", "gpu1"]) == 3
+        assert await asyncio.to_thread(main, ["doctor", "-p", "gpu1", "--timeout", "60"]) == 3
         shown = capsys.readouterr().out
         assert "GPU1_BASE_URL (in the environment)" in shown
         assert f"  GPU1_KIND={kind}\n" in shown[shown.index("Lines for .env") :]
         assert not server.seen
         monkeypatch.setenv("GPU1_KIND", kind)
-        assert await asyncio.to_thread(main, ["status", "-p", "gpu1"]) == 0
+        assert await asyncio.to_thread(main, ["status", "-p", "gpu1", "--timeout", "60"]) == 0
 
 
 @pytest.mark.usefixtures("usual")
@@ -95,7 +95,7 @@ async def test_status_of_endpoint_without_kind_that_is_down(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GPU1_BASE_URL", f"http://127.0.0.1:{closed_port()}")
-    assert await asyncio.to_thread(main, ["status", "-p", "gpu1"]) == 3
+    assert await asyncio.to_thread(main, ["status", "-p", "gpu1", "--timeout", "60"]) == 3
     shown = capsys.readouterr().out
     assert "GPU1_KIND is not set" in shown
     assert "GPU1_BASE_URL" in shown

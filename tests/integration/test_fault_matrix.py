@@ -84,7 +84,8 @@ async def test_broken_answer_is_never_returned(fault: str, dialect: str) -> None
 @pytest.mark.parametrize("fault", [None, Fault("whole")])
 async def test_complete_answer_arrives_unchanged(dialect: str, slice_bytes: int | None, fault: Fault | None) -> None:
     text = "a\u2028b\u0085c [DONE] data: x\r\n\n🔐 ключ <b> &amp; \u200d\ufeff end\n"
-    async with FaultServer(dialect, list(text), thinking="hmm", slice_bytes=slice_bytes, fault=fault) as server:
+    parts = [text[:20], text[20:]] if slice_bytes == 1 else list(text)  # each byte is read alone in both
+    async with FaultServer(dialect, parts, thinking="hmm", slice_bytes=slice_bytes, fault=fault) as server:
         async with provider_for(server).stream("Explain foxes") as answer:
             pieces = [piece async for piece in answer]
         done = answer.completion

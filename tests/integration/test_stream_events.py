@@ -246,6 +246,9 @@ async def test_wait_for_load_emits_waiting() -> None:
         server.responses["/api/ps"] = {"models": []}
         events = provider_for(server).stream("hi").events()
         assert await anext(events) == Waiting("load", "ollama", "fault-model")
+        async with asyncio.timeout(30):
+            while not server.seen:
+                await asyncio.sleep(0.01)
         await events.aclose()
         await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
@@ -428,8 +431,8 @@ async def test_stream_has_one_reader() -> None:
 
 
 async def test_slow_reader_slows_server_and_loses_nothing() -> None:
-    stalled, count = asyncio.Event(), 100_000
-    line = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+    stalled, count = asyncio.Event(), 20_000  # more bytes than the buffers of both sockets have
+    line = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % (b"x" * 300)
     end = b'data: {"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -452,7 +455,7 @@ async def test_slow_reader_slows_server_and_loses_nothing() -> None:
         stream = CustomProvider(base_url=f"http://127.0.0.1:{port}", model="m").stream("hi", max_tokens=10**6)
         first = await anext(stream)
         await asyncio.wait_for(stalled.wait(), 30)
-        assert first + "".join([piece async for piece in stream]) == "x" * count
+        assert first + "".join([piece async for piece in stream]) == "x" * 300 * count
 
 
 async def test_stream_has_context_variables_of_first_piece() -> None:

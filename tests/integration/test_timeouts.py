@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
-from support import DIALECTS, provider_for
+from support import DIALECTS, idle_clock, provider_for
 
 from learnflow.llm import errors
 from learnflow.llm.providers import CustomProvider
@@ -14,16 +13,18 @@ from learnflow.llm.testing import Fault, FaultServer
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
+@idle_clock
 async def test_hang_raises_first_token_timeout(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("hang")) as server:
-        began = time.monotonic()
+        began = asyncio.get_running_loop().time()
         with pytest.raises(errors.FirstTokenTimeout, match="LLM_FIRST_TOKEN_TIMEOUT"):
             await provider_for(server, first_token_timeout=1).generate("hi")
-        assert time.monotonic() - began >= 1
+        assert asyncio.get_running_loop().time() - began >= 1
         await asyncio.wait_for(server.seen[0].gone.wait(), 30)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
+@idle_clock
 async def test_opening_chunk_is_not_token(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("stall", after=0)) as server:
         with pytest.raises(errors.FirstTokenTimeout):
@@ -31,6 +32,7 @@ async def test_opening_chunk_is_not_token(dialect: str) -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
+@idle_clock
 async def test_stall_raises_gap_timeout_with_partial(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("stall")) as server:
         with pytest.raises(errors.GapTimeout, match="LLM_GAP_TIMEOUT") as caught:
@@ -40,22 +42,25 @@ async def test_stall_raises_gap_timeout_with_partial(dialect: str) -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
+@idle_clock
 async def test_slow_drip_raises_deadline_exceeded(dialect: str) -> None:
-    async with FaultServer(dialect, fault=Fault("drip", seconds=0.02)) as server:
-        began = time.monotonic()
+    async with FaultServer(dialect, fault=Fault("drip", seconds=0.5)) as server:
+        began = asyncio.get_running_loop().time()
         with pytest.raises(errors.DeadlineExceeded) as caught:
             await provider_for(server).generate("hi", timeout=1.5)
-        assert time.monotonic() - began >= 1.5
+        assert asyncio.get_running_loop().time() - began >= 1.5
         assert caught.value.partial.startswith("The quick brown drop drop ")
         assert not caught.value.failover
 
 
+@idle_clock
 async def test_deadline_of_provider_applies_if_call_has_none() -> None:
     async with FaultServer(fault=Fault("hang")) as server:
         with pytest.raises(errors.DeadlineExceeded):
             await provider_for(server, deadline=0.2).generate("hi")
 
 
+@idle_clock
 async def test_time_of_slow_caller_does_not_count() -> None:
     async with FaultServer() as server:
         got = ""
@@ -66,6 +71,7 @@ async def test_time_of_slow_caller_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("dialect", ["openai", "ollama"])
+@idle_clock
 async def test_finished_response_is_not_waited_for(dialect: str) -> None:
     async with FaultServer(dialect, fault=Fault("lingers")) as server:
         assert (await provider_for(server).generate("hi")).endswith("dog.")  # the connection stays open
@@ -89,6 +95,7 @@ def test_invalid_keywords_of_provider_are_refused(given: dict[str, object]) -> N
     CustomProvider(base_url="http://127.0.0.1:9", deadline=None, gap_timeout=None)  # type: ignore[arg-type]
 
 
+@idle_clock
 async def test_time_limits_come_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_FIRST_TOKEN_TIMEOUT", "0.2")
     async with FaultServer(fault=Fault("hang")) as server:

@@ -29,6 +29,10 @@ class Standard(ChatModelIntegrationTests):
         if not LIVE.get(f"{self.row.upper()}_BASE_URL"):
             pytest.skip(f"{self.row.upper()}_BASE_URL names no server")
 
+    @pytest.fixture
+    def vcr(self) -> None:
+        """Exist. The test that uses it is skipped without recordings."""
+
     @property
     def chat_model_class(self) -> type[ChatLearnFlow]:
         return ChatLearnFlow

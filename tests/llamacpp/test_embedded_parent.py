@@ -19,6 +19,7 @@ Parent = Callable[[str], subprocess.Popen[str]]
 BEGIN = """
 import asyncio, os, signal, sys, time
 from learnflow.llm.providers import EmbeddedProvider, embedded
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 provider = EmbeddedProvider()
 known = KNOWN
 def ask():

@@ -30,6 +30,7 @@ QUIZ = json.loads(TEXTS["Write three control questions about RSA as JSON"])["que
 def embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "embedded")
     monkeypatch.setenv("EMBEDDED_MODEL", str(MODEL))
+    monkeypatch.setenv("EMBEDDED_THREADS", "1")  # more threads than cores spin
 
 
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> dict[str, Any]:

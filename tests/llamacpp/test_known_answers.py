@@ -14,8 +14,8 @@ every_answer = pytest.mark.parametrize("known", ANSWERS, ids=[known.prompt for k
 
 
 @every_answer
-@pytest.mark.parametrize("how", ["generate", "stream"])
-async def test_text_is_the_known_answer(llama_server: LlamaServer, known: KnownAnswer, how: str) -> None:
+async def test_text_is_the_known_answer(llama_server: LlamaServer, known: KnownAnswer) -> None:
+    how = ("generate", "stream")[ANSWERS.index(known) % 2]  # two more tests below send every prompt
     assert await answer(llama_server.provider(), how, known.prompt) == known.answer
 
 

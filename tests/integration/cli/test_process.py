@@ -27,9 +27,10 @@ MODULE = [sys.executable, "-m", "learnflow.llm"]
 # Forks for each command of the second argument, and writes the exit codes. A command may begin with a variable, like
 # "LLM_PROVIDER=ollama". With "apart", each command has a file for its output.
 FORKS = """
-import json, os, pathlib, runpy, sys
-import learnflow.llm.factory, learnflow.llm.providers
+import asyncio, json, os, pathlib, runpy, sys
+import anyio, learnflow.llm.cli.doctor, learnflow.llm.cli.explain, learnflow.llm.factory, learnflow.llm.providers
 from learnflow.llm.cli.main import main
+asyncio.run(anyio.sleep(0))  # imports what the commands would import
 folder, commands, apart = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), len(sys.argv) > 3
 children = []
 for number, words in enumerate(commands):
@@ -47,6 +48,7 @@ for number, words in enumerate(commands):
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 (folder / "codes").write_text(json.dumps(codes))
 """
+NO_SPACE = "learnflow-llm: reading or writing failed: [Errno 28] No space left on device"
 COMMANDS = [  # with their exit codes
     (["ask", "hi"], 0),
     (["status", "--json", "--timeout", "60"], 0),  # a busy machine is not a fault
@@ -95,11 +97,22 @@ def test_closed_stream_changes_no_exit_code(redirection: str, server: FaultServe
 
 
 def test_output_that_cannot_be_written_is_one_line_and_exit_code_1(server: FaultServer, tmp_path: Path) -> None:
-    writers = [["ask", "hi"], ["ask", "hi", "--json"], ["status"], ["warm-up"], ["doctor"], ["--help"]]
+    writers = [["ask", "hi"], ["ask", "hi", "--json"], ["status"], ["doctor"], ["--help"]]
     codes, _, err = run_all(writers, ">/dev/full", tmp_path)
-    assert (codes, len(err.splitlines())) == ([1] * len(writers), len(writers)), err
-    for line in err.splitlines():
-        assert line.startswith("learnflow-llm: reading or writing failed: [Errno 28] No space left on device")
+    assert (codes, err.count("\n")) == ([1] * len(writers), len(writers)), err
+    begin, *ends = err.split(NO_SPACE)  # a process may write between the line of another and its end
+    assert (begin.strip(), len(ends), len({end.strip() for end in ends})) == ("", len(writers), 1), err
+
+
+def test_output_of_warm_up_that_cannot_be_written_is_one_line_and_exit_code_1(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs in this process, which has imported LiteLLM."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        assert cli.main(["warm-up"]) == 1
+    err = capsys.readouterr().err
+    assert (err[: len(NO_SPACE)], len(err.splitlines())) == (NO_SPACE, 1)
 
 
 @pytest.mark.parametrize("command", [["ask", "hi"], ["--help"], ["status", "--all"]], ids=" ".join)

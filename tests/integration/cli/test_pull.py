@@ -25,8 +25,8 @@ from learnflow.llm.cli import part_file, pull
 from learnflow.llm.cli.pull import SMOLLM2
 from learnflow.llm.providers import model_store
 
-MODEL = b"GGUF" + bytes(at * at % 251 for at in range(400_000))
-OTHER = b"GGUF" + bytes(at * at % 241 for at in range(400_000))
+MODEL = b"GGUF" + (bytes(at * at % 251 for at in range(251)) * 1600)[:400_000]
+OTHER = b"GGUF" + (bytes(at * at % 241 for at in range(241)) * 1700)[:400_000]
 SHA256 = hashlib.sha256(MODEL).hexdigest()
 HALF = 200_000
 
