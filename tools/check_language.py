@@ -4,7 +4,7 @@
 
 Prints the occurrences of some words per 10,000 words, without code: in the modules of the folder (``learnflow`` by
 default), and in the English documents. Fails if a word exceeds its limit, if an identifier is in ``IDENTIFIERS``, or if
-a sentence of the first pages (``FIRST_PAGES``, in both languages) is longer than ``MAX_SENTENCE_WORDS``.
+a sentence of the first pages or of scaling (``FIRST_PAGES``, in both languages) is longer than ``MAX_SENTENCE_WORDS``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LIMITS: Final = {"where": 15, "asked": 5, "said|says": 5, "told": 1, "nobody": 2
 WITHOUT_LIMIT: Final = ("if", "returns?", "response")  # usual words, printed for comparison
 IDENTIFIERS: Final = {"told", "said", "asked", "kept", "found", "heard", "whole", "very", "each"}
 DOCUMENTS: Final = ("*.md", "docs/**/*.md")
-FIRST_PAGES: Final = ("README*.md", "docs/index*.md", "docs/quickstart*.md")
+FIRST_PAGES: Final = ("README*.md", "docs/index*.md", "docs/quickstart*.md", "docs/scaling*.md")
 MAX_SENTENCE_WORDS: Final = 25  # code in backquotes is one word
 _CODE: Final = re.compile(r"```.*?```|``[^`]+``|`[^`]+`", re.DOTALL)
 # Blocks of code and comments end a sentence, as a blank line, an item of a list and a cell of a table do.

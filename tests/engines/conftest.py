@@ -21,7 +21,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows = terminalreporter.config.stash.get(SEEN, [])
     if not rows:
         return
-    rows = [("PROMISE", "ENGINE", "SEEN"), *rows]
+    rows = [("PROMISE", "ENGINE", "SEEN"), *sorted(rows)]
     widths = [max(len(row[at]) for row in rows) for at in (0, 1)]
     terminalreporter.section("engines")
     for promise, engine, seen in rows:

@@ -23,8 +23,7 @@ from llama import LlamaServer
 
 from learnflow.llm import RouterProvider
 
-# Forty requests at once on a busy machine can leave idle sockets to the garbage collector; the cause was not found.
-MARKS: Final = [pytest.mark.engines, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
+MARKS: Final = [pytest.mark.engines]
 START_S: Final = 120.0  # a limit for hanging tests, not for slow ones
 # The options that docs/scaling.md advises. By default a server that has ended gets requests until ten have failed.
 REJOIN: Final = (

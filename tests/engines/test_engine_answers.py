@@ -61,3 +61,20 @@ async def test_requests_of_one_session_reach_one_server(
     assert len(places[0] | places[1]) == 32
     assert not places[0] & places[1]
     assert all(places), "all sessions are at one server"
+
+
+@pytest.mark.parametrize("policy", ["of the page", "cache_aware", "power_of_two"])
+async def test_requests_without_session_need_another_policy(
+    start_engine: StartEngine, configure: Configure, report: Report, policy: str
+) -> None:
+    """Calls without ``session=`` send no header. By session, the engine treats them as one session."""
+    async with FaultServer("llamacpp") as one, FaultServer("llamacpp") as two:
+        options = () if policy == "of the page" else ("--policy", policy)
+        provider = configure(await start_engine([one.root, two.root], *options, key="").healthy(), GPUS_API_KEY="")
+        for number in range(12):
+            await asyncio.gather(*(provider.generate(f"Question {number} {at}?") for at in range(4)))
+        counts = sorted([len(one.seen), len(two.seen)])
+    report(f"48 requests without a session, policy {policy}", f"{counts[0]} and {counts[1]}")
+    assert sum(counts) == 48
+    if policy == "power_of_two":
+        assert counts[0] > 0

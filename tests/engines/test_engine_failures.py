@@ -158,7 +158,7 @@ async def test_refusals_reach_server_once_if_retries_of_engine_are_off(
             await provider.generate("hi", session="lesson-7")
         requests = len(one.seen) + len(two.seen)
     wait = getattr(caught.value, "retry_after", None)
-    report(f"{status} with the engine's retries {retries}", f"{requests} requests, Retry-After {wait}")
+    report(f"{status} with the engine's retries {retries}", f"requests: {requests}, Retry-After: {wait}")
     assert (requests == 1) is (retries == "off")
     if retries == "off":
         assert wait == 7

@@ -234,9 +234,10 @@ def test_readme_links_every_page(name: str) -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors of the headings, which are the same on the site and in a repository."""
+    """Return the anchors of the headings and those written as HTML: the same on the site and in a repository."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    written = set(re.findall(r'^<a id="([^"]+)"></a>$', text, re.MULTILINE))
+    return written | {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 def test_every_provider_and_compose_variable_is_documented() -> None:

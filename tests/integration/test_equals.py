@@ -193,6 +193,17 @@ async def test_broken_answer_is_continued_by_equal_first(two: list[FaultServer])
     assert not two[2].seen
 
 
+@pytest.mark.parametrize("status", [429, 503])
+async def test_refused_request_is_sent_once_to_other_equal(two: list[FaultServer], status: int) -> None:
+    router = RouterProvider(["gpu1", "gpu2"], ["gpu3"])
+    await router.generate("hi")
+    first = next(server for server in two if server.seen)
+    first.fault = Fault("refuse", status=status, body=b"{}", headers={"retry-after": "7"})
+    assert await router.generate("hi") == TEXT
+    assert sorted(len(server.seen) for server in two[:2]) == [1, 2]
+    assert not two[2].seen
+
+
 async def test_death_of_one_equal_loses_no_answer(two: list[FaultServer], monkeypatch: pytest.MonkeyPatch) -> None:
     dying = FaultServer("llamacpp", TEXT, fault=Fault("slow", seconds=0.003))
     await dying.__aenter__()

@@ -11,7 +11,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -69,12 +69,7 @@ class Backend(httpcore.AnyIOBackend):
         self._local_networks = local_networks
 
     async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109  # httpcore's interface
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        self, host: str, port: int, timeout: float | None = None, *more: Any, **options: Any
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the first address of the host that accepts a connection, within ``timeout`` seconds.
 
@@ -84,7 +79,7 @@ class Backend(httpcore.AnyIOBackend):
             httpcore.ConnectError, httpcore.ConnectTimeout: no address accepts a connection.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout if timeout is not None else None
+        deadline = loop.time() + (timeout or float("inf"))
         addresses = await resolve(host, timeout)
         if self._local_only:
             addresses = [address for address in addresses if is_private(address, self._local_networks)]
@@ -97,9 +92,8 @@ class Backend(httpcore.AnyIOBackend):
         *first, last = addresses
         for address in first:
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                return await super().connect_tcp(address, port, _ADDRESS_TIMEOUT_S, local_address, socket_options)
-        left_s = max(0.001, deadline - loop.time()) if deadline is not None else None
-        return await super().connect_tcp(last, port, left_s, local_address, socket_options)
+                return await super().connect_tcp(address, port, _ADDRESS_TIMEOUT_S, *more, **options)
+        return await super().connect_tcp(last, port, max(0.001, deadline - loop.time()), *more, **options)
 
 
 async def choose_proxy(
@@ -208,8 +202,8 @@ class Route(NamedTuple):
 class RouteTransport(httpx.AsyncHTTPTransport):
     """The httpx transport of one route, with its connection pool. ``Backend`` opens the connections.
 
-    httpx has no argument for the network backend. Therefore this sets a private attribute of httpcore's pool (httpx
-    0.28.1, httpcore 1.0.9). ``tests/integration/transport/test_network.py`` fails if the attribute moves.
+    httpx has no argument for the network backend. Therefore this sets private attributes of httpcore's pool (httpx
+    0.28.1, httpcore 1.0.9). ``tests/integration/transport/test_network.py`` fails if they move.
 
     It inherits from ``httpx.AsyncHTTPTransport``, because vcrpy replaces a method of that class.
     """
@@ -219,6 +213,19 @@ class RouteTransport(httpx.AsyncHTTPTransport):
         secure = route.scheme == "https" or (route.proxy or "").startswith("https")
         super().__init__(verify=_tls_context(secure), limits=limits, proxy=route.proxy, trust_env=False)
         self._pool._network_backend = Backend(local_only=route.local_only, local_networks=route.local_networks)  # noqa: SLF001
+        self._pool._close_connections = self._close_removed  # type: ignore[method-assign]  # noqa: SLF001
+
+    async def _close_removed(self, closing: list[httpcore.AsyncConnectionInterface]) -> None:
+        """Close connections that the pool has removed. If the request is cancelled, return the open ones to the pool.
+
+        httpcore 1.0.9 loses them, because its shield is no shield against ``Task.cancel()`` and ``asyncio.timeout()``.
+        """
+        try:
+            for connection in closing:
+                await connection.aclose()
+        except asyncio.CancelledError:
+            self._pool._connections += [connection for connection in closing if not connection.is_closed()]  # noqa: SLF001
+            raise
 
     async def discard(self, stream: httpcore.AsyncNetworkStream) -> None:
         """Close a new connection if its request was cancelled before it was sent.
@@ -262,11 +269,6 @@ class LoopTransports:
             self.by_route[route] = RouteTransport(route)
         return self.by_route[route]
 
-    async def aclose(self) -> None:
-        """Close all connections."""
-        for transport in self.by_route.values():
-            await transport.aclose()
-
 
 _transports: Final = process.register("pools", dict[asyncio.AbstractEventLoop, LoopTransports]())
 
@@ -300,7 +302,8 @@ async def _close_at_shutdown(loop: asyncio.AbstractEventLoop, transports: LoopTr
     finally:
         _transports.pop(loop, None)
         await process.wait_for_ending_tasks()
-        await transports.aclose()
+        for transport in transports.by_route.values():
+            await transport.aclose()
 
 
 @cache

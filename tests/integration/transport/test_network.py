@@ -381,3 +381,39 @@ async def test_closed_provider_closes_idle_connections_and_can_be_used_again() -
         await one.generate("hi")
         await two.generate("hi")
         assert (server.connections, other.connections) == (3, 2)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out"])
+async def test_request_that_ends_while_stale_connections_are_closed_closes_all_of_them(how: str) -> None:
+    """The next request closes the idle connections that the server has closed."""
+    all_arrived, writers, ends = asyncio.Barrier(40), list[asyncio.StreamWriter](), list[bytes]()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        if len(writers) <= all_arrived.parties:
+            await all_arrived.wait()  # each request has its own connection
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        ends.append(await reader.read())  # until the client closes the connection
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = Client(Endpoint(server_url=url, base_url=url), connect_timeout=5)
+        await asyncio.gather(*(client.fetch(HttpRequest(url=url)) for _ in range(40)))
+        for writer in writers:
+            writer.write_eof()
+        async with asyncio.timeout(60):
+            if how == "cancelled":
+                task = asyncio.create_task(client.fetch(HttpRequest(url=url)))
+                while not ends:
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            else:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0):
+                        await client.fetch(HttpRequest(url=url))
+            while len(ends) < all_arrived.parties:
+                await asyncio.sleep(0.01)
+        for writer in writers:
+            writer.close()
