@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from support import idle_clock
 
 from learnflow.llm import RouterProvider, errors, get_provider
 from learnflow.llm.adapter.capacity import CAPACITY, Capacity, Ticket
@@ -236,6 +237,7 @@ async def test_slow_equal_never_exceeds_its_limit() -> None:
 
 
 @pytest.mark.parametrize("behind", [1, 17, 40])
+@idle_clock
 async def test_cached_prefixes_do_not_starve_other_requests(behind: int) -> None:
     places, rooms = Capacity(), {"gpu1": 1}
     place = places.try_acquire("gpu1", None, KNOWN)
@@ -255,9 +257,9 @@ async def test_cached_prefixes_do_not_starve_other_requests(behind: int) -> None
     tasks = [asyncio.create_task(one("held by one that has gone"))]
     tasks += [asyncio.create_task(one("known")) for _ in range(behind)]
     for _ in range(60):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.0003)
         tasks.append(asyncio.create_task(one("known")))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.0004)
         places.release(place)
         while not (done := [task for task in tasks if task.done()]):
             await asyncio.sleep(0)
