@@ -139,13 +139,13 @@ class Api:
     Attributes:
         default_url: the base URL if none is configured; None if it must be configured.
         api_path: the path of the API on the server.
-        litellm_path: the path that LiteLLM appends, or the beginning of that path. A configured URL is cut off there.
+        litellm_path: the path that LiteLLM appends to the base URL, or its beginning. It is cut from a configured URL.
         removed_suffixes: the endings that are removed from the path of a configured URL.
         cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
         default_version: the default version of the API; None if the vendor requires no version.
         key_header, key_scheme: the header with the key, and its authentication scheme ("Bearer").
-        headers: further headers. ``{session}`` in a value is replaced by ``session=``. Without a session, such a header
-            is not sent.
+        headers: further headers. ``{session}`` in a value is replaced by the call's ``session=``. Without one, such a
+            header is not sent.
         choose_variant: a function that returns the spec for a base URL and an API version; None if there is only one.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
         responses_path: the path of requests to the Responses API, with ``{version}``; None if the vendor does not have
@@ -185,7 +185,7 @@ class Dialect:
         schema_modes: the supported ways to request a schema, the best first. "prompt" adds it to the prompt.
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
         litellm_marks_reasoning: whether LiteLLM's price map marks all thinking models of the vendor. If so, a listed
-            model without such a mark cannot think. A model without the levels "minimal" and "none" always thinks.
+            model without a mark cannot think, and a marked one without the levels "minimal" and "none" always thinks.
         session_field: the name of the field for ``session=``; None if it is not sent in the body.
         body_fields: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
@@ -193,10 +193,10 @@ class Dialect:
         direct_chat_path: the path of text-only chat requests that are written without LiteLLM until it is imported,
             because the import takes seconds (ADR 10). None if LiteLLM changes such requests.
         supports_stream_usage: whether the server supports ``stream_options``.
-        ignores_prefill: whether the server is known to start a new answer after a last message of the assistant, unless
-            the request has the fields that continue it.
-        supports_prefill: whether the server is known to continue a last message of the assistant, at least with these
-            fields.
+        ignores_prefill: whether the server is known to start a new answer after a last message of the assistant, if the
+            request has no ``continue_final_message``.
+        supports_prefill: whether the server is known to continue a last message of the assistant, if the request has
+            ``continue_final_message``.
         build_continuation: a function that returns the request to continue a broken answer, given the client, model,
             messages, body and attempt. None if prefill or a prompt continues the answer.
     """
@@ -244,9 +244,9 @@ class ServerSupport:
             Its arguments are the tokens of prompt and answer, the loaded context length, and the model's maximum. The
             attribute is None if requests cannot set the context length.
         context_option: the server's own option for the context length, for a hint; "" if requests set it.
-        drops_prompts: a function that returns whether a low number of prompt tokens shows that the server silently
-            dropped the beginning of the prompt. Its arguments are the server's version, and whether the server's own
-            API is used instead of OpenAI's. None if the server never drops it.
+        drops_prompts: a function that returns whether the server silently drops the beginning of a long prompt, and
+            then reports a low number of prompt tokens. Its arguments are the server's version, and whether the server's
+            own API is used instead of OpenAI's. None if the server never drops it.
         compose_service: the name of the server in the compose file; None if it is not in the file.
         start_command: the commands that start it with a small model, as shown in hints.
         down_hint: the hint if it does not respond; None for the default hint with its address.

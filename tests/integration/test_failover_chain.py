@@ -267,3 +267,12 @@ async def test_raw_exception_of_overridden_attempt_becomes_server_failed(when: s
     async with FaultServer("vllm", TEXT) as server:
         done = await router(_OwnAttempt(when), provider_for(server)).complete("hi")
         assert (done.text, done.provider, done.attempts) == (TEXT, "vllm", 2)
+
+
+async def test_error_of_unsupported_request_quotes_the_fault_of_a_provider_without_key() -> None:
+    picture = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}]
+    blind = {"/props": {"modalities": {"vision": False}}}
+    async with FaultServer("llamacpp", TEXT, responses=blind) as one:
+        chain = router(provider_for(one), "openai")  # type: ignore[arg-type]  # it has no key
+        with pytest.raises(errors.Unsupported, match=r"llamacpp: no vision; openai: there is no key"):
+            await chain.generate(picture)

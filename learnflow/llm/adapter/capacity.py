@@ -99,11 +99,11 @@ class Capacity:
         return limit is not None and self.in_flight(address) >= limit
 
     def sort_addresses(self, limits: Limits, digests: PrefixDigests) -> list[str]:
-        """Sort the addresses of the providers of one rank. The first one should be used.
+        """Sort the addresses of equal providers (one rank). The first one should be used.
 
-        Full addresses come last, then addresses with clearly more than their share of the load. The others are sorted
-        by the estimated length of the prefix in their cache, then of the prefix in their last 64 prompts. Ties are
-        resolved by the hash of the prompt and the address (rendezvous hashing).
+        Full addresses are the last, and before them those with clearly more than their share of the load. The others
+        are sorted by the length of this prompt's prefix in their cache (estimated), then in their last 64 prompts,
+        longest first. Ties are resolved by the hash of the prompt and the address (rendezvous hashing).
 
         Args:
             limits: the concurrency limit of each address.
@@ -199,7 +199,7 @@ class Capacity:
         while slot is None:
             if (left_s := deadline - loop.time()) <= 0:
                 raise TimeoutError
-            # Check again at intervals: ``release`` gives no slot to a request whose event loop is stopped
+            # Check again at intervals: ``release`` passes over a request while its event loop does not run
             slot = await self.wait({address: limit}, (), ticket, min(_POLL_INTERVAL_S, left_s))
         return replace(slot, waited_s=loop.time() - began)
 
@@ -244,9 +244,9 @@ class Capacity:
         received = self._recent_digests(address, _MAX_RECENT_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """Return the sort key: first the requests with a prompt in the cache of this server only.
+            """Return the sort key: often overtaken requests first, then those that lose most cache at another server.
 
-            Requests with a prompt in the caches of other servers come last.
+            A request with a longer prefix in the cache of another server comes last.
             """
             if waiter.ticket.times_overtaken >= _MAX_TIMES_OVERTAKEN:
                 return False, 0, 0, 0, waiter.ticket.number

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from .request import Request
 
 _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answer
-_JSON_START: Final = re.compile(r'\{\s*["}]|\[\s*["{\[]')  # of an object or a list; not "{" or "[" in a sentence
+_JSON_START: Final = re.compile(
+    r'\{\s*["}]|\[\s*["{\[]'
+)  # the start of an object or a list, but no "{" or "[" in a sentence
 _FENCE: Final = re.compile(r"(?:```\w*)?")  # a Markdown fence, or nothing
 _DECODER: Final = json.JSONDecoder(strict=False)  # allow control characters in strings
 _MAX_FAULTS: Final = 1000  # with more faults, the error lists none
@@ -83,7 +85,7 @@ def parse(response_format: Any, text: str) -> Any:
         check_step_count(response_format.model_json_schema(), value)
         return response_format.model_validate_json(_only_json(text))
     except ValidationError as error:
-        # ``what`` names only fields of the class. Deeper locations may contain keys that the model wrote.
+        # ``what`` names only fields of the class. Deeper locations may contain keys that the language model wrote.
         few = error.error_count() <= _MAX_FAULTS
         faults = error.errors(include_url=False, include_context=False, include_input=False) if few else []
         locations = dict.fromkeys(str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in faults)

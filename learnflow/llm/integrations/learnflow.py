@@ -71,8 +71,8 @@ class ModelFactory:
     def create_model(self, config: Any, node: str | None = None) -> ChatLearnFlow:
         """Create the model of a node.
 
-        ``max_tokens`` of the node is an upper limit. It is lowered, with an event, to fit the context length. The other
-        parameters are omitted for a model that does not support them, because the operator may change the model.
+        ``max_tokens`` of the node is an upper limit. It is lowered to fit the context length, and that is logged. Other
+        parameters are omitted if the model does not support them: perhaps they were chosen for another model.
 
         Args:
             config: the ``ModelConfig`` of the node.

@@ -75,9 +75,9 @@ class Chain:
         return eligible, select(eligible, self.settings.llm_routing, self.interrupted_model_names)
 
     def sorted_candidates(self) -> list[Candidate]:
-        """Return the candidates sorted by LLM_ROUTING. With "order", ranks stay in the operator's order.
+        """Return the candidates sorted by LLM_ROUTING. With "order", they stay in the operator's order.
 
-        Within a rank, a candidate that probably has the prompt in its cache comes first.
+        Of equal providers (one rank), those that probably have the prompt in their cache come first.
         """
         ranks = dict.fromkeys(candidate.rank for candidate in self.candidates)
         if self.settings.llm_routing == "order" and len(ranks) == len(self.candidates):
@@ -94,8 +94,8 @@ class Chain:
     def missing(self, candidate: Candidate) -> list[str]:
         """Return descriptions of the requirements that a candidate certainly does not meet.
 
-        For a sole candidate, return only the capabilities for which the provider itself would refuse the request. For
-        other requirements, the error of the server is more specific.
+        For a sole candidate, return only those for which this package would refuse the request. Its server decides
+        about the others, and explains a refusal better.
         """
         if candidate.creation_error:
             return [str(candidate.creation_error)]
@@ -106,7 +106,7 @@ class Chain:
         return missing_requirements(self.requirements, candidate.facts.capabilities)
 
     def supports(self, candidate: Candidate) -> bool:
-        """Return whether a candidate may get the request. A sole candidate always may, see ``missing``."""
+        """Return whether a candidate may get the request. A sole candidate always may: its error is more specific."""
         return len(self.candidates) == 1 or not self.missing(candidate)
 
     def remaining(self, failed: Candidate | None) -> list[Candidate]:
@@ -151,7 +151,8 @@ class Chain:
     def unsupported_error(self) -> LLMError:
         """Return the error for a request that no candidate supports, with the requirements that each one lacks."""
         missing = "; ".join(
-            f"{candidate.name}: no {', no '.join(self.missing(candidate))}" for candidate in self.candidates
+            str(item.creation_error or f"{item.name}: no {', no '.join(self.missing(item))}")
+            for item in self.candidates
         )
         lengths = [candidate.facts.capabilities["context_served"] for candidate in self.candidates]
         too_long = all(length is not None and self.requirements.tokens > length for length in lengths)

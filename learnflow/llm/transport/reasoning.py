@@ -70,7 +70,7 @@ class ReasoningSplitter:
         return Delta(text, thinking)
 
     def stop_splitting(self) -> str:
-        """Treat all tags as text from now on, because the server separates thinking itself. Return the held text."""
+        """Treat tags as text from now on, unless one is open: the server separates thinking. Return the held text."""
         if self._state == "thinking":
             return ""
         self._state = "answer"

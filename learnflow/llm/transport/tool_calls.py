@@ -119,7 +119,7 @@ class PartialCall:
         """Return whether a piece with the same key, or without one, begins another call."""
         if not name or not self.name:
             return self._name_repeated and bool(arguments.strip())
-        # Before the first arguments, a piece with a key and without a new id may continue the name
+        # Before the first arguments, another name begins another call, unless the key and the id are the same
         if not self._pieces:
             return name != self.name and (self.call_key is None or call_id not in ("", self.server_id))
         self._checks_left -= 1
