@@ -6,7 +6,6 @@ The environment selects the model, for example LLM_PROVIDER=ollama. If nothing i
 answers, else the embedded model (pip install xllamacpp). An empty line or Ctrl-D ends the chat.
 """
 
-from contextlib import suppress
 from typing import Any
 
 from learnflow.llm import LLMError
@@ -20,10 +19,11 @@ def chat() -> None:
         while question := input("\nYou: "):
             turn = {"role": "user", "content": question}
             stream = provider.stream([*turns, turn], temperature=0)
-            print("Model: ", end="")
+            label = "Model: "
             try:
                 for piece in stream:
-                    print(piece, end="", flush=True)
+                    print(label + piece, end="", flush=True)
+                    label = ""
             except LLMError as error:  # the conversation goes on without this question
                 print(f"\n{error}")
             else:
@@ -32,5 +32,7 @@ def chat() -> None:
 
 
 if __name__ == "__main__":
-    with suppress(EOFError, KeyboardInterrupt):
+    try:
         chat()
+    except (EOFError, KeyboardInterrupt):
+        print()

@@ -1,9 +1,9 @@
 """A FastAPI endpoint that streams an answer, as server-sent events, to the page web.html.
 
     pip install fastapi uvicorn
-    python -m uvicorn --app-dir examples web:app
+    python -m uvicorn --app-dir examples --port 8765 web:app
 
-Then open http://127.0.0.1:8000. LLM_PROVIDER selects the model. If the reader leaves the page, the request ends.
+Then open http://127.0.0.1:8765. LLM_PROVIDER selects the model. If the reader leaves the page, the request ends.
 """
 
 import json

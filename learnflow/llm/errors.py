@@ -53,7 +53,9 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, ClassVar, Self
 
 
@@ -75,6 +77,14 @@ class FailedAttempt:
     def __str__(self) -> str:
         status = f" {self.status}" if self.status else ""
         return f"{self.provider} {self.error}{status} after {self.seconds:.2f} s"
+
+
+def _describe_attempts(attempts: Iterable[FailedAttempt]) -> Iterator[str]:
+    """Yield the failed attempts for a message. Successive attempts with the same error are one."""
+    for _, group in groupby(attempts, lambda attempt: replace(attempt, seconds=0.0)):
+        first, *others = group
+        seconds = sum(attempt.seconds for attempt in (first, *others))
+        yield str(replace(first, seconds=seconds)) + (f" ({len(others) + 1} times)" if others else "")
 
 
 class LLMError(Exception):
@@ -139,7 +149,7 @@ class LLMError(Exception):
     def __str__(self) -> str:
         subject = ", ".join(filter(None, [self.provider, f"model {self.model}" if self.model else ""]))
         status = f" (HTTP {self.status})" if self.status else ""
-        attempts = "; ".join(map(str, self.attempts if len(self.attempts) > 1 else ()))
+        attempts = "; ".join(_describe_attempts(self.attempts) if len(self.attempts) > 1 else ())
         quote = f": “{self.server_message}”" if self.quotable and self.server_message else ""
         sentences = [
             f"{self.what}{quote}{status}".rstrip("."),

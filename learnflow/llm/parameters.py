@@ -220,6 +220,7 @@ def _describe(faults: Sequence[Any], annotation: Any) -> str:
     given = f"(given: {type(deepest['input']).__name__}{place and f' at {place}'})"
     messages = dict.fromkeys(fault["msg"].partition(", unable to")[0] for fault in faults)
     message = " or ".join(text.removeprefix("Input should be ") for text in messages)[:_MAX_FAULT_CHARS]
+    message = message.replace("a valid boolean", "true or false")
     rule = next((note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, str)), None)
     if rule or faults[0]["msg"].startswith("Input should be "):
         return f"must be {rule or message} {given}"

@@ -41,7 +41,7 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
     for spec in specs:
         settings.load_provider(spec)
     _print_section("Invalid values, ignored below", (f"{name} {fault}" for name, fault in faults.items()))
-    _print_section("Settings without effect", ineffective(specs))
+    _print_section("Settings without effect", ineffective(specs, all_unknown=True))
     chain, candidates = await probe(provider, timeout_s, checks_names=False)
     if candidates:
         write("\nProbed servers:")

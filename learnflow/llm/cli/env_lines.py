@@ -85,12 +85,15 @@ def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Ite
         yield from _server_lines(candidate, is_alternative=bool(missing))
     if missing or ready or local or clouds:
         return
+    # If a configured server is down, the user wants that one: another one is only an alternative
     with suppress(LLMError):
         build(EMBEDDED.name)
-        yield _provider_line(EMBEDDED.name, "the embedded model on this machine")
+        comment = "or a small model on this machine" if chain else "the embedded model on this machine"
+        yield replace(_provider_line(EMBEDDED.name, comment), is_alternative=bool(chain))
         return
     startable = next(spec for spec in SPECS.values() if spec.server.start_command)
-    yield _provider_line(startable.name, f"after: {startable.server.start_command}")
+    line = _provider_line(startable.name, f"{'or after' if chain else 'after'}: {startable.server.start_command}")
+    yield replace(line, is_alternative=bool(chain))
 
 
 def _provider_line(name: str, comment: str = "") -> Line:

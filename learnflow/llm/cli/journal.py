@@ -44,7 +44,7 @@ def clear() -> int:
         with suppress(OSError):
             journals.JournalFile(path, Emit()).close(deletes=True)  # raises OSError if another process locks it
         deleted += not path.exists()
-    write(f"{deleted} unfinished answers deleted")
+    write(f"{deleted} unfinished answer{'' if deleted == 1 else 's'} deleted")
     return ExitCode.OK
 
 

@@ -61,16 +61,23 @@ def known_specs(provider: str | None) -> list[ProviderSpec]:
     return list(specs.values())
 
 
-def ineffective(specs: Iterable[ProviderSpec]) -> Iterator[str]:
-    """Yield a sentence for each misspelt variable, and for each line of ``.env`` that cannot be read."""
+def ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = False) -> Iterator[str]:
+    """Yield a sentence for each misspelt variable, and for each line of ``.env`` that cannot be read.
+
+    Args:
+        specs: the providers with known variables.
+        all_unknown: also yield one for each unknown ``LLM_*`` variable, which may be one of the application.
+    """
     for variable, suggestion in misspelt(specs, vendor_specs().values()):
-        yield f"{variable.name} (in {variable.source}) has no effect: did you mean {suggestion}?"
+        if suggestion or all_unknown:
+            remark = f"did you mean {suggestion}?" if suggestion else "this package has no such setting"
+            yield f"{variable.name} (in {variable.source}) has no effect: {remark}"
     for file, line in unreadable_lines():
         yield f"{file}, line {line} cannot be read: write NAME=value"
 
 
 def misspelt(specs: Iterable[ProviderSpec], not_suggested: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
-    """Yield each variable that is set but unknown, and a similar known name.
+    """Yield each variable that is set but unknown, and a similar known name; "" for an ``LLM_*`` variable without one.
 
     Args:
         specs: the providers with variables that may be suggested.
@@ -88,7 +95,7 @@ def misspelt(specs: Iterable[ProviderSpec], not_suggested: Iterable[ProviderSpec
             similar = [] if name.startswith(NODE_PREFIX) else _similar(name, candidates)
             unset = sorted(candidates - set(values))
             similar = similar or [one for one in unset if _differs_by_word(name, one, candidates)]
-            if similar:
+            if similar or (name.startswith("LLM_") and not name.startswith(NODE_PREFIX)):
                 yield Variable(name, source), " or ".join(similar)
 
 

@@ -46,8 +46,10 @@ async def _load(provider: BaseProvider, model: str | None, keep_alive: str | Non
     if before.state == "down":  # a request to load a model would wait until LLM_LOAD_TIMEOUT
         raise errors.ConnectionFailed(before.detail.removesuffix("."), provider=provider.name)
     options: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
-    with progress(f"{provider.name}: loading {model or before.model or 'the model'}"):
-        await provider.warm_up(model, **options)
+    is_loaded = before.cold is False and not options and model in (None, before.model)
+    if not is_loaded:  # otherwise the import of LiteLLM would take seconds
+        with progress(f"{provider.name}: loading {model or before.model or 'the model'}"):
+            await provider.warm_up(model, **options)
     requested = model or provider.model
     served = (await provider.catalog.probe_model(requested)).name
     name = served if not requested or is_same_model(requested, served) else f"{served} instead of {requested}"

@@ -94,7 +94,7 @@ async def test_keyword_of_other_library_is_refused_with_hint() -> None:
         for more, message in (
             ({"n": 2}, "a call has one answer"),
             ({"logprobs": True}, "logprobs"),
-            ({"top_logprobs": 5}, "Another model"),
+            ({"top_logprobs": 5}, "another model"),
             ({"num_ctx": 8192}, "<NAME>_CONTEXT"),
         ):
             with pytest.raises(errors.InvalidRequest, match=message):
