@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields as dataclass_fields
@@ -75,13 +76,20 @@ def code(*names: str) -> str:
     return ", ".join(f"`{name}`" for name in dict.fromkeys(names))
 
 
+def class_of(name: str) -> type[object]:
+    """Return the class of a vendor. Exit with a sentence if there is none."""
+    if name not in CLASSES:
+        sys.exit(f"{name} has no class in learnflow/llm/providers/__init__.py")
+    return CLASSES[name]
+
+
 def provider_table(language: str) -> str:
     """Return the table of providers."""
     *header, unset, starts, needed, none, no = PROVIDERS[language]
     rows = (
         (
             code(name),
-            code(CLASSES[name].__name__),
+            code(class_of(name).__name__),
             code(spec.api.default_url) if spec.api.default_url else starts if spec.starts_server else unset,
             none if spec.local else needed,
             spec.tested_versions or no,
@@ -96,6 +104,8 @@ def fields(of: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
     entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(of) or "", re.MULTILINE)
     texts = {name: " ".join(text.split()) for name, text in entries}
     for name, field in of.model_fields.items():
+        if name not in texts:
+            sys.exit(f"{name} has no entry in the docstring of {of.__name__} in learnflow/llm/settings.py")
         yield name.upper(), env_value(field.default), texts[name][0].upper() + texts[name][1:]
 
 

@@ -25,7 +25,7 @@ def chat() -> None:
                     print(label + piece, end="", flush=True)
                     label = ""
             except LLMError as error:  # the conversation goes on without this question
-                print(f"\n{error}")
+                print(f"{label}\n{error}")
             else:
                 turns += [turn, stream.completion.message()]
                 print()

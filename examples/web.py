@@ -1,7 +1,7 @@
 """A FastAPI endpoint that streams an answer, as server-sent events, to the page web.html.
 
     pip install fastapi uvicorn
-    python -m uvicorn --app-dir examples --port 8765 web:app
+    python -m uvicorn --port 8765 --app-dir examples web:app
 
 Then open http://127.0.0.1:8765. LLM_PROVIDER selects the model. If the reader leaves the page, the request ends.
 """

@@ -82,7 +82,8 @@ class Settings(EnvSettings):
         llm_provider: the provider: a name of the tables in docs/providers.md, or a name of your own
             (`GPU1_BASE_URL` is the address of `gpu1`).
         llm_providers: several providers in order of preference: a comma begins the next rank, `+` joins providers of
-            the same rank (`gpu1+gpu2,openai`). Overrides `LLM_PROVIDER`.
+            the same rank (`gpu1+gpu2,openai`). Overrides `LLM_PROVIDER`, except
+            that a variable of the process's environment overrides one of a file.
         llm_fallback_enabled: if `false`, only the first rank is used.
         llm_connect_timeout: seconds for each step of connecting: name look-up, TCP and TLS.
         llm_first_token_timeout: seconds until the first token. Unset: 60, and 180 for self-hosted servers, which
@@ -212,8 +213,19 @@ class ProviderSettings(EnvSettings):
 def load() -> Settings:
     """Read the global settings, and set the format of the log. Raise NotConfigured if a value is invalid."""
     common = _read(Settings, lambda field: (field.upper(),), None)
+    if common.llm_provider and common.llm_providers and find_chain().name == "LLM_PROVIDER":
+        common.llm_providers = None
     log.set_format(common.llm_log_format)
     return common
+
+
+def find_chain() -> settings_sources.SetVariable:
+    """Return LLM_PROVIDERS or LLM_PROVIDER, the one that is used. One of them must be set.
+
+    The environment wins over files, so that ``LLM_PROVIDER=…`` before a command works beside an LLM_PROVIDERS in
+    ``.env``. In one source, LLM_PROVIDERS wins.
+    """
+    return next(settings_sources.find_variables(["LLM_PROVIDERS", "LLM_PROVIDER"], settings_sources.read_sources()))
 
 
 def load_provider(spec: ProviderSpec) -> ProviderSettings:

@@ -200,7 +200,9 @@ def test_console_output_matches_commands(
 
 @pytest.mark.parametrize("name", ["README.md", "README.ru.md"])
 def test_readme_is_short(name: str) -> None:
-    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 120
+    """Rows of tables do not count: `make tables` writes them."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if not line.startswith("|")]) <= 105
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -243,7 +245,9 @@ def anchors(text: str) -> set[str]:
 def test_every_provider_and_compose_variable_is_documented() -> None:
     text = (ROOT / "docs/providers.md").read_text(encoding="utf-8")
     for spec in SPECS.values():
-        assert f"LLM_PROVIDER={spec.name}\n" in text, spec.name
+        assert f"LLM_PROVIDER={spec.name}\n" in text, (
+            f"write a section with LLM_PROVIDER={spec.name} in docs/providers.md"
+        )
     text += (ROOT / "docs/docker.md").read_text(encoding="utf-8")
     for variable in set(re.findall(r"(?<!\$)\$\{(\w+):-", COMPOSE)) - {"QUESTION"}:
         assert variable in text + (ROOT / "env.example").read_text(encoding="utf-8"), variable

@@ -14,6 +14,7 @@ from learnflow.llm.adapter.routable import RoutableProvider
 from learnflow.llm.base import Attempt, Call
 from learnflow.llm.cli.explain import choices_of
 from learnflow.llm.completion import Completion, TextDelta
+from learnflow.llm.errors import FailedAttempt
 from learnflow.llm.providers import OllamaProvider, OpenAIProvider, VLLMProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.stream import Emit, Work
@@ -276,3 +277,11 @@ async def test_error_of_unsupported_request_quotes_the_fault_of_a_provider_witho
         chain = router(provider_for(one), "openai")  # type: ignore[arg-type]  # it has no key
         with pytest.raises(errors.Unsupported, match=r"llamacpp: no vision; openai: there is no key"):
             await chain.generate(picture)
+
+
+def test_repeated_attempts_are_one_in_a_message() -> None:
+    refused = FailedAttempt("llamacpp", "m", "ConnectionFailed", None, 0.5)
+    error = errors.ConnectionFailed("connection refused", provider="llamacpp")
+    error.attempts = (*[refused] * 14, FailedAttempt("openai", "m", "ServerFailed", 500, 1.0))
+    tried = "Tried: llamacpp ConnectionFailed after 7.00 s (14 times); openai ServerFailed 500 after 1.00 s."
+    assert str(error).endswith(tried)

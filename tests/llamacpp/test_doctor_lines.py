@@ -120,6 +120,11 @@ def test_stored_model_is_used_if_no_server_is_ready(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert main(["doctor", "--timeout", "60"]) == (3 if variables else 0)  # without a name, it is used already
-    paste(capsys.readouterr().out, monkeypatch)
+    shown = capsys.readouterr().out
+    if variables:  # the line does not replace the server of the user
+        paste(shown, monkeypatch)
+        assert settings.load().chain == [("llamacpp",)]
+        shown = shown.replace("  # export LLM_PROVIDERS=embedded", "  export LLM_PROVIDERS=embedded")
+    paste(shown, monkeypatch)
     assert settings.load().chain == [("embedded",)]
     assert main(["status", "--timeout", "60"]) == 0

@@ -349,7 +349,7 @@ def test_command_lists_and_clears_unfinished_answers(folder: Path) -> None:
     assert str(len(text)) in listed.output
     assert "RSA" not in listed.output
     assert "secret" not in listed.output
-    assert "1 unfinished answers deleted" in run_command("clear").output
+    assert "1 unfinished answer deleted" in run_command("clear").output
     assert journal.paths(folder) == [used.path]
     assert len(list(folder.iterdir())) == 2
     used.close(deletes=True)

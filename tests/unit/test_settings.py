@@ -145,6 +145,9 @@ def test_error_names_variable_type_and_valid_values(monkeypatch: pytest.MonkeyPa
         settings.load()
     assert "LLM_SPILL must be 'no', 'local' or 'cloud' (given: str)" in str(caught.value)
     assert "LLM_RETRIES must be" in str(caught.value)
+    monkeypatch.setenv("LLM_LOCAL_ONLY", "yess")
+    with pytest.raises(errors.NotConfigured, match="LLM_LOCAL_ONLY must be true or false"):
+        settings.load()
 
 
 UNREADABLE = (
@@ -208,3 +211,19 @@ def test_values_are_those_of_dotenv(text: str) -> None:
     Path(".env").write_text(f"D=d\n{text}\nE=${{A}}${{D}}\n", encoding="utf-8")
     sources = settings_sources.read_sources()
     assert sources[".env"] == dotenv_values(".env")
+
+
+@pytest.mark.parametrize(
+    ("in_file", "in_environment", "chain"),
+    [
+        ("LLM_PROVIDERS", "LLM_PROVIDER", [("groq",)]),
+        ("LLM_PROVIDER", "LLM_PROVIDERS", [("groq",)]),
+        ("LLM_PROVIDERS", "LLM_RETRIES", [("gpu1", "gpu2")]),
+    ],
+)
+def test_provider_of_environment_wins_over_providers_of_file(
+    in_file: str, in_environment: str, chain: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text(f"{in_file}=gpu1+gpu2\n", encoding="utf-8")
+    monkeypatch.setenv(in_environment, "1" if in_environment == "LLM_RETRIES" else "groq")
+    assert settings.load().chain == chain

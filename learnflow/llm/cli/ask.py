@@ -35,10 +35,10 @@ async def ask(prompt: str, as_json: bool, provider: str | None, **options: Any) 
     """Ask one question. The answer goes to stdout. If the prompt is -, it is read from stdin."""
     prompt = read_stdin() if prompt == "-" else prompt
     options = {name: value for name, value in options.items() if value not in (None, "")}
-    router = get_provider(provider)
     notices: list[str] = []  # printed after the last line of the answer
     remove_sink = events.add_sink(partial(_add_notice, notices))
     try:
+        router = get_provider(provider)
         if as_json:
             with progress(_waiting_text(router)):
                 completion = await router.complete(prompt, **options)
@@ -58,11 +58,14 @@ async def ask(prompt: str, as_json: bool, provider: str | None, **options: Any) 
 def _add_notice(notices: list[str], event: events.LogEvent) -> None:
     """Add a notice if another model answered, or if the answer reached ``max_tokens``.
 
-    If no server responds and the embedded model answers, print the notice immediately.
+    Print a notice immediately if a provider of the chain cannot be used, or if the embedded model answers because no
+    server responds.
     """
     match event:
         case events.NothingConfigured():
             notify(f"no server responds: using {event.provider} with the model {event.model}. {event.hint}")
+        case events.ProviderUnusable():
+            notify(f"not used: {event.hint}", options=("api_key",))
         case events.OtherModelAnswered():
             notices.append(f"{event.provider} answered with the model {event.served} instead of {event.model}")
         case events.TokenLimitReached():

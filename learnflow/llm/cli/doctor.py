@@ -78,9 +78,9 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
 
 def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
     proxies = settings_sources.proxies()
-    variables = ", ".join(f"{scheme}_proxy" for scheme in proxies if scheme != "no")
-    if variables:
-        yield f"{variables} is set: requests use the proxy unless the server is on this machine or a private network"
+    set_proxies = ", ".join(f"{scheme}_proxy" for scheme in proxies if scheme != "no")
+    if set_proxies:
+        yield f"{set_proxies} is set: requests use the proxy unless the server is on this machine or a private network"
         if "no" not in proxies:
             yield (
                 "no_proxy is not set: other programs may send local requests to the proxy. "
@@ -93,8 +93,10 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
         for spec in specs:
             if spec.server.locality_caveat:
                 yield f"LLM_LOCAL_ONLY cannot check {spec.title}: {spec.server.locality_caveat}"
-    if common.llm_provider and common.llm_providers:
-        yield "LLM_PROVIDERS and LLM_PROVIDER are both set: LLM_PROVIDER has no effect"
+    names = {variable.name for variable in variables(()) if variable.name in ("LLM_PROVIDER", "LLM_PROVIDERS")}
+    if len(names) > 1:
+        unused = "LLM_PROVIDERS" if settings.find_chain().name == "LLM_PROVIDER" else "LLM_PROVIDER"
+        yield f"LLM_PROVIDERS and LLM_PROVIDER are both set: {unused} has no effect"
     if settings_sources.in_container():
         yield from _loopback_warnings(candidates)
 

@@ -24,6 +24,7 @@ from .terminal import notify, progress, table
 
 _MAX_TOKENS: Final = 10_000_000  # the limit of --tokens
 _SERVES: Final = {True: "yes", False: "no", None: "unknown"}
+_NEXT: Final = "would be used if the providers before it fail"
 _IMAGE: Final = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 
 
@@ -122,7 +123,7 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
     elif not is_chosen and not candidate.ready and candidate.breaker:
         reason = f"its circuit breaker is open after {type(candidate.breaker.error).__name__}"
     elif not is_chosen:
-        reason = "would be used if the providers before it fail"
+        reason = _NEXT
     elif unknown_needs := _unknown_requirements(candidate, chain):
         serves, reason = None, f"would be used; it is unknown whether it has {', '.join(unknown_needs)}"
     else:
@@ -138,4 +139,5 @@ def _serves_cells(choice: Choice, probe: bool) -> tuple[str, str]:
     """Return the columns SERVES and WHY. Without a probe, "yes" becomes "unknown"."""
     if choice.serves and not probe:
         return "unknown", "would be used; use --probe to probe the servers first"
-    return _SERVES[choice.serves], choice.reason.removeprefix(f"{choice.provider}: ")
+    serves = "next" if choice.reason.startswith(_NEXT) else _SERVES[choice.serves]
+    return serves, choice.reason.removeprefix(f"{choice.provider}: ")

@@ -136,8 +136,8 @@ def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) ->
     if kind is None:
         what = f"{spec.variable('kind')} is {'not a kind of server' if provider_settings.kind else 'not set'}"
         similar = find_similar(provider_settings.kind or "", [*SPECS, *vendor_specs()], 1)
-        hint = f"Did you mean {similar[0]}?" if similar else f"Set it to the kind of server ({_KIND_NAMES})"
-        hint += f" `learnflow-llm status -p {name}` probes the server"
+        hint = f"Did you mean {similar[0]}? " if similar else f"Set it to the kind of server ({_KIND_NAMES}); "
+        hint += f"`learnflow-llm status -p {name}` probes the server"
         raise NotConfigured(what, provider=name, hint=hint)
     return endpoint_spec(kind, name)
 

@@ -101,6 +101,16 @@ def test_misspelt_variable_of_an_endpoint_is_reported(
     assert err.count("GPU1_BASEURL (in the environment) has no effect: did you mean GPU1_BASE_URL?") == 1
 
 
+def test_ask_names_provider_of_chain_that_cannot_be_used(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLM_PROVIDERS", "openai,llamacpp")
+    assert cli.main(["ask", "hi"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "The quick brown fox jumps over the lazy dog.\n"
+    assert "not used: openai: there is no key for this address. Set OPENAI_API_KEY" in " ".join(err.split())
+
+
 def test_ask_json_has_metadata(server: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ask", "hi", "--json"]) == 0
     output = json.loads(capsys.readouterr().out)

@@ -282,6 +282,16 @@ def test_doctor_suggests_correct_name_of_misspelt_variable(
     assert f"{name} (in .env) has no effect: did you mean {near}?" in capsys.readouterr().out
 
 
+def test_only_doctor_reports_unknown_variable_that_resembles_no_setting(
+    usual: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("LLM_COLOUR=blue\n", encoding="utf-8")
+    main(["status"])
+    assert "LLM_COLOUR" not in "".join(capsys.readouterr())
+    main(["doctor"])
+    assert "LLM_COLOUR (in .env) has no effect: this package has no such setting" in capsys.readouterr().out
+
+
 def test_variables_of_other_programs_are_not_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         *("OLLAMA_MODELS", "OLLAMA_KEEP_ALIVE", "OLLAMA_NUM_PARALLEL", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_ORIGINS"),
