@@ -173,8 +173,8 @@ async def _fetch_page(client: Client, url: str, body: Mapping[str, Any] | None, 
         async with asyncio.timeout_at(deadline):
             return await _read_page(client, request)
     except TimeoutError:
-        hint = "The server may be busy. Check its log"
-        return Page(error=errors.FirstTokenTimeout("the server did not respond in time", hint=hint))
+        hint = "The server may be busy or hang. Check its log. With a configured model, a request needs no probe"
+        return Page(error=errors.FirstTokenTimeout("a probe of the server timed out", hint=hint))
     except LLMError as error:
         return Page(error=error)
 
