@@ -73,7 +73,7 @@ async def test_200_concurrent_requests_survive_death_of_primary() -> None:
             assert set(answers) == {TEXT}
             knocked = len(one.seen)
             assert knocked <= 200
-        assert set(await asyncio.gather(*(request_text(chain, "stream") for _ in range(200)))) == {TEXT}
+        assert set(await asyncio.gather(*(request_text(chain, "stream") for _ in range(50)))) == {TEXT}
         assert len(one.seen) == knocked
 
 

@@ -1,11 +1,14 @@
-"""Import what a request needs, so that processes that are forked from this one start at once."""
+"""Import what a text to a local server needs, so that processes that are forked from this one start at once.
+
+LiteLLM is not needed (ADR 10).
+"""
 
 from __future__ import annotations
 
 import asyncio
 
-from learnflow.llm.adapter import _litellm
-from learnflow.llm.providers.registry import SPECS
-from learnflow.llm.transport.endpoint import parse_endpoint
+from learnflow.llm import get_provider
+from learnflow.llm.transport.client import NETWORK
 
-asyncio.run(_litellm.prepare(SPECS["llamacpp"], parse_endpoint(SPECS["llamacpp"], "http://localhost")))
+get_provider("llamacpp")
+asyncio.run(NETWORK.prepare())
