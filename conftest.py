@@ -46,6 +46,12 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(trylast=True)  # after the shuffle
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests that mostly wait first. At the end, the other workers would have nothing to do meanwhile."""
+    items.sort(key=lambda item: "waits" not in item.keywords)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_variables() -> Iterator[None]:
     """Remove the variables that no test needs."""

@@ -249,6 +249,7 @@ def hanging(beginning: bytes) -> Iterator[str]:
         loop.close()
 
 
+@pytest.mark.waits
 def test_commands_against_hanging_servers_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bench = [str(ROOT / "benchmarks" / "bench.py")]
     words = [["status"], ["models"], ["explain", "hi", "--probe"], ["doctor"], ["check"], ["warm-up"], bench]
