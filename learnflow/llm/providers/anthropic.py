@@ -2,7 +2,7 @@
 
 The server silently ignores ``seed``, penalties and ``reasoning_effort``. Therefore this spec does not support them. The
 server supports ``thinking``. It enforces a schema with ``strict``, but does not enforce ``json_object``. Newer models
-reject a prefill.
+reject a prefill (a last message of the assistant, which the model continues).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         content_parts=frozenset({"text", "image_url"}),  # audio "will be ignored and stripped"
         parameters=COMMON_KEYWORDS | {"temperature", "max_tokens", "top_p", "stop"},
-        reasoning={False: {"thinking": {"type": "disabled"}}},  # the address has no field for a level
+        reasoning={False: {"thinking": {"type": "disabled"}}},  # no field sets a level of reasoning
         schema_modes=("json_schema", "prompt"),
     ),
     other_variable_names={"base_url": ("ANTHROPIC_API_BASE",)},

@@ -1,7 +1,8 @@
 """The embedded provider: llama.cpp's server in a child process (xllamacpp).
 
 The server listens on loopback and requires a random key. While it is not running, the transport itself responds to
-probes, like llama.cpp in router mode with a cold model. Therefore a probe never starts the server.
+probes. Its responses are those of llama.cpp in router mode (a server of several models) with a cold model (one that is
+not loaded). Therefore a probe never starts the server.
 
 Tested with xllamacpp 2026.10.11549 and 2026.5.9093.
 """
@@ -44,7 +45,7 @@ from . import embedded_model, llamacpp
 from .model_store import DEFAULT_MODEL
 
 _DEFAULT_SLOTS: Final = 2
-_DEFAULT_CONTEXT: Final = 8192  # tokens of a slot
+_DEFAULT_CONTEXT: Final = 8192  # tokens of a slot, which handles one request at a time
 _RESTART_PAUSE_S: Final = 10.0  # after a failed start, requests fail without another start
 _MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # after three ends, requests fail until 30 s after the first start
 _STOP_TIMEOUT_S: Final = 2.0  # a process that has not ended by then is killed
@@ -84,7 +85,7 @@ class EmbeddedServer:
     Attributes:
         config: the configuration of the server.
         key: the API key that the server requires.
-        users: the open transports that have started or used the server. The last one that closes stops it.
+        users: the open transports that have started or used the server. The last one that closes stops the server.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -152,7 +153,7 @@ class EmbeddedServer:
         """Start the process, and a thread that waits until the server is ready."""
         if self._process:
             _end(self._process)  # it has ended, but its pipe is open
-        # -P: do not import from the folder of the program, because its modules have the names of libraries.
+        # -P: do not import from the folder of the program, because it has modules named like libraries (openai).
         command, pipe = [sys.executable, "-P", str(_PROGRAM)], subprocess.PIPE
         try:
             process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)  # noqa: S603  # a constant command

@@ -15,7 +15,7 @@ SPEC: Final = ProviderSpec(
     api=Api(
         default_url="https://generativelanguage.googleapis.com/v1beta/openai",
         api_path="/v1beta/openai",
-        lists_all_models=False,  # its names begin with "models/", which requests do not need
+        lists_all_models=False,  # the listed names begin with "models/", which requests do not need
     ),
     dialect=Dialect(
         # An unknown field is a 400 ("Cannot find field").

@@ -1,7 +1,8 @@
 """llama.cpp's server (0c1e570), recognised by a header of its responses.
 
-``/props`` has the context length of a slot and the features of the chat template. A server in router mode has several
-models. There, a request for ``/props?model=`` loads the model, unless it has ``autoload=false``.
+``/props`` has the features of the chat template, and the context length of a slot (one of the concurrent requests). A
+server in router mode has several models. There, a request for ``/props?model=`` loads the model, unless it has
+``autoload=false``.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _vision(architecture: Any) -> bool | None:
 
 
 def _build_model_request(model: Model) -> tuple[str, None] | None:
-    """Return the path of the page with the context length; None if that is known, or if the model is not loaded."""
+    """Return the path of the page with the context length; None if the length is known or the model not loaded."""
     is_unknown = model.loaded and model.capabilities.get("context_served") is None
     return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if is_unknown else None
 
@@ -132,7 +133,7 @@ SPEC: Final = ProviderSpec(
         compose_service="llamacpp",
         context_option="--ctx-size",
         count_tokens=_count_tokens,
-        load_path="/models/load",  # exists in router mode only; without it, the model is always loaded
+        load_path="/models/load",  # exists in router mode only; in the other mode, the model is always loaded
         pull_command="llama-server -hf {model}",
         probe=Probe(
             pages=("/v1/models", "/props", "/health"),

@@ -1,4 +1,4 @@
-"""llama-swap (0bdb372), recognised by the owner of its models."""
+"""llama-swap (0bdb372), recognised by ``owned_by`` in its model list."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _parse_model_v1(row: Mapping[str, Any]) -> Model:
         "context": non_negative_int(row.get("max_context_length")) or None,
         "context_served": min(filter(None, lengths), default=None),  # any instance may answer
         "vision": bool_or_none(features.get("vision")),
-        # LM Studio describes tools to other models in the prompt, so their support is unknown.
+        # For other models, LM Studio describes the tools in the prompt. Whether these models can use them is unknown.
         "tools": bool_or_none(features.get("trained_for_tool_use")) or None,
         # The field is absent "when not exposed": a model without it may still think.
         "reasoning": True if "reasoning" in features else None,

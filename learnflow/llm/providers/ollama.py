@@ -1,5 +1,7 @@
 """Ollama (tested with 0.24 and 0.33) and its own API: probe, context length, continuation and stream.
 
+A continuation is a request for the rest of an answer that broke off.
+
 ``/api/tags`` reports capabilities since 0.30. ``/api/show`` reads the file of a model without loading the model.
 """
 
@@ -33,8 +35,8 @@ _CLOUD: Final = re.compile(r"[:-]cloud$")
 _DEFAULT_CONTEXT: Final = 4096
 # Ollama ends an answer that repeats one token more than 30 times (llm/server.go, since 0.30 llm/llama_server.go).
 _MAX_EQUAL_TOKENS: Final = 30
-# Fields that the runner of a model is started with, so that another value reloads the model: ``shift`` since 0.30.
-# ``num_ctx`` is such an option, too, but is chosen for each request.
+# Options with which Ollama starts the runner (the process) of a model. Another value reloads the model. ``shift`` is
+# one since 0.30. ``num_ctx`` is one, too, but is chosen for each request.
 _LAUNCH_OPTIONS: Final = {"shift": False}
 _DEFAULT_TAG: Final = ":latest"
 _THINK_TAG: Final = "<think>"
@@ -135,8 +137,8 @@ async def _build_continuation(
 ) -> HttpRequest:
     """Return the request that continues an answer: the prompt as rendered by the server, followed by the answer so far.
 
-    Any template is continued exactly: on Ollama 0.33 and 0.24, 224 of 224 cuts at chunk boundaries gave the same answer
-    as an unbroken stream.
+    The continuation is exact with any template. On Ollama 0.33 and 0.24, 224 of 224 answers that were cut at a chunk
+    boundary and continued were the same as an unbroken stream.
 
     Raises:
         Unsupported: the messages have images or tool calls, or this version cannot render its template.

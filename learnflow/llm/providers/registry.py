@@ -1,5 +1,7 @@
 """The specs of providers by name, and ``build``, which creates a provider by its name.
 
+A spec (``ProviderSpec``) describes a vendor or a kind of server: its API, features and defaults.
+
 A name belongs to a vendor with a class, to a vendor in LiteLLM's table, or to an endpoint that the operator configured.
 """
 

@@ -25,7 +25,7 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
         return None
     lengths = {row.get("id"): non_negative_int(row.get("max_model_len")) or None for row in rows}
     models = tuple(
-        # The context length of an adapter is that of its base model.
+        # The context length of a LoRA adapter is that of its base model.
         Model(name=name, loaded=True, capabilities={"context_served": lengths[name] or lengths.get(row.get("parent"))})
         for row in rows
         if (name := text_or_none(row.get("id")))

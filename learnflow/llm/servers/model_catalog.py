@@ -1,7 +1,7 @@
 """The catalog of one server: its models and their capabilities, from probes that are cached.
 
-The adapter reads the names and capabilities of models. The command line and discovery read ``Health``. This module
-sends no prompts.
+The adapter (the part of a provider that sends requests) reads the names and capabilities of models. The command line
+and discovery (the search for running servers) read ``Health``. This module sends no prompts.
 """
 
 from __future__ import annotations
@@ -80,11 +80,12 @@ class ModelCatalog:
     Args:
         spec: the spec of the provider.
         client: the client for the endpoint of the provider.
-        kinds: the kinds of server to recognise at the endpoint.
+        kinds: the kinds of server to recognise at the endpoint, for example Ollama and vLLM.
         model: the configured model; None if unset.
         other_models: the other configured models, by the variables that name them.
         overrides: the capabilities that the operator configured. They win over every other source.
-        expires: whether cached results expire. Not with cassettes, because the requests would depend on time.
+        expires: whether cached results expire. False with cassettes (recorded responses), because the number of
+            probes must not depend on the time.
 
     Attributes:
         server: the server that the last successful probe found; None before that probe.
@@ -129,8 +130,8 @@ class ModelCatalog:
         """Return what the last probe says about a request for this model.
 
         Returns:
-            The name of the model that would answer, and the reason why the request would fail; None for an unknown
-            name or reason. A loading model is not a failure, because the request waits for it.
+            The name of the model that would answer; None if unknown. The reason why the request would fail; None if no
+            reason is known. A loading model is not a failure, because the request waits for it.
         """
         error = self._failure
         try:
@@ -265,8 +266,8 @@ class ModelCatalog:
 
         Args:
             requested: the requested name.
-            served: the name in the response; None if it has none. The requested name proves nothing, because some
-                servers echo it. The server's list of models then decides.
+            served: the name in the response; None if it has none. If it is the requested name, the server's list of
+                models decides, because some servers echo the requested name.
         """
         model = self._models.get(requested) or Model(name=requested)
         if served in (None, requested) or model.has_name(str(served)):
@@ -315,7 +316,7 @@ class ModelCatalog:
     def lacking_capabilities(self, name: str | None = None) -> frozenset[str]:
         """Return the capabilities that a model lacks, according to the spec, the server or the operator.
 
-        The price map is not used, because it may be outdated.
+        The price map (LiteLLM's table of prices and capabilities) is not used, because it may be outdated.
         """
         return frozenset(flag for flag, value in self.capabilities(name, use_price_map=False).items() if value is False)
 

@@ -117,7 +117,11 @@ def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, reasoning: b
 
 
 def shutdown_date(spec: ProviderSpec, model: str) -> date | None:
-    """Return the day on which a vendor shuts a model down; None if unknown. An alias ends with its last snapshot."""
+    """Return the day on which a vendor shuts a model down; None if unknown.
+
+    A name without its own date gets the last date of its snapshots (names that end with a day). If a snapshot has no
+    date, the day is unknown.
+    """
     if spec.local:
         return None
     key = find_key(spec, model) or model

@@ -153,7 +153,8 @@ async def _has_chat_route(client: Client, deadline: float) -> bool:
 async def _fetch_pages(client: Client, urls: Iterable[str], deadline: float) -> dict[str, Page]:
     """Read pages concurrently. Raise NotRecorded if a replay has none of these pages.
 
-    A replay may lack some of them, because a cassette can be older than the probe of a kind of server.
+    A replay (recorded responses instead of a server) may lack some of them, because its recording can be older than the
+    probe of a kind of server.
     """
     urls = list(dict.fromkeys(urls))
     pages = await asyncio.gather(*(_fetch_page(client, url, None, deadline) for url in urls))

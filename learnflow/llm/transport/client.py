@@ -1,6 +1,7 @@
 """The HTTP client. It sends an HttpRequest through an httpx transport, and returns an HttpResponse.
 
-``NETWORK`` is the transport that connects to servers. ``replay`` wraps it to play or record cassettes.
+``NETWORK`` is the transport that connects to servers. ``replay`` wraps it to play or record cassettes (files of
+recorded requests and responses).
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class HttpRequest:
     Attributes:
         url: the absolute URL.
         body: the JSON to POST; None for a GET.
-        connect_timeout: time limit in seconds for DNS, TCP and TLS each. It is ``Client.connect_timeout`` if None or
-            longer.
+        connect_timeout: time limit in seconds for DNS, TCP and TLS each. It cannot exceed ``Client.connect_timeout``,
+            which applies if this is None.
         on_timeout: functions that are called with the error if a time limit ends the request. The recorder of cassettes
             adds one.
     """
@@ -137,7 +138,10 @@ class Client:
 
     @property
     def server_stopped(self) -> bool:
-        """Return whether the transport has an embedded server that is not running. The next request starts it."""
+        """Return whether the transport belongs to an embedded server that is not running. The next request starts it.
+
+        An embedded server is a child process of this package.
+        """
         return bool(getattr(self.transport, "server_stopped", False))
 
     async def send(self, request: HttpRequest) -> HttpResponse:
@@ -226,9 +230,10 @@ class Client:
 
 
 class NetworkTransport(httpx.AsyncBaseTransport):
-    """The transport that connects to servers. It enforces LLM_LOCAL_ONLY, and uses the proxies of the environment.
+    """The transport that connects to servers. It uses the proxies of the environment.
 
-    If a reused connection is stale, the request is sent again on a new one. Each event loop has a connection pool.
+    With LLM_LOCAL_ONLY it connects to loopback and private addresses only. If a reused connection is stale, the request
+    is sent again on a new one. Event loops do not share connection pools.
     """
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -298,7 +303,7 @@ async def _send(request: httpx.Request, transport: network.RouteTransport) -> ht
         try:
             response = await transport.handle_async_request(request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-            # A RemoteProtocolError with any other message means that a response has begun
+            # A RemoteProtocolError without _NO_RESPONSE in its message means that a response has begun
             malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
             if new_stream or malformed:
                 raise

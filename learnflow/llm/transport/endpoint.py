@@ -26,8 +26,8 @@ _PRIVATE: Final = [
     ipaddress.ip_network(net)
     for net in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10")
 ]
-# The metadata services of most clouds, AWS (IPv6), Google (IPv6) and Alibaba. They return credentials, and therefore
-# never count as private.
+# The metadata services: of most clouds, of AWS and Google over IPv6, and of Alibaba. They return credentials, and
+# therefore never count as private.
 _METADATA: Final = tuple(
     map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200"))
 )
@@ -83,7 +83,8 @@ class Endpoint:
         key: the API key; None if no key belongs to this address.
         key_hint: the hint of the error if the server requires a key, or rejects the key.
         credentials: the header with the key; empty without a key.
-        headers: further headers, which are secrets. A value with ``{session}`` is sent only in a call with a session.
+        headers: further headers, which are secrets. A value with ``{session}`` is sent only in a call with a session
+            (a name for requests with the same beginning of the prompt).
         version: the API version; None if the provider has no versions.
         local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
         query: the query of the configured URL. It is added to every request, and may contain a key.

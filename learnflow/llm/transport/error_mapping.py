@@ -76,7 +76,7 @@ _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
         errors.ModelLoading: "loading model|model is loading|still loading",
         # llama.cpp sends the first two with status 500
         errors.Unsupported: "image input is not supported|mmproj|unsupported_(parameter|value)|not_supported_error",
-        # no_db_connection: LiteLLM's proxy without a database, for any key but its master key
+        # LiteLLM's proxy without a database sends no_db_connection for every key except its master key
         errors.AuthenticationFailed: "api[ _-]?key (is )?(not valid|invalid|incorrect)"
         "|(invalid|incorrect)[ _]api[ _-]?key|authentication_error|no_db_connection",
         errors.QuotaExceeded: r"exceeded your (current )?quota|billing|credit[ _]balance|arrear"
@@ -84,7 +84,7 @@ _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
         errors.Overloaded: "overloaded",
     }.items()
 }
-_DROPPED_REASON: Final = "-request-dropped-reason"  # suffix of a header name, such as that of llm-d
+_DROPPED_REASON: Final = "-request-dropped-reason"  # suffix of a header that load balancers such as llm-d send
 _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     401: errors.AuthenticationFailed,
     402: errors.QuotaExceeded,
@@ -234,7 +234,7 @@ def no_model_api_error(status: int | None = None) -> LLMError:
     """Return the error for an address that does not serve a model API.
 
     Args:
-        status: the HTTP status of the response; None if several responses showed it.
+        status: the HTTP status of the response; None if the error follows from several responses.
     """
     what = "this address does not serve a model API, but a web page or another route"
     return errors.Misconfigured(what, status=status)

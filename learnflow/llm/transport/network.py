@@ -47,8 +47,8 @@ def is_local(endpoint: Endpoint, *, local_only: bool = False) -> bool:
 
     Args:
         endpoint: the endpoint of the requests.
-        local_only: one private address of the host suffices, because requests use only private ones. If False, all
-            addresses of the host must be private.
+        local_only: requests connect to private addresses only, so that one private address of the host suffices. If
+            False, all addresses of the host must be private.
     """
     addresses = _resolved.get(endpoint.origin[1])
     if not addresses:
@@ -102,7 +102,7 @@ async def choose_proxy(
     """Return the environment's proxy for a URL; None without a proxy, or if all addresses of the host are private.
 
     A host that ``looks_local`` bypasses the proxy without a lookup. If any other host cannot be resolved here, the
-    request uses the proxy, which may resolve it. This result is not cached.
+    request uses the proxy, which may resolve it. Such a choice is not cached.
 
     Args:
         proxies: the cache of this function: the chosen proxy for each scheme and host.
@@ -202,8 +202,8 @@ class Route(NamedTuple):
 class RouteTransport(httpx.AsyncHTTPTransport):
     """The httpx transport of one route, with its connection pool. ``Backend`` opens the connections.
 
-    httpx has no argument for the network backend. Therefore this sets private attributes of httpcore's pool (httpx
-    0.28.1, httpcore 1.0.9). ``tests/integration/transport/test_network.py`` fails if they move.
+    httpx has no argument for the network backend. Therefore this class sets private attributes of httpcore's pool
+    (httpx 0.28.1, httpcore 1.0.9). ``tests/integration/transport/test_network.py`` fails if they move.
 
     It inherits from ``httpx.AsyncHTTPTransport``, because vcrpy replaces a method of that class.
     """
@@ -218,7 +218,8 @@ class RouteTransport(httpx.AsyncHTTPTransport):
     async def _close_removed(self, closing: list[httpcore.AsyncConnectionInterface]) -> None:
         """Close connections that the pool has removed. If the request is cancelled, return the open ones to the pool.
 
-        httpcore 1.0.9 loses them, because its shield is no shield against ``Task.cancel()`` and ``asyncio.timeout()``.
+        httpcore 1.0.9 loses them. Its ``AsyncShieldCancellation`` does not protect the close from ``Task.cancel()`` and
+        ``asyncio.timeout()``.
         """
         try:
             for connection in closing:
@@ -243,7 +244,7 @@ class RouteTransport(httpx.AsyncHTTPTransport):
     async def close_idle(self, origin: tuple[str, str, int]) -> None:
         """Close the idle connections to a server."""
         for connection in list(self._pool.connections):
-            # _origin is that of the proxy, if there is one
+            # With a proxy, _origin is the origin of the proxy
             server = getattr(connection, "_remote_origin", None) or getattr(connection, "_origin", None)
             if server and (server.host.decode(), server.port) == origin[1:] and connection.is_idle():
                 await connection.aclose()

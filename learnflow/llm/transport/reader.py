@@ -55,7 +55,7 @@ class AnswerReader:
         Args:
             send: sends the request, and returns a response with a 2xx status.
             deadline: the time at which the request must end, on the clock of the event loop.
-            on_delta: called with each delta as it arrives.
+            on_delta: called with each delta (a part of the answer) as it arrives.
             drain: waits until the caller has consumed earlier deltas.
 
         Raises:
@@ -108,7 +108,10 @@ class AnswerReader:
             self._probe.cancel()
 
     async def _expire_unless_loading(self, scope: asyncio.Timeout) -> None:
-        """End the wait for the first token, unless the server is loading the model. After a load, wait once more."""
+        """End the wait for the first token, unless the server is loading the model.
+
+        After a load, wait for the first-token timeout once more.
+        """
         assert self._is_loading  # noqa: S101  # the timer is started only if there is a probe
         is_loading = False
         while not self._has_delta:
@@ -142,7 +145,7 @@ class AnswerReader:
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # a timeout that a cassette plays
+            raise  # a recorded timeout, played from a cassette
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:

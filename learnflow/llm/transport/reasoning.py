@@ -70,7 +70,10 @@ class ReasoningSplitter:
         return Delta(text, thinking)
 
     def stop_splitting(self) -> str:
-        """Treat tags as text from now on, unless one is open: the server separates thinking. Return the held text."""
+        """Treat tags as text from now on, because the server separates the thinking. Return the held text.
+
+        If a tag is open, its closing tag still counts.
+        """
         if self._state == "thinking":
             return ""
         self._state = "answer"

@@ -27,7 +27,7 @@ from .untrusted import (
 
 _FIELD: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
-_IGNORED_PARTS: Final = ("reference",)  # Mistral sends the sources of the text
+_IGNORED_PARTS: Final = ("reference",)  # the sources of the text, from Mistral
 _INDEX: Final = re.compile(r"-?[0-9]{1,9}(?:\.0)?")
 
 

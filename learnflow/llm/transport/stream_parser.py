@@ -1,5 +1,7 @@
 """The base class of the parsers. A parser receives the bytes of a response, and returns deltas.
 
+A delta is a part of the answer: text, thinking, or pieces of tool calls.
+
 A parser does no I/O. An answer is complete only if the server sends a finish reason. The caller checks ``fault`` after
 every call of ``feed()`` and ``end()``.
 """
@@ -49,11 +51,12 @@ def max_answer_chars(max_tokens: int | None) -> int:
 
 
 class StreamParser:
-    """A parser of one response. Only LF ends a line; U+2028 and U+0085 are text.
+    """A parser of one response. Lines end with LF only, except in ``SSEParser``. U+2028 and U+0085 are text.
 
     Args:
         max_tokens: the ``max_tokens`` of the request; None if it has none. A much longer answer is a fault.
-        finish_optional: the server is configured as one that sends no finish reason. The end mark is enough.
+        finish_optional: an end mark without a finish reason completes the answer. The operator has configured that the
+            server sends no finish reasons.
 
     Attributes:
         document_starts: the first characters of a response that is one JSON document instead of a stream.
@@ -90,7 +93,7 @@ class StreamParser:
         self._chars_left = max_answer_chars(max_tokens)
         self._has_text = False
         self._finish_was_discarded = False  # text followed the finish reason, which some gateways send in every chunk
-        self._finish_is_tentative = False  # the finish reason came with text, or before any: more text may follow
+        self._finish_is_tentative = False  # the finish reason came with text or before any text: more may follow
 
     @property
     def is_complete(self) -> bool:
@@ -166,8 +169,8 @@ class StreamParser:
         """Add a piece of a tool call. Return the deltas.
 
         Args:
-            call_key: the key of the call in the response: the indices of its choice and of the call, or the key of its
-                item (Responses API). None if the server sends none.
+            call_key: identifies the call in the response. It is the index of the choice with the index of the call. In
+                the Responses API it is the key of the item. None if the server sends none.
             piece: the JSON object.
         """
         function, calls = piece.get("function") or {}, self._calls

@@ -33,14 +33,21 @@ def collect_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]
 
 
 def join_extra(extra: Extra) -> dict[str, Any]:
-    """Return the fields with joined pieces. Incomplete surrogate pairs become U+FFFD, NaN and infinite numbers None."""
+    """Return the fields with joined pieces.
+
+    Incomplete surrogate pairs become U+FFFD. NaN and infinite numbers become None.
+    """
     joined = {name: _join(name, pieces) for name, pieces in extra.items()}
     text = json.dumps(joined, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return dict(json.loads(text, parse_constant=lambda _: None))
 
 
 def _join(name: str, pieces: list[Any]) -> Any:
-    """Join the pieces of a field. Equal texts are one repeated value, unless the field is streamed."""
+    """Join the pieces of a field.
+
+    If all pieces are the same text, the server repeated the value, and the text is returned once. Fields in
+    ``_STREAMED_FIELDS`` are always joined.
+    """
     if all(isinstance(piece, str) for piece in pieces):
         return pieces[0] if name not in _STREAMED_FIELDS and len(set(pieces)) == 1 else "".join(pieces)
     if all(isinstance(piece, dict) for piece in pieces):

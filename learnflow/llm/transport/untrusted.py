@@ -1,6 +1,6 @@
 """Parse and check what servers send: JSON, numbers and short texts. Sizes are bounded.
 
-The functions raise no error but ValueError.
+The functions raise only ValueError.
 """
 
 from __future__ import annotations
