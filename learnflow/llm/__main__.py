@@ -1,6 +1,7 @@
 """The commands, by ``python -m learnflow.llm`` or ``python learnflow/llm``.
 
-The second form does not import the package ``learnflow``. If that is LearnFlow's own, its import is slow.
+The second form does not import the package ``learnflow``. In the application LearnFlow, that package is the
+application's own, and its import is slow.
 """
 
 import sys

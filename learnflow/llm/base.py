@@ -1,6 +1,6 @@
 """The interface of a provider, and the values that describe a call and its attempts.
 
-Sends no request and does not read the environment. Every module may import it.
+This module sends no request and does not read the environment. Every module may import it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ Method: TypeAlias = Literal["generate", "stream", "complete"]
 
 
 class DefaultFloat(float):
-    """A default of this package or of an application's configuration. Unlike a caller's value, it may be removed."""
+    """A default of this package or of an application's configuration.
+
+    Unlike a caller's value, it may be removed from a request.
+    """
 
 
 class _DefaultInt(int):
@@ -101,7 +104,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
         session: the name of a group of requests with the same beginning of the prompt. It is sent to clouds that route
             the requests of a group to one prompt cache.
         headers: additional headers of the request, for a single provider. A router refuses them. In a value,
-            ``{session}`` is replaced by ``session``. Such a header is not sent without ``session``.
+            ``{session}`` is replaced by ``session``. Without ``session``, a header with ``{session}`` is not sent.
         extra_body: fields that are added to the body of the request unchanged.
         after: the text of an answer that was interrupted, for example ``LLMError.partial``. The answer continues it,
             and ``max_tokens`` limits both together. "" begins a new answer. ``after`` cannot be combined with schemas
@@ -150,7 +153,10 @@ class TimeOptions(TypedDict, total=False):
 
 
 class ProviderOptions(TimeOptions, total=False):
-    """The keywords of the provider classes; see ``BaseProvider``. Only ``EmbeddedProvider`` has the last three."""
+    """The keywords of the provider classes; see ``BaseProvider``.
+
+    Only ``EmbeddedProvider``, a model server that this package starts, has ``context``, ``slots`` and ``threads``.
+    """
 
     base_url: str | None
     model: parameters.Name | None
@@ -174,8 +180,8 @@ class Call:
         metadata: the labels of the request.
         after: the text that the answer continues, see ``Options``.
         include_prior: whether a stream also yields the text of ``after``.
-        recorded: the pieces of text that a previous equal call recorded in the journal (``LLM_JOURNAL``). They follow
-            ``after``. None if the journal does not record the answer.
+        recorded: the pieces of text that a previous equal call recorded in the journal (files with the text of
+            unfinished answers, see ``LLM_JOURNAL``). They follow ``after``. None if the answer is not recorded.
     """
 
     prompt: Prompt = field(repr=False)
@@ -256,7 +262,8 @@ class Attempt:
         request: the number of the request in this process.
         max_first_token_s: an upper limit for the provider's timeout to the first token, in seconds; None if only that
             timeout applies.
-        prefix: the interrupted text, which is sent as a prefill; None without a prefill.
+        prefix: the interrupted text, which is sent as a prefill (a last message of the assistant, which the server
+            continues); None without a prefill.
         thinking: the thinking before ``prefix``.
         slot: the slot that the router has acquired; None if the attempt must acquire one.
         metadata: the labels of the request.
@@ -408,7 +415,7 @@ class AbstractProvider(LLMProvider):
 
     @abstractmethod
     def start(self, call: Call) -> Work:
-        """Return the coroutine function that runs a call. It sends the request, not ``start``.
+        """Return the coroutine function that runs a call. ``start`` itself sends no request.
 
         Raises:
             InvalidRequest: a keyword or a value is invalid.

@@ -108,7 +108,7 @@ class Completion(Generic[Parsed]):
         cost: the cost in US dollars, 0.0 for a local server; None if unknown.
         first_token_s, total_s: seconds from the request to the first token and to the end.
         attempts: the number of attempts, including failed ones.
-        resumed: the number of continuations: of a broken stream, of ``after=``, or of a text in the journal.
+        resumed: the number of continuations: of a broken stream, of ``after=``, or of a text in ``LLM_JOURNAL``.
         extra: the fields of the message that OpenAI's API does not define, for example ``reasoning_content`` or
             ``reasoning_details``.
         origin: identifies the provider and the address that sent ``extra``; None if unknown.
@@ -193,7 +193,8 @@ class Waiting:
     """The request is waiting. The event is emitted once a second during the wait.
 
     Attributes:
-        reason: "queue" (until a slot is free), "load" (until a model is loaded), or "retry" (until the next attempt).
+        reason: "queue" (until the concurrency limit permits the request), "load" (until a model is loaded), or "retry"
+            (until the next attempt).
         provider: the name of the provider that the request waits for, or several names ("gpu1+gpu2").
         model: the requested model; None if it is not chosen yet.
     """
@@ -227,8 +228,10 @@ class Resumed:
     Attributes:
         provider: the name of the provider that continues it.
         characters: the length of the text before the continuation.
-        in_words: whether a prompt requested the continuation in words, because the provider does not support prefill.
-        source: the source of the text: "stream" (the stream broke), "call" (``after=``), or "journal".
+        in_words: whether a prompt requested the continuation in words. This is the case if the provider does not
+            support prefill (the beginning of the answer in the request, which the server continues).
+        source: the source of the text: "stream" (the stream broke), "call" (``after=``), or "journal"
+            (``LLM_JOURNAL``).
     """
 
     provider: str

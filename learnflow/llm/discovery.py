@@ -74,11 +74,11 @@ async def scan(
         timeout_s: the timeout of the scan in seconds.
         named: the names of providers to probe even if they are not configured.
         clouds: whether to probe configured clouds.
-        embedded: whether to add the embedded model if no provider is named, no local server is configured and none
-            responds.
+        embedded: whether to add the embedded model (a small model that this package runs itself) if no provider is
+            named, no local server is configured and none responds.
 
     Returns:
-        The candidates, in the order of the registry.
+        The candidates, in the order of the registry (the known vendors and kinds of servers).
     """
     named = set(named)
     cassettes = active.current(settings.load())
@@ -236,7 +236,7 @@ def _spec_or_none(name: str) -> ProviderSpec | None:
 
 def _is_local(name: str) -> bool:
     spec = _spec_or_none(name)
-    return spec is None or spec.local  # an invalid one counts as local, so that the scan lists its error
+    return spec is None or spec.local  # a provider without a spec counts as local, so that the scan lists its error
 
 
 def select_usable(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -271,7 +271,8 @@ async def find_providers(*, embedded: bool = True) -> list[BaseProvider]:
             _announced_models.add(provider.model)
             hint = f"{_EMBEDDED_HINT}. {_keys_hint()}".strip().removesuffix(".")
             events.emit(events.NothingConfigured(provider=provider.name, model=provider.model, hint=hint))
-    if any(provider.runner.client.transport for provider in providers):  # a cassette also needs the probe
+    # The scan recorded no probe, but cassettes need one.
+    if any(provider.runner.client.transport for provider in providers):
         await asyncio.gather(*(provider.refresh() for provider in providers))
     return providers
 

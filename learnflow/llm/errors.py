@@ -103,7 +103,7 @@ class LLMError(Exception):
         retry_after: the delay that the server requested, in seconds; None if it sent none.
         server_message: the server's message, in one line of at most 300 characters, with keys removed. It may repeat
             the prompt.
-        quotable: whether ``server_message`` certainly repeats no part of the request. Only then ``str()`` shows it.
+        quotable: whether ``server_message`` is known to contain nothing of the request. Only then ``str()`` shows it.
         code: the server's error code ("context_length_exceeded"); None if it sent none.
         params: the parameters that the server or LiteLLM named as the cause.
         partial: the text that arrived.
@@ -352,7 +352,8 @@ class DeadlineExceeded(TimedOut):
 class NotRecorded(LLMError):
     """The cassettes of ``LLM_REPLAY`` lack the request, or a test forbids real requests.
 
-    The router tries another provider only if that provider may have been used when the cassettes were recorded.
+    Cassettes are files of recorded responses. The router tries another provider only if that provider may have been
+    used when the cassettes were recorded.
 
     Attributes:
         was_skipped: whether the router then tried another provider. If so, the error does not fail a test.

@@ -1,7 +1,8 @@
 """Log events: frozen dataclasses that describe requests, attempts and changes of state.
 
-The adapter and the router emit events. Some events are logged; all are sent to the sinks that applications add. A sink
-that raises does not fail the request. Events contain no text of prompts or answers, except ``ContentRecorded``.
+The adapter and the router emit events. Some events are logged. All are sent to the sinks, functions that applications
+add. A sink that raises does not fail the request. Events contain no text of prompts or answers, except
+``ContentRecorded``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class RequestStarted(BaseEvent):
 
     Attributes:
         request: the number of the request, unique in this process.
-        provider: the names of the providers in the chain.
+        provider: the names of the providers in the chain, in order of preference.
         model: the requested model; None for the default models.
         metadata: the caller's labels of the request.
     """
@@ -178,8 +179,8 @@ class StreamContinued(BaseEvent):
     """A continuation has ended. Not logged. Its beginning is ``Resumed``, which is logged as ``llm.stream_continued``.
 
     Attributes:
-        outcome: "whole" if it is complete, "mismatched" if it did not begin with the required overlap, "broken" if its
-            attempt failed.
+        outcome: "whole" if it is complete, "mismatched" if it did not begin with the required overlap (the end of the
+            interrupted text), "broken" if its attempt failed.
     """
 
     provider: str
@@ -229,7 +230,7 @@ class ProviderUnusable(BaseEvent):
 
 
 class NothingConfigured(BaseEvent):
-    """No provider is configured and no local server responds. The embedded small model is used."""
+    """No provider is configured and no local server responds. The embedded model, which this package runs, is used."""
 
     provider: str
     model: str | None
@@ -237,7 +238,7 @@ class NothingConfigured(BaseEvent):
 
 
 class Replaying(BaseEvent):
-    """The cassettes in ``folder`` are active: ``mode`` is "play" or "record"."""
+    """The cassettes (files of recorded responses) in ``folder`` are active. ``mode`` is "play" or "record"."""
 
     folder: str
     mode: str
@@ -251,7 +252,7 @@ class RecordingFailed(BaseEvent):
 
 
 class JournalFailed(BaseEvent):
-    """The journal, or one of its files, cannot be used. The request goes on. Emitted once for each file and fault."""
+    """``LLM_JOURNAL``, or a file in it, cannot be used. The request continues. Emitted once for each file and fault."""
 
     file: str
     fault: str

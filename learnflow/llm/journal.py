@@ -4,8 +4,8 @@ A file has the text of one answer, and is locked by the request that writes it. 
 is deleted before a finished answer is returned, so that no later call uses it. Only answers of text are recorded. The
 name of a file begins with a digest of the request. Its content has no prompt.
 
-Each line is a record: a checksum and a JSON list of pieces of the text. The checksum includes the version and the
-digest, so that a line of another version or request is not used.
+Each line is a record: a checksum and a JSON list of pieces of the text. The checksum includes the version of this
+format and the digest, so that a line of another version or request is not used.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ _recording: Final = ContextVar("_recording", default=False)
 
 
 class JournalFile(Relay):
-    """A file of the journal, locked by one request. As an ``Emit``, it records text and forwards all events.
+    """A file of the journal, locked by one request.
+
+    As an ``Emit`` (the function that receives a request's events), it records text and forwards all events.
 
     Before the first new text (at the event ``Resumed``), it emits the text that the file already had.
 
@@ -147,7 +149,9 @@ after_fork(JournalFile.close_inherited)
 
 
 def with_journal(settings: Settings, limit_s: float, run: RunCall, call: Call) -> Work:
-    """Return the work of a call. With ``LLM_JOURNAL``, it records the text and continues that of an earlier equal call.
+    """Return the work of a call, a coroutine function.
+
+    With ``LLM_JOURNAL``, it records the text of the answer, and continues the text of an earlier equal call.
 
     Args:
         settings: the settings.
@@ -163,8 +167,8 @@ def with_journal(settings: Settings, limit_s: float, run: RunCall, call: Call) -
 async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: Call, emit: Emit) -> Completion:
     """Run a call and delete its file.
 
-    After an error or a cancellation, keep the file, unless the caller stopped the stream or no continuation would make
-    the text a valid answer.
+    After an error or a cancellation, keep the file for a later call. Delete it if the caller stopped the stream, or if
+    the text cannot be continued to a valid answer.
     """
     deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or limit_s)
     # A router inside an application's provider records nothing, because the outer router records its text
@@ -205,7 +209,7 @@ async def _run_with_file(run: RunCall, call: Call, file: JournalFile, deadline: 
 
 
 def open_file(settings: Settings, digest: str, emit: Emit) -> JournalFile | None:
-    """Open the file with the text of a request, else a new one. Delete old and damaged files.
+    """Open the file with the unfinished answer to a request, else a new one. Delete old and damaged files.
 
     Return None if no file can be opened.
 

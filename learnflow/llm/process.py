@@ -1,4 +1,4 @@
-"""The state of this process: circuit breakers, context lengths, DNS results, connection pools, sinks.
+"""The state of this process: circuit breakers, context lengths, DNS results, connection pools, sinks of log events.
 
 Each module registers its collections. ``state()`` returns their sizes, and ``forget()`` clears them for tests.
 """

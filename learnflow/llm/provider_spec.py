@@ -139,14 +139,16 @@ class Api:
     Attributes:
         default_url: the base URL if none is configured; None if it must be configured.
         api_path: the path of the API on the server.
-        litellm_path: the path that LiteLLM appends to the base URL, or its beginning. It is cut from a configured URL.
+        litellm_path: the path that LiteLLM appends to the base URL, or the beginning of this path. It is cut from a
+            configured URL.
         removed_suffixes: the endings that are removed from the path of a configured URL.
         cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
         default_version: the default version of the API; None if the vendor requires no version.
         key_header, key_scheme: the header with the key, and its authentication scheme ("Bearer").
-        headers: further headers. ``{session}`` in a value is replaced by the call's ``session=``. Without one, such a
-            header is not sent.
-        choose_variant: a function that returns the spec for a base URL and an API version; None if there is only one.
+        headers: further headers. ``{session}`` in a value is replaced by the call's ``session=``. In a call without
+            ``session=``, a header with ``{session}`` is not sent.
+        choose_variant: a function that returns the spec for a base URL and an API version; None if the vendor has
+            only one spec.
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
         responses_path: the path of requests to the Responses API, with ``{version}``; None if the vendor does not have
             it, or if chat completions serve all its models.
@@ -185,17 +187,17 @@ class Dialect:
         schema_modes: the supported ways to request a schema, the best first. "prompt" adds it to the prompt.
         reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
         litellm_marks_reasoning: whether LiteLLM's price map marks all thinking models of the vendor. If so, a listed
-            model without a mark cannot think, and a marked one without the levels "minimal" and "none" always thinks.
+            model without a mark cannot think. A marked model without the levels "minimal" and "none" always thinks.
         session_field: the name of the field for ``session=``; None if it is not sent in the body.
         body_fields: the fields that are added to every body.
         format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
             the context length. None if the parameters are fields of the body, as in OpenAI's API.
-        direct_chat_path: the path of text-only chat requests that are written without LiteLLM until it is imported,
-            because the import takes seconds (ADR 10). None if LiteLLM changes such requests.
+        direct_chat_path: the path of text-only chat requests. This package writes them itself until LiteLLM is
+            imported, because the import takes seconds (ADR 10). None if LiteLLM changes such requests.
         supports_stream_usage: whether the server supports ``stream_options``.
-        ignores_prefill: whether the server is known to start a new answer after a last message of the assistant, if the
-            request has no ``continue_final_message``.
-        supports_prefill: whether the server is known to continue a last message of the assistant, if the request has
+        ignores_prefill: whether the server is known to ignore a prefill (a last message of the assistant, which the
+            answer should continue) in a request without ``continue_final_message``. It then starts a new answer.
+        supports_prefill: whether the server is known to continue a prefill in a request with
             ``continue_final_message``.
         build_continuation: a function that returns the request to continue a broken answer, given the client, model,
             messages, body and attempt. None if prefill or a prompt continues the answer.
@@ -279,10 +281,11 @@ class ProviderSpec:
         title: the name in messages.
         litellm_provider: the provider in LiteLLM that writes requests and maps errors.
         otel_name: the value of OpenTelemetry's ``gen_ai.provider.name``; None if it is ``name``.
-        kind: for an operator's endpoint, the ``name`` of the spec that it is a copy of; None for other specs.
+        kind: the ``name`` of the copied spec, if this is the spec of an operator's endpoint (a server with a name of
+            the operator's choice); None for other specs.
         is_tested: whether tests cover the spec; False if it comes from LiteLLM's table of vendors.
         tested_versions: the versions of a real server that the spec was tested with; None if it was tested only with
-            cassettes that were written from the vendor's documents.
+            cassettes (files of responses) that were written from the vendor's documents.
         local: whether the server is usually local: it then requires no key, and has longer timeouts.
         api, dialect, server: the other groups of properties.
         settings: the supported fields of ``ProviderSettings``. Their variables are ``<NAME>_<SETTING>``.

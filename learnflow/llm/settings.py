@@ -23,7 +23,8 @@ from .parameters import ApiName, Count, CountOrZero, Seconds, describe_faults
 from .process import switches
 from .provider_spec import ProviderSpec
 
-NODE_PREFIX: Final = "LLM_MODEL_"  # ``LLM_MODEL_<NODE>`` is the model of one node of LearnFlow's LangGraph
+# ``LLM_MODEL_<NODE>`` is the model of one LangGraph node of the application LearnFlow.
+NODE_PREFIX: Final = "LLM_MODEL_"
 _SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
 
@@ -54,7 +55,10 @@ def _enables_content(value: object) -> bool:
 
 
 def parse_chain(text: str) -> list[tuple[str, ...]]:
-    """Parse the names of providers, "a+b,c". A comma separates ranks; "+" joins the providers of one rank."""
+    """Parse the names of providers, "a+b,c". A comma separates ranks, which are positions in the order of preference.
+
+    "+" joins the providers of one rank.
+    """
     return [parse_rank(rank) for rank in text.split(",") if rank.strip()]
 
 
@@ -234,7 +238,7 @@ def load_provider(spec: ProviderSpec) -> ProviderSettings:
 
 
 def node_models() -> dict[str, str]:
-    """Return the values of ``LLM_MODEL_<NODE>`` by variable: the models of single nodes of LearnFlow's LangGraph."""
+    """Return the values of ``LLM_MODEL_<NODE>`` by variable; see ``NODE_PREFIX``."""
     sources = settings_sources.read_sources()
     names = {name for values in sources.values() for name in values if name.startswith(NODE_PREFIX)}
     variables = (next(settings_sources.find_variables([name], sources), None) for name in sorted(names))

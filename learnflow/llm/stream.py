@@ -1,7 +1,7 @@
 """``TextStream``, which a caller reads, and ``Work`` and ``Emit``, which connect it with a request.
 
-``Work`` is the coroutine function that runs a request: it emits events and returns the completion. Providers return it.
-Every module may import this one.
+``Work`` is the coroutine function that runs a request: it emits events and returns the completion. A provider
+returns a ``Work`` for each call. Every module may import this one.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class _Channel(Emit):
     def mark_stopped(self) -> None:
         """Set ``stopped``, unless the stream ends because the task that reads it was cancelled.
 
-        The journal (``LLM_JOURNAL``) deletes the text of a stopped stream. It keeps that of a cancelled task for later.
+        The journal (``LLM_JOURNAL``) deletes the text of a stopped stream. It keeps that of a cancelled reading task.
         """
         tasks = self._reading_task, asyncio.current_task(self._loop)
         self.stopped = not (self._reader_cancelled or any(task and task.cancelling() for task in tasks))
@@ -307,7 +307,7 @@ class TextStream(AsyncIterator[str]):
 
         Raises:
             InvalidRequest: on the first event, if the stream was started before.
-            LLMError: the request failed. It is not retried after a piece of a tool call was emitted.
+            LLMError: the request failed. A request that has emitted a piece of a tool call is not retried.
         """
         return _Events(self)
 

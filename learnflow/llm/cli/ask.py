@@ -58,8 +58,8 @@ async def ask(prompt: str, as_json: bool, provider: str | None, **options: Any) 
 def _add_notice(notices: list[str], event: events.LogEvent) -> None:
     """Add a notice if another model answered, or if the answer reached ``max_tokens``.
 
-    Print a notice immediately if a provider of the chain cannot be used, or if the embedded model answers because no
-    server responds.
+    Print a notice immediately if a named provider cannot be used, or if the embedded model (a small one that this
+    package runs itself) answers because no server responds.
     """
     match event:
         case events.NothingConfigured():

@@ -193,7 +193,7 @@ class _Checks:
         return bool(called) or None, f"called {', '.join(called)}" if called else "answered without a call"
 
     async def prefill(self) -> tuple[bool | None, str]:
-        """Check that the model continues a prefill."""
+        """Check that the model continues a prefill, the beginning of an answer."""
         if not self._provider.facts(self._model).prefills:
             return None, "no prefill: a prompt asks for the continuation"
         call = Call("Count from 1 to 9, with spaces.", self._model, 0.0, 40, method="generate")

@@ -117,7 +117,7 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 
 async def _router_warnings(candidates: Sequence[Candidate], timeout_s: float) -> list[str]:
-    """Return a warning for each address at which another router listens, such as vllm-router or smg."""
+    """Return a warning for each address of a proxy with several servers, such as vllm-router or smg."""
     responding = [candidate.provider for candidate in candidates if candidate.provider and candidate.responded]
     local = [provider for provider in responding if provider.spec.local or provider.endpoint.looks_local]
     return [warning for warning in await asyncio.gather(*(_router_warning(one, timeout_s) for one in local)) if warning]
@@ -126,7 +126,7 @@ async def _router_warnings(candidates: Sequence[Candidate], timeout_s: float) ->
 async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
     """Return a warning if the address has the page ``/workers``, else "".
 
-    Only this page identifies a router. For other pages it returns the responses of its servers.
+    Only this page identifies such a proxy, a router. For other pages, a router returns the responses of its servers.
     """
     try:
         async with asyncio.timeout(timeout_s):

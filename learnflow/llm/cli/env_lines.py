@@ -71,7 +71,7 @@ def default_lines(faults: Iterable[str]) -> Iterator[Line]:
 
 
 def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Iterator[Line]:
-    """Yield lines that configure a working provider. Yield nothing if a provider of the chain is ready."""
+    """Yield lines that configure a working provider. Yield nothing if one of ``chain`` is ready."""
     selected = providers_in_use(chain, candidates)
     ready = [candidate for candidate in selected if candidate.ready]
     if chain and ready:

@@ -92,7 +92,10 @@ class PartFile:
         return None
 
     def resume_point(self) -> tuple[int, str]:
-        """Return the size of the part file in bytes and its HTTP validator. The size is 0 if it cannot be resumed."""
+        """Return the size of the part file in bytes and its HTTP validator (ETag or Last-Modified).
+
+        The size is 0 if the download cannot be resumed.
+        """
         validator = self._read_metadata("validator")
         return (self.part.stat().st_size, validator) if validator and self.part.exists() else (0, "")
 

@@ -134,7 +134,7 @@ def _list_store(*, as_json: bool) -> int:
 
 
 def chain_of(provider: str | None) -> list[str]:
-    """Return the requested provider, else the configured chain, as names."""
+    """Return the name of the requested provider, else the configured chain: the names in order of preference."""
     if provider:
         return [provider.lower()]
     return [name for rank in settings.load().chain for name in rank]

@@ -48,7 +48,10 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
 
 
 def known_specs(provider: str | None) -> list[ProviderSpec]:
-    """Return the specs of the registry, and those of the requested or configured endpoints."""
+    """Return the specs of the registry, and those of the requested or configured endpoints.
+
+    An endpoint is a server with a name of the operator's choice.
+    """
     names: list[str] = []
     with suppress(LLMError):  # the command itself reports the error
         names = chain_of(provider)
@@ -66,7 +69,7 @@ def ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = False) -> 
 
     Args:
         specs: the providers with known variables.
-        all_unknown: also yield one for each unknown ``LLM_*`` variable, which may be one of the application.
+        all_unknown: also yield a sentence for each unknown ``LLM_*`` variable. The application may use such a variable.
     """
     for variable, suggestion in misspelt(specs, vendor_specs().values()):
         if suggestion or all_unknown:

@@ -1,4 +1,4 @@
-"""Optional sinks besides the log: Prometheus and OpenTelemetry.
+"""Optional sinks (receivers of log events) besides the log: Prometheus and OpenTelemetry.
 
 ``get_provider()`` attaches the sinks that the environment enables. An application may also call
 ``prometheus.attach()`` and ``opentelemetry.attach()``. Their libraries are extras and are imported only on use. A

@@ -1,4 +1,4 @@
-"""A replacement for LearnFlow's ``models/model_factory.py`` with the same names.
+"""A replacement for ``models/model_factory.py`` of LearnFlow, an application with LangGraph. It has the same names.
 
 LearnFlow imports this module instead of its own, and passes its ``config_manager``. This module imports nothing of
 LearnFlow and reads none of its files. It requires the extra ``[langchain]``.
@@ -43,7 +43,7 @@ class ConfigManager(Protocol):
 class ModelFactory:
     """Creates the chat models for LearnFlow's graph nodes.
 
-    If ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` is set, all nodes use that chain and the default models of its providers
+    If ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` is set, all nodes use these providers and their default models
     (``<NAME>_VISION_MODEL`` for images). If neither is set, a node uses its provider and model in ``graph.yaml``. In
     both cases ``LLM_MODEL_<NODE>`` overrides the model, and ``graph.yaml`` sets the temperature and the other
     parameters.
@@ -145,7 +145,7 @@ class ModelFactory:
 def initialize_model_factory(api_key: str | None, config_manager: ConfigManager) -> ModelFactory:
     """Create the factory of this module, and check the model of every node.
 
-    LearnFlow's own function only logs a warning if the model of its security guard is invalid. This one raises.
+    LearnFlow's own function only logs a warning if the model of its security guard is invalid. This function raises.
 
     Args:
         api_key: OpenAI's API key. It is used if ``providers.yaml`` is empty.

@@ -1,4 +1,4 @@
-"""The active cassettes: those of ``LLM_REPLAY``, which are played or recorded, or those of a test."""
+"""The active cassettes (files of recorded responses): those of ``LLM_REPLAY``, or those of a test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The format of cassettes: vcrpy's YAML, without hosts and keys.
+"""The format of cassettes, the files of recorded responses: vcrpy's YAML, without hosts and keys.
 
 A stream is stored in the pieces in which it was received, and JSON as YAML.
 """

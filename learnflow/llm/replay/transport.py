@@ -146,7 +146,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
             recording.end(failure=map_exception(error))
             raise
         except asyncio.CancelledError:
-            # Not immediately: if a timeout caused the cancellation, its handler first records the timeout error.
+            # Delayed: if a timeout caused the cancellation, its handler must record the timeout error first.
             asyncio.get_running_loop().call_soon(partial(recording.end, client_disconnected=True))
             raise
         recording.status, recording.headers = response.status_code, dict(response.headers)

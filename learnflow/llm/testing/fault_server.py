@@ -119,7 +119,8 @@ class FaultServer:
         seen: the chat requests so far.
         pages: the method and path of each request so far that is not a chat request.
         responses: the responses by path, with those of the dialect. Tests may change it at any time.
-        derailed: the pieces of the response to a prefill that is not the beginning of ``answer``.
+        derailed: the pieces of the response if the request has a prefill (a partial answer to continue) that is not the
+            beginning of ``answer``.
         fault: the fault of every response. Tests may change it at any time.
         script: the faults of the next responses, one for each chat request. It overrides ``fault``.
     """

@@ -84,7 +84,7 @@ def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
 def no_model_calls() -> Iterator[None]:
     """Raise NotRecorded for each request in the block, except requests to a ``FaultServer``.
 
-    Requests of providers that were created before the block raise it, too.
+    This also applies to providers that were created before the block.
     """
     previous, switches.allowed_origins = switches.allowed_origins, RUNNING_ORIGINS
     try:
