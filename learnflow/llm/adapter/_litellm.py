@@ -234,7 +234,8 @@ def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], param
     Args:
         body: the body that LiteLLM wrote.
         messages: the messages that were passed to LiteLLM.
-        parameters: the parameters that were passed to LiteLLM. Omitted defaults and renamed ones are not restored.
+        parameters: the parameters that were passed to LiteLLM. Defaults of this package and renamed
+            parameters are not restored.
     """
     parts = [part for message in messages for part in parts_of(message) if isinstance(message.get("content"), list)]
     written = tuple(strings_of(body["messages"])) if parts else ()
@@ -251,7 +252,7 @@ def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], param
 
 
 def _is_written(part: Mapping[str, Any], written: tuple[str, ...]) -> bool:
-    """Return whether one of these strings contains a part. LiteLLM may join texts, and append to a URL."""
+    """Return whether a written body, given as its strings, contains a part. LiteLLM may join texts, or extend a URL."""
     payload, is_text = max(strings_of(part), key=len, default=""), part.get("type") == "text"
     return any(payload in text if is_text else text.startswith(payload) for text in written)
 
@@ -267,7 +268,7 @@ def _convert_parameters(prefix: str, model: str, version: str | None, keywords_j
     ms, which would block the event loop. An application repeats the same few parameters.
 
     Args:
-        prefix: LiteLLM's prefix of the provider.
+        prefix: LiteLLM's name of the provider, for example "openai".
         model: the model's name at the provider.
         version: the API version; None if the provider has none.
         keywords_json: OpenAI's parameters as JSON.

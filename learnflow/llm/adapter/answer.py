@@ -30,14 +30,14 @@ class Answer(Transcript):
         request: the request of the answer.
         emit: the receiver of the events.
         parser: the parser of the response.
-        hold_text: hold back text that may be thinking.
-        only_closing_tag: thinking ends with </think>, and the <think> before it is part of the chat template.
-        is_continuation: the response continues an answer. It may be empty, and has no thinking.
+        hold_text: hold back text that may be thinking (the model's reasoning before its answer).
+        only_closing_tag: the chat template contains the <think>, so that the response has only the </think>.
+        is_continuation: the response continues an answer. The response may be empty, and has no thinking.
 
     Attributes:
         first_delta_at: the time of the first delta, on the event loop's clock; None before it.
         delta_count: the number of deltas. Most servers send one for each token.
-        load_wait: the wait for a cold model, which the first delta ends.
+        load_wait: the wait for a cold model (one that the server must load first). The first delta ends the wait.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ def redact(error: LLMError, endpoint: Endpoint, request: Request | None = None, 
     Args:
         error: the error to change in place.
         endpoint: the endpoint with the secrets of the request.
-        request: the request that failed; None for a probe.
+        request: the request that failed; None for a probe, which sends no prompt.
         answer: the text received before the error.
     """
     if not error.server_message:

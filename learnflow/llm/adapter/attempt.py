@@ -1,4 +1,7 @@
-"""One attempt at one provider: prepare, wait for a slot, send the request, read the response, return the completion."""
+"""One attempt at one provider: prepare, wait for a slot, send the request, read the response, return the completion.
+
+A slot is one place within the concurrency limit of a server.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ class AttemptRunner:
 
     @property
     def origin(self) -> str:
-        """Return a digest of provider and address for ``Completion.origin``. Messages contain only the digest."""
+        """Return a digest of provider and address for ``Completion.origin``. Messages contain it, not the address."""
         return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base_url}".encode()).hexdigest()[:16]
 
     @property
@@ -89,8 +92,9 @@ class AttemptRunner:
     def continuation_spec(self) -> ProviderSpec | None:
         """Return the spec with the dialect that continues an answer; None if the provider cannot continue one.
 
-        This is the provider's spec if its dialect can continue answers, else the detected server's spec if its dialect
-        can continue answers and has the same parser.
+        A dialect is the format of requests and responses. The result is the provider's spec if its dialect can continue
+        answers. Otherwise it is the detected server's spec, if that dialect can continue answers and has the same
+        parser.
         """
         if self.api == "responses":
             return None
@@ -100,7 +104,9 @@ class AttemptRunner:
         return None
 
     def start(self, request: Request, attempt: Attempt) -> Work:
-        """Return a coroutine function that runs the attempt. If buffered, it also requests corrections of the answer.
+        """Return a coroutine function that runs the attempt.
+
+        If the caller receives the whole answer at the end (``Request.buffered``), it may also request corrections.
 
         Args:
             request: the checked request.
@@ -335,8 +341,8 @@ class _AttemptRun:
     def _time_limits(self, request_format: RequestFormat) -> Timeouts:
         """Return the time limits of the response.
 
-        The time to the first token is longer for a cold model, and shorter if the router reserves time for other
-        providers. An answer without streaming may take until the deadline.
+        The time to the first token is longer for a cold model (one that is not loaded). It is shorter if the router
+        reserves time for other providers. An answer without streaming may take until the deadline.
         """
         timeouts, max_first_token_s = self._timeouts, self._attempt.max_first_token_s
         first = max(timeouts.first_token, timeouts.load) if self._budget.must_load_model else timeouts.first_token
@@ -408,7 +414,7 @@ class _AttemptRun:
             await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._find_cost(completion), origin=self._runner.origin)
             for call in completion.tool_calls:
-                cast(CallId, call.id).answer = completion.message()  # the source of extra fields for the next prompt
+                cast(CallId, call.id).answer = completion.message()  # the next prompt gets its extra fields from this
             if not completion.tool_calls:
                 parsed = await structured_output.parse_async(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
@@ -423,7 +429,8 @@ class _AttemptRun:
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
                 is_empty = not (answer.text or answer.parser.partial_calls)
                 is_context_full = not limit or (tokens or limit) < limit
-                # Another provider would also stop at max_tokens, unless the answer is empty or the context was full
+                # Try another provider only if the answer is empty or the context was full. In any other case, it would
+                # stop at max_tokens, too
                 failure.failover = is_empty or is_context_full
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):

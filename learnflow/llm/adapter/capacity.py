@@ -1,8 +1,8 @@
 """Concurrency limits of server addresses, and the requests that wait for a slot.
 
-A request holds a slot while it is in flight. The router acquires the slot if it chooses among providers of one rank,
-else the attempt acquires it. All providers and routers of the process share the slots. Two providers with one address
-therefore share its concurrency limit.
+A request holds a slot while it is in flight. The router acquires the slot if it chooses among providers of one rank (a
+position in the chain; equal providers share one). Otherwise the attempt at the provider acquires it. All providers and
+routers of the process share the slots. Two providers with one address therefore share its concurrency limit.
 
 Requests with a common prefix are sent to one server, which has the prefix in its KV cache. Prefixes are compared by
 their digests; no prompt is stored.
@@ -27,8 +27,8 @@ from ..base import Call, Slot
 from ..process import after_fork, register
 from .options import messages_of, parts_of, text_of
 
-# An address with more than this multiple of its share of the load is used last. It is the c of "Consistent Hashing with
-# Bounded Loads" (Mirrokni, Thorup, Zadimoghaddam 2016), with the value of its examples.
+# An address with more than this multiple of its share of the load is used last. The ratio is the c of "Consistent
+# Hashing with Bounded Loads" (Mirrokni, Thorup, Zadimoghaddam 2016), with the value of its examples.
 _MAX_LOAD_RATIO: Final = 1.25
 _MAX_TIMES_OVERTAKEN: Final = 16  # a request that was overtaken so often is served first
 _MAX_RECENT_PROMPTS: Final = 64  # recorded prompts of one address
@@ -48,7 +48,7 @@ class Ticket:
 
     Attributes:
         number: increases with each ticket, so that the oldest request has the smallest number.
-        times_overtaken: how many slots were given to others while this one could have used them.
+        times_overtaken: how many slots were given to other requests while this request could have used them.
     """
 
     number: int = field(default_factory=itertools.count().__next__)
@@ -101,9 +101,10 @@ class Capacity:
     def sort_addresses(self, limits: Limits, digests: PrefixDigests) -> list[str]:
         """Sort the addresses of equal providers (one rank). The first one should be used.
 
-        Full addresses are the last, and before them those with clearly more than their share of the load. The others
-        are sorted by the length of this prompt's prefix in their cache (estimated), then in their last 64 prompts,
-        longest first. Ties are resolved by the hash of the prompt and the address (rendezvous hashing).
+        Full addresses come last. Addresses with clearly more than their share of the load come before the full ones.
+        All other addresses come first, sorted by the length of this prompt's prefix that is in their cache (estimated),
+        then by the length that is in their last 64 prompts, longest first. Ties are resolved by the hash of the prompt
+        and the address (rendezvous hashing).
 
         Args:
             limits: the concurrency limit of each address.
@@ -244,9 +245,9 @@ class Capacity:
         received = self._recent_digests(address, _MAX_RECENT_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """Return the sort key: often overtaken requests first, then those that lose most cache at another server.
+            """Return the sort key. Often overtaken requests come first, then those that this server caches best.
 
-            A request with a longer prefix in the cache of another server comes last.
+            The latter are sorted by the longest prefix in another server's cache, minus the prefix in this one's.
             """
             if waiter.ticket.times_overtaken >= _MAX_TIMES_OVERTAKEN:
                 return False, 0, 0, 0, waiter.ticket.number

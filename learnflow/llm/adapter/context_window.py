@@ -26,17 +26,17 @@ from ..transport.client import Client
 from .options import messages_of, parts_of, text_of
 from .request import Request
 
-# The server truncated a prompt if the server read at most half as many tokens as the prompt has words.
-_MIN_CHECKED_TOKENS: Final = 1000  # a shorter prompt is not checked
-# Prompt tokens that the server reports for each word. With a larger share, the prompt may be complete: some tokenizers
-# need a third fewer tokens than words, and some chat templates omit old thinking.
+_MIN_CHECKED_TOKENS: Final = 1000  # a shorter prompt is not checked for truncation
+# A prompt is truncated if the server reports at most half as many tokens as the prompt has words. A prompt with a
+# larger share may be complete: some tokenizers need a third fewer tokens than words, and some chat templates omit old
+# thinking.
 _MAX_READ_SHARE: Final = 0.5
-# A limit of the answer below this share of the caller's ``max_tokens`` (``AtMost``) is logged as a warning.
+# ``AtMost`` is a ``max_tokens`` that may be lowered. Lowering it below this share is logged as a warning.
 _MIN_ANSWER_SHARE: Final = 0.25
 _MARGIN_TOKENS: Final = 8  # reserve for the tokens of the chat template that the server does not count
 _LOAD_FAILED_STATUS: Final = 500  # of the server itself; 502 and 504 come from a gateway in front of it
 _MAX_IMAGE_TOKENS: Final = 1024  # of one image
-_MAX_TEMPLATE_TOKENS: Final = 8  # around one message
+_MAX_TEMPLATE_TOKENS: Final = 8  # added around one message
 _MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of the template
 _CAPABILITY_NOUNS: Final = {"vision": "images", "tools": "tools", "json_schema": "a JSON schema"}
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -59,7 +59,7 @@ def estimate_max_tokens(texts: Iterable[str], images: int = 0, messages: int = 0
 def estimate_min_tokens(texts: Iterable[str]) -> int:
     """Return a lower estimate of a prompt's tokens: one for each word or 6 CJK characters.
 
-    Most tokenizers join no words.
+    In most tokenizers, a token is at most one word.
     """
     cjk_chars = ((text, 0 if text.isascii() else len(_CJK.findall(text))) for text in texts)
     return sum(len(text.split()) + count // _MAX_CJK_CHARS_PER_TOKEN for text, count in cjk_chars)
@@ -119,7 +119,7 @@ class ContextBudget:
     first of these:
 
     - The operator's (``<NAME>_CONTEXT``), if set.
-    - The loaded one, if the prompt and the answer fit.
+    - The one with which the server has loaded the model, if the prompt and the answer fit.
     - A longer one. The server reloads the model. Later requests of this process use the same length.
 
     If the server rejects the prompt as too long, the request is retried once, with a context length that fits the token
@@ -362,14 +362,14 @@ class ContextBudget:
             self._catalog.mark_loaded(self._model_name, self.context_length)
 
     async def check_usage(self, usage: Usage) -> None:
-        """Check whether the server read the whole prompt. If not, probe the server if its kind is unknown.
+        """Check whether the server read the whole prompt. If not, and its kind is unknown, probe the server.
 
         Args:
             usage: the token counts in the response.
 
         Raises:
-            ContextOverflow: the server read far less than the prompt, and servers of its kind are known to truncate
-                prompts silently (``ServerSupport.drops_prompts``).
+            ContextOverflow: the server read far less than the prompt, and servers of its kind (for example Ollama) are
+                known to truncate prompts silently (``ServerSupport.drops_prompts``).
         """
         catalog, read_tokens = self._catalog, usage.prompt_tokens or 0
         min_tokens = estimate_min_tokens(self._request.texts)

@@ -1,10 +1,12 @@
 """Join an interrupted answer and its continuation.
 
-The router splits the emitted text with ``split_text``. ``join_continuation`` runs the next attempt, and emits only the
-new text. A continuation is accepted only if it begins with the end of the emitted text.
+The emitted text is the text of the answer so far. The router splits it with ``split_text``. ``join_continuation`` runs
+the next attempt, and emits only the new text. A continuation is accepted only if it begins with the end of the
+emitted text.
 
-Models often produce nonsense if a prefill ends inside a token. Tokenizers differ, so the router cannot detect that. The
-prefill therefore ends before the last word, and the continuation must first repeat this word.
+A prefill is a last assistant message that the model continues. Models often produce nonsense if it ends inside a
+token. Tokenizers differ, so the router cannot detect that. The prefill therefore ends before the last word, and the
+continuation must first repeat this word.
 
 Measured in 2026-11 on three servers, with the same model before and after the interruption (ADR 4). If the prefill
 ended before the last word, 3,021 of 3,027 continuations gave the same text as an uninterrupted answer; in the other six
@@ -102,7 +104,7 @@ def last_words(text: str) -> str:
     """Return the end of a text that a model without prefill must repeat.
 
     This end has at least eight words and 24 characters, or 64 characters of a text without spaces. It is longer if the
-    text also begins with these words, so that an answer that starts again does not look like a continuation. A shorter
+    text also begins with these words: otherwise, an answer that starts again would look like a continuation. A shorter
     text is returned unchanged.
     """
     return _overlaps(text)[0]
@@ -137,7 +139,7 @@ class ContinuationFilter:
     Args:
         emitted: the emitted text.
         is_instructed: the prompt instructs the model to repeat the last words. Otherwise the text is sent as a prefill.
-        source: the source of the emitted text.
+        source: the source of the emitted text: "stream", "journal" or "call" (the caller's ``after=``).
 
     Attributes:
         is_empty: the continuation has no text.
@@ -197,7 +199,8 @@ def _expected_if_prefilled(emitted: SplitText) -> list[str]:
         return [echo, ""]
     if rest:
         return [rest, echo] if emitted.prefix and not echo.startswith(rest) else [rest]
-    # The whole text was sent. Accept an echo only if the text does not contain its own start again, as new text could
+    # The whole text was sent. If the text repeats its own start, new text may do so, too, and look like an echo.
+    # Accept an echo only if the text does not repeat its start
     start = echo[: _MIN_OVERLAP_CHARS // 2]
     return [echo, ""] if len(echo) >= _MIN_OVERLAP_CHARS and start not in echo[len(start) :] else [""]
 
@@ -378,7 +381,7 @@ async def join_continuation(work: Work, text_filter: ContinuationFilter, name: s
 
 
 def count_prior_tokens(call: Call) -> int:
-    """Return the number of tokens of ``Call.prior_text``: one for each piece in the journal, and an estimate."""
+    """Return the tokens of ``Call.prior_text``: one for each piece in the journal, and an estimate for ``after=``."""
     estimate = (estimate_min_tokens([call.after]) + estimate_max_tokens([call.after])) // 2
     return estimate + len(call.recorded or ())
 
@@ -407,7 +410,7 @@ async def run_with_prior_text(
         emit: receives the events, with the new text only.
 
     Raises:
-        LLMError: the attempt failed. Its partial text is the whole text so far.
+        LLMError: the attempt failed. ``LLMError.partial`` is the whole text so far.
     """
     if not call.prior_text:
         return await start(call, attempt)(emit)

@@ -59,7 +59,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     spec: ProviderSpec  # the address may select a variant of it, as for Azure (``spec.api.choose_variant``)
     _transport: Any = None  # an httpx transport to use instead of the network
-    _server_kinds: Sequence[ProviderSpec] = ()  # the kinds that a probe recognises; if empty, only ``spec``
+    _server_kinds: Sequence[ProviderSpec] = ()  # the kinds of server that a probe recognises; if empty, only ``spec``
 
     def __init__(
         self,
@@ -230,7 +230,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             The health of the server, with the fault if the probe failed.
 
         Raises:
-            NotRecorded: the cassettes of LLM_REPLAY do not contain this probe. No other error is raised.
+            NotRecorded: the cassettes (recorded responses) of LLM_REPLAY do not contain this probe. No other error is
+                raised.
         """
         health = await self.catalog.health(within)
         events.emit(events.HealthChecked(provider=self.name, state=health.state))
@@ -240,7 +241,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the capabilities of a model, from the spec, the last probe and the configuration. Sends nothing.
 
         Args:
-            model: the name of the model. None for the default model, with the ``vision`` of ``vision_model``.
+            model: the name of the model. None for the default model. ``vision`` is then that of ``vision_model``.
         """
         capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:
@@ -298,5 +299,5 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @property
     def cassette_folder(self) -> str:
-        """Return the name of the folder with the provider's cassettes."""
+        """Return the name of the folder with the provider's cassettes (recorded responses)."""
         return self.spec.name

@@ -19,7 +19,8 @@ from . import structured_output
 from .options import messages_of, parts_of, strings_of, text_of
 
 _BODY_PARAMETERS: Final = ("top_k", "min_p")  # fields of the body, because OpenAI's API does not have them
-# vLLM continues the prefill only with both fields. llama.cpp repeats it without them.
+# A prefill is a last assistant message that the model continues. vLLM requires both fields. Without them, llama.cpp
+# repeats the prefill.
 _CONTINUES_FIELD: Final = "continue_final_message"
 _PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False}
 # Appended if the last message is an assistant message, because many servers would continue that message.
@@ -41,7 +42,7 @@ class RequestFormat:
     Attributes:
         omitted: the parameters that this package omits after an error response.
         unsupported: the parameters and reasoning levels that the model does not support, from ``ModelCatalog``.
-        schema_mode_index: the index of the schema mode in ``Dialect.schema_modes``.
+        schema_mode_index: the index of the schema mode (like "json_schema") in ``Dialect.schema_modes``.
         api: the API that the operator configured, or that the server requires; None if LiteLLM's price map decides.
         max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
@@ -65,7 +66,8 @@ class Request:
         correction_message_count: how many messages at the end are rejected answers and requests to correct them.
         user_message_added: this package added a short user message after the caller's last assistant message.
         buffered: the caller receives the whole answer at the end. The server may send it without streaming.
-        is_journaled: the journal records the text while it arrives. No text is held back.
+        is_journaled: the journal (a file of unfinished answers) records the text while it arrives, so that no text is
+            held back.
     """
 
     spec: ProviderSpec
@@ -92,7 +94,7 @@ class Request:
 
     @property
     def bypasses_litellm(self) -> bool:
-        """Return whether LiteLLM is not needed, because it would change nothing; see ``Dialect.direct_chat_path``."""
+        """Return whether LiteLLM would not change the request, and is not needed; see ``Dialect.direct_chat_path``."""
         has_only_texts = all(m.keys() <= {"role", "content"} and isinstance(m["content"], str) for m in self.messages)
         return bool(self.spec.dialect.direct_chat_path and has_only_texts) and not (self.tools or self.response_format)
 
@@ -177,7 +179,7 @@ class Request:
         return messages, parameters
 
     def streams(self, request_format: RequestFormat) -> bool:
-        """Return whether the request asks for a stream. A caller of ``stream`` always gets one."""
+        """Return whether the response is requested as a stream. A call of ``stream`` always requests one."""
         return not (self.buffered and "stream" in request_format.omitted)
 
     def next_format(
@@ -186,8 +188,8 @@ class Request:
         """Return the format for a retry, and a description of the change; None if a retry cannot help.
 
         A retry omits only what this package added: defaults, ``stream_options``, ``stream`` and the schema's format. It
-        never omits a keyword of the caller, except an ``AtMost``. If the error names no parameter, the retry omits all
-        defaults.
+        never omits a keyword of the caller, except an ``AtMost`` (a ``max_tokens`` that may be lowered). If the error
+        names no parameter, the retry omits all defaults.
 
         Args:
             request_format: the format that the server rejected.

@@ -42,7 +42,8 @@ class Facts:
         cold: the model is not loaded. The server must load it before it responds.
         loads: the server can load models on request.
         prefills: the provider supports a prefill: it continues a last assistant message exactly where it ends.
-        replays: the responses come from cassettes. Circuit breakers and concurrency limits do not apply.
+        replays: the responses come from cassettes (recorded responses). Circuit breakers and concurrency limits do
+            not apply.
         concurrency_limit: how many requests may be in flight; None if unlimited.
         looks_local: the address looks like one of this machine or a private network. The connection checks it again.
         local_only: the provider refuses requests unless it is local.
@@ -308,7 +309,7 @@ class _WrappedProvider(RoutableProvider):
     def get_capabilities(self) -> Capabilities:
         """Return the provider's capabilities. An omitted capability is unknown, except that ``local`` is then False.
 
-        If the provider raises an error, all are omitted.
+        If the provider raises an error, all count as omitted.
         """
         unknown = default_capabilities(local=False, cost=None)
         with suppress(Exception):
@@ -332,5 +333,5 @@ class _WrappedProvider(RoutableProvider):
         return False
 
     def facts(self, model: str | None) -> Facts:
-        """Return the default facts. The address identifies the wrapped provider, so that all its wrappers share it."""
+        """Return the default facts. All wrappers of one provider have the same address."""
         return replace(super().facts(model), address=f"{self.name}#{id(self.provider)}")

@@ -1,4 +1,6 @@
-"""Structured output: request a schema in one of three modes, validate the answer, and ask for a correction.
+"""Structured output: request a schema in one of three modes, validate the answer, and request a correction.
+
+The modes are "json_schema", "json_object" (the prompt also contains the schema) and "prompt" (only the prompt does).
 
 Every answer is validated, even if the server guarantees the schema. ``write_format`` writes the parameters of a
 request, ``parse`` validates an answer, and ``run_with_corrections`` repeats attempts.
@@ -223,7 +225,8 @@ class _Validation:
         steps_left: how many steps the validation may still take.
         depth: how deeply the current keyword is nested.
         first_faults: (keyword, id of the schema, id of the value) -> (schema, value, first fault). Without this cache,
-            a recursive union would validate a value exponentially often. It holds the objects: no id is reused.
+            a recursive union would validate a value exponentially often. It holds the schemas and the values, so
+            that no id is reused.
     """
 
     steps_left: int

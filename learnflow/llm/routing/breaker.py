@@ -1,6 +1,6 @@
 """The circuit breakers of this process, and statistics of its attempts. All routers share them.
 
-Sends no request. The rules are in ``decision``.
+This module sends no request. The rules are in ``decision``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from ..completion import Completion
 from ..errors import LLMError
 from .decision import MAX_DELAY_S, breaker_rule, is_provider_failure
 
-# What may be sent: requests, nothing, a probe, or one trial request. The last two are half-open states
+# "closed" allows requests, "open" allows nothing. In the half-open states, "probe" allows a probe (a check of the
+# server without a prompt), and "trial" allows one request of a caller.
 BreakerState = Literal["closed", "open", "probe", "trial"]
-# A probe or trial request blocks others for this time at most: if its event loop stops, it never ends.
+# A probe or trial request blocks others for this time at most: if its event loop stops, the check never ends.
 _MAX_CHECK_S: Final = 60.0
 _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed")
 
@@ -119,7 +120,7 @@ class BreakerKey(NamedTuple):
 
 @dataclass(slots=True)
 class BreakerRegistry:
-    """The open circuit breakers and the statistics of all targets.
+    """The open circuit breakers and the statistics of all targets. A target is an address and a model.
 
     Attributes:
         clock: returns the time in seconds. It must be monotonic.

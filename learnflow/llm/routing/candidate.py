@@ -1,4 +1,7 @@
-"""A candidate for a request: one provider of a chain, with its facts, circuit breakers and probes."""
+"""A candidate for a request: one provider of a chain, with its facts, circuit breakers and probes.
+
+A chain is the providers of a router, in order. Facts are the known properties of a provider and its model.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,7 @@ class Candidate:
 
     @property
     def concurrency_limit(self) -> int | None:
-        """Return the concurrency limit; None if unlimited. Cassettes have no limit."""
+        """Return the concurrency limit; None if unlimited. Cassettes (recorded responses) have none."""
         return None if self.facts.replays else self.facts.concurrency_limit
 
     @property
@@ -128,7 +131,10 @@ class Candidate:
 
     @property
     def breaker(self) -> Breaker | None:
-        """Return the circuit breaker that stays open longest; None if all are closed. It also counts in a replay."""
+        """Return the circuit breaker that stays open longest; None if all are closed.
+
+        A replay (responses from cassettes) ignores circuit breakers, but this property still returns one.
+        """
         return next(iter(self.registry.open_breakers(self.target)), None)
 
     @property
@@ -152,7 +158,9 @@ class Candidate:
         self.registry.set_checking(self.target, checking=checking)
 
     async def update_facts(self, within: float) -> None:
-        """Probe the kind and the capabilities of the provider if the last probe is too old. A cloud is probed once.
+        """Probe the kind and the capabilities of the provider if the last probe is too old.
+
+        A cloud provider is probed once.
 
         Args:
             within: the timeout in seconds.
@@ -160,7 +168,7 @@ class Candidate:
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.next_probe_at:
             health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
-            # After a successful probe, a cloud or a wrapped provider is not probed again
+            # After a successful probe, a cloud provider or a wrapped one is not probed again
             may_change = self.distance == 0 and self._provider is self.original
             age_s = _PROBE_PAUSE_S if health.state == "down" else MAX_AGE_S if may_change else math.inf
             shared.next_probe_at = now + age_s
@@ -195,7 +203,7 @@ class Candidate:
 
         async def probe() -> bool:
             try:
-                with pause_recording():  # the number of probes depends on the time
+                with pause_recording():  # do not record probes: their number depends on the time
                     ready = self.facts.replays or (await self.provider.refresh(PROBE_S)).ready
             except BaseException:
                 self.set_checking(checking=False)

@@ -33,7 +33,7 @@ class RequestState:
         added_text: text or tokens have arrived in this attempt.
         can_continue: the caller allows a continuation, and the format of the answer can be continued, unlike JSON.
         tool_call_emitted: the caller has received a part of a tool call.
-        prefilled: the attempt sent the partial answer as a prefill.
+        prefilled: the attempt sent the partial answer as a prefill (a last assistant message to continue).
         prefill_before_last_word: the prefill ended before the last word of the text.
         has_other_provider: another provider is available now.
         can_wait_for_load: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
@@ -167,7 +167,7 @@ class BreakerRule:
     Attributes:
         period_s: seconds for which a breaker opens the first time; None if it does not open.
         whole_address: the breaker covers every model at the address.
-        probeable: a probe can detect that the fault is over. If False, only a trial request can.
+        probeable: a probe can detect that the fault is over. If False, only a trial request (one of a caller) can.
     """
 
     period_s: float | None = None
@@ -202,7 +202,7 @@ BREAKER_RULES: Final[tuple[tuple[type[LLMError], BreakerRule], ...]] = (
 )
 
 
-# Caused by the request, its deadline, a missing recording, or a continuation that does not match.
+# Errors that are caused by the request, its deadline, a missing recording, or a continuation that does not match.
 _NOT_PROVIDER_FAILURES: Final = (
     errors.RequestError | errors.CapabilityError | errors.DeadlineExceeded | errors.NotRecorded | errors.NotContinued
 )

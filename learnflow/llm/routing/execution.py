@@ -1,6 +1,7 @@
 """Run one request: attempts, continuations and waits, until an attempt succeeds or no candidate is left.
 
-``selection`` chooses the next candidate, and ``decision`` the action after a failure.
+A candidate is one provider of the chain. ``selection`` chooses the next candidate, and ``decision`` the action after a
+failure.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Execution:
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._retries = 0
         self._last_error: LLMError | None = None
-        self._splits_at_last_word = True  # prefills omit the last word; False after a continuation did not repeat it
+        self._splits_at_last_word = True  # prefills omit the last word; False once a continuation did not repeat it
         self._restarted = False  # the answer was started again from the beginning, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt
 
@@ -150,7 +151,7 @@ class Execution:
         await self._prepare_next(candidate, error, replace(state, added_text=added_text))
 
     def _may_have_other_recording(self, candidate: Candidate) -> bool:
-        """Return whether another candidate may have been used when the cassettes were recorded."""
+        """Return whether another candidate may have been used when the cassettes (responses) were recorded."""
         others = self._chain.remaining(candidate) if candidate.facts.replays else []
         return any(candidate.breaker or other.rank == candidate.rank for other in others)
 
@@ -272,12 +273,12 @@ class Execution:
     async def _wait_for_slot(
         self, chosen: Candidate, eligible: Sequence[Candidate], ticket: Ticket, wait_began: float
     ) -> Candidate | None:
-        """Wait for a slot of any candidate of the same rank.
+        """Wait for a slot of any candidate of the same rank (position in the chain; equal providers share one).
 
         Returns:
-            The candidate with the slot. None if no slot was free within half a second, or if the circuit breaker of its
-            candidate opened meanwhile. The caller then chooses again. ``chosen`` without a slot, if no other candidate
-            has the same rank: its attempt waits for one.
+            The candidate with the slot. If no other candidate has the same rank, this is ``chosen`` without a slot,
+            and its attempt waits for one. None if no slot was free within half a second, or if the circuit breaker of
+            the candidate with the slot opened meanwhile. The caller then chooses again.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -323,7 +324,7 @@ class Execution:
 
     async def _wait_for_load(self, loading: Sequence[Candidate]) -> list[Candidate]:
         """Start the loads, and wait for the first one to end. Return the candidates whose load has succeeded."""
-        # Avoid a busy loop if a server refuses requests while it loads a model, but does not report that
+        # Avoid a busy loop if a server refuses requests while it loads a model, but does not report the load
         await asyncio.sleep(_LOAD_POLL_S)
         loads = {candidate: candidate.start_load() for candidate in loading}
         left_s = max(0.0, self._load_deadline - self._now)

@@ -1,6 +1,7 @@
 """RouterProvider: several providers as one, with failover, load balancing and continuation of interrupted answers.
 
-The router runs an ``Execution`` for each request. ``decision`` chooses the action after a failure.
+The router runs an ``Execution`` for each request. A candidate is one provider of its chain. ``decision`` chooses the
+action after a failure.
 """
 
 from __future__ import annotations
@@ -243,8 +244,9 @@ class RouterProvider(AbstractProvider):
             timeout_s = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
             closed = [candidate for candidate in candidates if candidate.breaker_state == "closed"]
             rank_sizes = Counter(candidate.rank for candidate in candidates)
-            # A probe is needed if the facts decide, if the server loads models, or if equal providers share the load by
-            # their limits. The first candidate without this need gets the request, so later ones are not probed
+            # A probe is needed if the facts affect the choice, if the server loads models, or if equal providers share
+            # the load by their limits. The first candidate without this need gets the request, so later
+            # ones are not probed
             probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, closed)
             await asyncio.gather(*(candidate.update_facts(timeout_s) for candidate in probed))
         chain.choose_models()
@@ -318,7 +320,7 @@ def _create_candidates(member: Member, registry: BreakerRegistry) -> list[Candid
 
 
 def _raise_failure(results: Sequence[object]) -> None:
-    """Raise a NotRecorded if the results contain one. Raise the last error if all results are errors."""
+    """Raise NotRecorded if it is among the results. Raise the last error if all results are errors."""
     failures = [result for result in results if isinstance(result, BaseException)]
     failures.sort(key=lambda error: isinstance(error, errors.NotRecorded))
     if failures and (len(failures) == len(results) or isinstance(failures[-1], errors.NotRecorded)):

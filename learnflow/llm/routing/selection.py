@@ -1,6 +1,7 @@
-"""The choice of the next candidate of a chain for one request.
+"""The choice of the next candidate for one request.
 
-Sends no request and does not wait.
+A candidate is one provider of the chain. Its distance is 0 if it is local, else 1. Its model is cold if the server must
+load it first, else warm. This module sends no request and does not wait.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Chain:
     def sorted_candidates(self) -> list[Candidate]:
         """Return the candidates sorted by LLM_ROUTING. With "order", they stay in the operator's order.
 
-        Of equal providers (one rank), those that probably have the prompt in their cache come first.
+        Among equal providers (one rank), those that probably have the prompt in their cache come first.
         """
         ranks = dict.fromkeys(candidate.rank for candidate in self.candidates)
         if self.settings.llm_routing == "order" and len(ranks) == len(self.candidates):
@@ -94,8 +95,8 @@ class Chain:
     def missing(self, candidate: Candidate) -> list[str]:
         """Return descriptions of the requirements that a candidate certainly does not meet.
 
-        For a sole candidate, return only those for which this package would refuse the request. Its server decides
-        about the others, and explains a refusal better.
+        For a sole candidate, return only those for which this package would refuse the request. The server
+        decides about the other requirements, and explains a refusal better.
         """
         if candidate.creation_error:
             return [str(candidate.creation_error)]
