@@ -1,7 +1,7 @@
 """Log events: frozen dataclasses that describe requests, attempts and changes of state.
 
-The adapter and the router emit events. Some events are logged. All are sent to the sinks, functions that applications
-add. A sink that raises does not fail the request. Events contain no text of prompts or answers, except
+The adapter and the router emit events. Some events are logged. All are sent to the sinks (functions that an
+application adds). A sink that raises does not fail the request. Events contain no text of prompts or answers, except
 ``ContentRecorded``.
 """
 
@@ -54,7 +54,7 @@ class AttemptStarted(BaseEvent):
 
     Attributes:
         attempt: the number of the attempt in its request, from 1.
-        model: the requested model; None if it is not chosen yet.
+        model: the model of the attempt; None if it is not chosen yet.
         address: the address of the server.
         sampling: the sampling parameters of the caller.
     """
@@ -176,7 +176,7 @@ class FailedOver(BaseEvent):
 
 
 class StreamContinued(BaseEvent):
-    """A continuation has ended. Not logged. Its beginning is ``Resumed``, which is logged as ``llm.stream_continued``.
+    """A continuation has ended. Not logged. Its beginning is the event ``Resumed``.
 
     Attributes:
         outcome: "whole" if it is complete, "mismatched" if it did not begin with the required overlap (the end of the
@@ -361,7 +361,7 @@ async def run_attempt(
         model_and_max_tokens: returns the model and ``max_tokens`` of the request, or None for what is not chosen yet.
         work: runs the attempt.
         receiver: receives the events of the stream.
-        context_setting: the setting for a larger context length, for a hint.
+        context_setting: the name of the setting that increases the context length. A hint may mention it.
     """
     started = time.monotonic()
     labels: dict[str, Any] = {"provider": provider, "attempt": attempt.number, "request": attempt.request}

@@ -109,7 +109,7 @@ def _expect(candidate: Candidate) -> tuple[str | None, str | None]:
 
 def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
     capabilities: Mapping[str, Any] = candidate.facts.capabilities
-    # None (unknown), or False for a sole provider, which gets the request even if a capability is missing.
+    # ``not`` matches None (unknown). It also matches False: a sole provider gets the request in any case.
     return [name for name in chain.requirements.capabilities if not capabilities[name]]
 
 

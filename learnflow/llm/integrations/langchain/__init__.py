@@ -1,7 +1,7 @@
 """A LangChain chat model over any provider, for LangChain and LangGraph.
 
-This package only converts messages and answers. The provider retries and falls back. No other package imports
-LangChain. It requires the extra ``[langchain]``.
+This subpackage only converts messages and answers. The provider retries and falls back. Nothing else in
+``learnflow.llm`` imports LangChain. It requires the extra ``[langchain]``.
 """
 
 from __future__ import annotations
@@ -71,9 +71,11 @@ class ChatLearnFlow(BaseChatModel):
     """A LangChain chat model that sends its requests to a provider or a router. Its errors are ``LLMError``.
 
     The ``response_metadata`` of an answer has ``finish_reason``, ``model_name``, ``provider``, ``attempts``,
-    ``resumed``, ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). A stream also has pieces of tool
-    calls and reasoning. ``profile`` (langchain-core 1.1 or newer) has the known capabilities of the provider. It is
-    updated after each answer.
+    ``resumed``, ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). The chunks of a stream
+    contain text, reasoning and tool call chunks.
+
+    ``profile`` (langchain-core 1.1 or newer) has the known capabilities of the provider. It is updated after each
+    answer.
 
     Attributes:
         provider: a provider, a router or a name. Default: the providers of ``LLM_PROVIDERS`` or ``LLM_PROVIDER``.
@@ -183,7 +185,7 @@ class ChatLearnFlow(BaseChatModel):
 
         It has LangGraph's node, the dict ``learnflow_llm`` of LangChain's metadata, and ``model_kwargs["metadata"]``.
         """
-        # Without a run manager, as in a stream, LangChain's current config has the same metadata.
+        # If there is no run manager, LangChain's current config has the same metadata.
         langchain_metadata = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
         node, fields = langchain_metadata.get("langgraph_node"), langchain_metadata.get("learnflow_llm")
         metadata = {"node": node[:_MAX_NODE_CHARS]} if isinstance(node, str) and node.isprintable() else {}
@@ -296,8 +298,8 @@ class ChatLearnFlow(BaseChatModel):
     ) -> Runnable[LanguageModelInput, Any]:
         """Return a runnable that returns instances of a pydantic class, or dicts for any other schema.
 
-        It raises SchemaMismatch if no provider's answer fits, unless ``include_raw`` is set. With "json_schema" and a
-        pydantic class, a provider's answer must fit the schema. In all other cases, it must only be a JSON object.
+        It raises SchemaMismatch if no provider's answer is valid, unless ``include_raw`` is set. An answer is validated
+        against the schema only with "json_schema" and a pydantic class. Otherwise, any JSON object is valid.
 
         Args:
             schema: a pydantic class, a TypedDict, a JSON schema, or an OpenAI-style function.
