@@ -20,6 +20,7 @@ from learnflow.llm.testing import Fault, FaultServer
 from learnflow.llm.testing.fault_server import closed_port
 from learnflow.llm.transport import network
 
+LONG_S = 30.0  # no server hangs: on a busy machine, the default timeout could pass before a server responds
 PAGE = b"<!DOCTYPE html><html><body>Jenkins</body></html>"
 
 
@@ -35,7 +36,7 @@ async def test_server_kind_is_recognised_by_pages_not_port(usual: dict[str, str]
             ("lmstudio", "openai", {}),
         ):
             usual[row] = (await stack.enter_async_context(FaultServer(dialect, responses=responses))).root  # type: ignore[arg-type]
-        healths = await discover()
+        healths = await discover(LONG_S)
         assert {(one.provider, one.base_url, one.state) for one in healths} == {
             ("vllm", f"{usual['ollama']}/v1", "ready"),
             ("custom", f"{usual['lmstudio']}/v1", "ready"),
@@ -48,10 +49,10 @@ async def test_configured_addresses_come_before_default_ones(
     async with FaultServer("ollama") as one, FaultServer("ollama", responses={"/api/tags": {"models": None}}) as two:
         usual["ollama"] = one.root
         monkeypatch.setenv("OLLAMA_BASE_URL", two.root)
-        healths = [(health.base_url, health.state) for health in await discover()]
+        healths = [(health.base_url, health.state) for health in await discover(LONG_S)]
         assert healths == [(one.root, "ready"), (two.root, "model_missing")]  # ready ones first
         monkeypatch.setenv("OLLAMA_BASE_URL", one.root)
-        assert [health.base_url for health in await discover()] == [one.root]  # once
+        assert [health.base_url for health in await discover(LONG_S)] == [one.root]  # once
 
 
 async def test_container_probes_services_and_host(usual: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,7 @@ def test_silent_servers_are_probed_concurrently(
 async def test_killed_server_is_not_discovered(usual: dict[str, str]) -> None:
     async with FaultServer("vllm") as server:
         usual["vllm"] = server.root
-        assert [one.state for one in await discover()] == ["ready"]
+        assert [one.state for one in await discover(LONG_S)] == ["ready"]
     assert await discover() == []
 
 
@@ -280,7 +281,7 @@ READINESS = {"status": "healthy", "db": "Not connected"}
 async def test_llama_swap_is_discovered(usual: dict[str, str]) -> None:
     async with FaultServer("openai", responses={"/v1/models": LLAMA_SWAP}) as server:
         usual["llamacpp"] = server.root  # they share a port
-        healths = await discover()
+        healths = await discover(LONG_S)
         assert [(one.provider, one.base_url, one.state) for one in healths] == [
             ("llamaswap", f"{server.root}/v1", "ready")
         ]
@@ -307,7 +308,7 @@ async def test_litellm_proxy_is_used_only_with_named_model(
     """A proxy may forward to a cloud: it is used only with a named model, and never under LLM_LOCAL_ONLY."""
     async with FaultServer("openai", responses={"/health/readiness": READINESS, "/models": models("openai")}) as server:
         usual["litellm_proxy"] = server.root
-        assert [(one.provider, one.state) for one in await discover()] == [("litellm_proxy", "model_missing")]
+        assert [(one.provider, one.state) for one in await discover(LONG_S)] == [("litellm_proxy", "model_missing")]
         with pytest.raises(errors.NotConfigured, match="no model server is ready"):
             await get_provider().generate("hi")
         monkeypatch.setenv("LLM_PROVIDER", "gate")

@@ -111,12 +111,12 @@ async def test_sole_server_killed_in_the_middle_is_exit_code_1(
     assert err.startswith("learnflow-llm: llamacpp")
 
 
-def test_bench_has_a_rate_for_fast_answers(configured: LlamaServer, capfd: pytest.CaptureFixture[str]) -> None:
-    """Every answer of the tiny model takes a few hundredths of a second."""
+def test_bench_measures_fast_answers(configured: LlamaServer, capfd: pytest.CaptureFixture[str]) -> None:
+    """On a busy machine, the pieces of an answer may arrive together. Then it has no rate, and the bench says why."""
     assert bench.main(["--max-tokens", "12"]) == 0
     out, err = capfd.readouterr()
     _, row = out.splitlines()
     name, model, _, first, rate, total, tokens, failed = row.split()
-    assert (name, model, tokens, failed, err) == ("llamacpp", "tiny", "12", "-", "")
-    assert float(rate) > 12 / float(total) > 0
-    assert 0 < float(first) < float(total)
+    assert (name, model, tokens, failed) == ("llamacpp", "tiny", "12", "-")
+    assert 0 < float(first) <= float(total)
+    assert "no tokens per second" in err if rate == "-" else (float(rate) > 12 / float(total), err) == (True, "")
