@@ -11,7 +11,7 @@ from learnflow.llm import RouterProvider, errors, events
 from learnflow.llm.cli.explain import choices_of
 from learnflow.llm.providers import CustomProvider, OpenAIProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.testing import Fault, FaultServer
+from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
 
 
 async def test_misconfigured_member_is_reported_and_others_serve(events_seen: list[Any]) -> None:
@@ -57,6 +57,8 @@ async def test_explain_agrees_with_selection() -> None:
         assert (unknown.serves, "it is unknown whether" in unknown.reason) == (None, True)
         (known,) = choices_of(router(provider), "hi")
         assert known.serves is True
+        (lacking,) = choices_of(router(ScriptedProvider(TEXT, vision=False)), picture)
+        assert (lacking.serves, "although it lacks vision" in lacking.reason) == (None, True)
         monkeyed = CustomProvider(base_url=server.base_url, model="m")
         monkeyed.catalog.overrides = {"vision": False}
         (refused,) = choices_of(router(monkeyed), picture)

@@ -107,10 +107,14 @@ def _expect(candidate: Candidate) -> tuple[str | None, str | None]:
     return provider.catalog.expect(candidate.target.model) if isinstance(provider, BaseProvider) else (None, None)
 
 
-def _unknown_requirements(candidate: Candidate, chain: Chain) -> list[str]:
+def _doubt(candidate: Candidate, chain: Chain) -> str | None:
+    """Return why the chosen provider may not meet the requirements of the request, or None if it meets them."""
     capabilities: Mapping[str, Any] = candidate.facts.capabilities
-    # ``not`` matches None (unknown). It also matches False: a sole provider gets the request in any case.
-    return [name for name in chain.requirements.capabilities if not capabilities[name]]
+    required = chain.requirements.capabilities
+    if lacking := [name for name in required if capabilities[name] is False]:
+        return f"would be used as the only provider, although it lacks {', '.join(lacking)}"
+    unknown = [name for name in required if capabilities[name] is None]
+    return f"would be used; it is unknown whether it has {', '.join(unknown)}" if unknown else None
 
 
 def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
@@ -124,8 +128,8 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
         reason = f"its circuit breaker is open after {type(candidate.breaker.error).__name__}"
     elif not is_chosen:
         reason = _NEXT
-    elif unknown_needs := _unknown_requirements(candidate, chain):
-        serves, reason = None, f"would be used; it is unknown whether it has {', '.join(unknown_needs)}"
+    elif doubt := _doubt(candidate, chain):
+        serves, reason = None, doubt
     else:
         serves, reason = True, "would serve"
     if serves is not False and candidate.facts.cold:

@@ -79,7 +79,7 @@ class Backend(httpcore.AnyIOBackend):
             httpcore.ConnectError, httpcore.ConnectTimeout: no address accepts a connection.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (timeout or float("inf"))
+        deadline = loop.time() + (float("inf") if timeout is None else timeout)
         addresses = await resolve(host, timeout)
         if self._local_only:
             addresses = [address for address in addresses if is_private(address, self._local_networks)]
