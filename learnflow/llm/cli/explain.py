@@ -24,7 +24,6 @@ from .terminal import notify, progress, table
 
 _MAX_TOKENS: Final = 10_000_000  # the limit of --tokens
 _SERVES: Final = {True: "yes", False: "no", None: "unknown"}
-_NEXT: Final = "would be used if the providers before it fail"
 _IMAGE: Final = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
 
 
@@ -37,6 +36,7 @@ class Choice:
         serves: whether the provider would get the request; None if it would, but may lack a required capability.
         reason: the reason for ``serves``.
         rank: the position in the chain, from 0. Load-balanced providers have the same rank.
+        is_next: whether the provider would get the request if those before it fail.
     """
 
     provider: str
@@ -44,6 +44,7 @@ class Choice:
     serves: bool | None
     reason: str
     rank: int
+    is_next: bool
 
 
 @command
@@ -119,6 +120,7 @@ def _doubt(candidate: Candidate, chain: Chain) -> str | None:
 
 def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
     serves: bool | None = False
+    is_next = False
     requested, (model, failure) = candidate.target.model, _expect(candidate)
     if missing := chain.missing(candidate):
         reason = missing[0] if candidate.creation_error else f"lacks {', '.join(missing)}"
@@ -127,7 +129,7 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
     elif not is_chosen and not candidate.ready and candidate.breaker:
         reason = f"its circuit breaker is open after {type(candidate.breaker.error).__name__}"
     elif not is_chosen:
-        reason = _NEXT
+        is_next, reason = True, "would be used if the providers before it fail"
     elif doubt := _doubt(candidate, chain):
         serves, reason = None, doubt
     else:
@@ -136,12 +138,12 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
         reason += ", after it has loaded the model"
     if requested and model and not is_same_model(requested, model):
         reason += f"; the server answers with {model}, not with {requested}"
-    return Choice(candidate.name, model or requested, serves, reason, candidate.rank)
+    return Choice(candidate.name, model or requested, serves, reason, candidate.rank, is_next)
 
 
 def _serves_cells(choice: Choice, probe: bool) -> tuple[str, str]:
     """Return the columns SERVES and WHY. Without a probe, "yes" becomes "unknown"."""
     if choice.serves and not probe:
         return "unknown", "would be used; use --probe to probe the servers first"
-    serves = "next" if choice.reason.startswith(_NEXT) else _SERVES[choice.serves]
+    serves = "next" if choice.is_next else _SERVES[choice.serves]
     return serves, choice.reason.removeprefix(f"{choice.provider}: ")
