@@ -25,7 +25,7 @@ class Capabilities(TypedDict):
         context: the maximum context length of the model, for which it was trained, in tokens.
         context_served: the context length with which the server runs the model, in tokens.
         max_output: the maximum length of an answer in tokens.
-        prefill: whether the server can continue an assistant's message.
+        prefill: whether the server can continue a last assistant message.
         local: whether prompts stay on this machine or in a private network.
         cost: US dollars for a million prompt tokens, and for a million completion tokens.
     """
@@ -60,7 +60,7 @@ def merge_capabilities(capabilities: Capabilities, *others: Mapping[str, Any]) -
 
 # The capabilities that are true or false.
 FLAGS: Final = tuple(name for name, kind in get_type_hints(Capabilities).items() if kind in (bool, bool | None))
-_CONFIGURABLE_FLAGS: Final = ("finish", *FLAGS)  # "no-finish" is a server that never sends a finish_reason
+_CONFIGURABLE_FLAGS: Final = ("finish", *FLAGS)  # "no-finish": the server never sends a finish_reason
 
 
 def parse_capabilities(text: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ _MAX_COMPARED_NAMES: Final = 300  # a cloud may list thousands of models
 def find_similar(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     """Return up to ``count`` names of models that are similar to a name, the most similar first.
 
-    They are compared in lower case, with and without the folder and the tag ("folder/model:tag").
+    Names are compared in lower case, with and without the folder and the tag ("folder/model:tag").
     """
     spellings: dict[str, str] = {}
     for other in islice(names, _MAX_COMPARED_NAMES):
@@ -104,12 +104,12 @@ def find_similar(name: str, names: Iterable[str], count: int = 3) -> list[str]:
     return list(dict.fromkeys(spellings[match] for match in close))[:count]
 
 
-# A date or a number of a version ("-2026-08-07", "-0613"), or a tag (":free").
+# The optional end of a name: a date or version ("-2026-08-07", "-0613"), or a tag (":free").
 _SNAPSHOT: Final = re.compile(r"(?:[-@_][\d-]{3,}|:[\w.-]+)?")
 
 
 def is_same_model(name: str, other: str) -> bool:
-    """Return whether two names may mean the same model. Case and folder are ignored. One may lack a date or a tag."""
+    """Return whether two names may mean one model. Case and folder are ignored. One name may lack a date or a tag."""
     plain = (spelling.lower().rpartition("/")[2].removesuffix("latest").rstrip("-:") for spelling in (name, other))
     short, long = sorted(plain, key=len)
     return long.startswith(short) and _SNAPSHOT.fullmatch(long, len(short)) is not None

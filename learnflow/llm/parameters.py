@@ -65,7 +65,7 @@ def _refuse_decimal(value: Any) -> Any:
 
 
 _T = TypeVar("_T")
-# The valid values of keywords and of variables. Every JSON parser represents integers below 2**53 exactly.
+# The valid values of keywords and environment variables. Every JSON parser represents integers below 2**53 exactly.
 Number: TypeAlias = Annotated[float, BeforeValidator(_refuse_decimal)]
 Seconds: TypeAlias = Annotated[Number, Field(gt=0)]
 Name: TypeAlias = Annotated[str, Field(max_length=1000), Predicate(str.isprintable), "a printable text"]
@@ -91,12 +91,12 @@ def _is_json(value: Any) -> bool:
 
 
 def _has_declared_field(value: Any) -> bool:
-    """Return whether a tool or a format has the field that its type requires: "function" or "json_schema"."""
+    """Return whether a tool of type "function", or a format of type "json_schema", has the field of that name."""
     return value["type"] in value or value["type"] not in ("function", "json_schema")
 
 
 def validated_as(kind: Any) -> GetPydanticSchema:
-    """Return an annotation for a keyword that is validated by a narrower type than the one that callers see."""
+    """Return an annotation that makes pydantic validate a value as ``kind``, not as the wider type for callers."""
     return GetPydanticSchema(lambda _, handler: handler(kind))
 
 
@@ -163,12 +163,12 @@ def check_keywords(
 
     Args:
         function: the function. A text in an annotation describes the valid values.
-        arguments: its ``locals()`` before any assignment. An argument with a default may be None.
-        error_class: the class of the error, which names the keyword and the type of its value, but not the value.
+        arguments: the function's ``locals()`` before any assignment. Each one except ``prompt`` may be None.
+        error_class: the class of the error.
         provider: the name of the provider, for the error; "" without one.
 
     Raises:
-        LLMError: a keyword does not exist, or its value is invalid.
+        LLMError: a keyword does not exist, or its value is invalid. The error has the value's type, but not the value.
     """
     annotations, names, rest, adapter = _keywords_of(function)
     more = arguments.get(rest, {})
@@ -188,9 +188,9 @@ def check_keywords(
 
 @cache
 def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAdapter[Any]]:
-    """Return the annotations of all keywords, the names of explicit ones, the name of ``**rest``, and the validator."""
+    """Return all annotations, the names of the explicit parameters, the name of ``**rest``, and the validator."""
     modules = {"parameters": sys.modules[__name__]}  # ``base`` imports this module only for type checkers
-    # The type of the return value may be unresolvable.
+    # The return type is omitted, because it may be unresolvable.
     hints = SimpleNamespace(__annotations__={**function.__annotations__, "return": None})
     annotations = get_type_hints(hints, function.__globals__, modules, include_extras=True)
     del annotations["return"]
@@ -203,11 +203,9 @@ def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAda
 
 
 def describe_faults(invalid: ValidationError, annotations: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Return the fault of each value, by its name: the valid values, and the type of the given one.
+    """Return a description of each invalid value, by name: "must be a text or a list of texts (given: int)".
 
-    Args:
-        invalid: the error of pydantic.
-        annotations: the annotations by name. A text in an annotation replaces pydantic's description of valid values.
+    A text in an annotation replaces pydantic's description of the valid values.
     """
     # pydantic reports a fault for each member of a union.
     groups = groupby(invalid.errors(include_url=False, include_context=False), lambda fault: str(fault["loc"][0]))

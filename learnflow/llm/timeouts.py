@@ -1,6 +1,6 @@
 """The timeouts and limits of a provider, from its keywords, the environment or the defaults.
 
-``transport.reader`` applies the timeouts. ``settings`` reads the environment.
+``transport.reader`` applies the timeouts of a response. ``settings`` reads the environment.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Timeouts:
     """The timeouts of a provider in seconds, and its other limits.
 
     Attributes:
-        connect: the longest time for each of DNS, TCP and TLS.
+        connect: the longest time for DNS and TCP together, and again for TLS.
         first_token: the longest time from the request to the first token.
         gap: the longest time between two tokens.
         deadline: the longest time for a request with all its attempts.
         load: the longest time to load a model.
         local_only: whether only connections to this machine or a private network are allowed.
         max_concurrency: the concurrency limit; None if not configured.
-        own_deadline: the ``deadline=`` of the provider, which limits each attempt of a router; None if not given.
+        own_deadline: the provider's ``deadline=``. It limits each attempt that a router makes. None if not given.
     """
 
     connect: float
@@ -45,13 +45,9 @@ class Timeouts:
 def choose_timeouts(
     spec: ProviderSpec, keywords: Mapping[str, Any], common: Settings, provider_settings: ProviderSettings
 ) -> Timeouts:
-    """Return the timeouts and limits of a provider. A keyword that is not None overrides the environment.
+    """Return the timeouts and limits of a provider.
 
-    Args:
-        spec: the provider's spec. It decides between the defaults of a local server and of a cloud.
-        keywords: the checked keywords, see ``TimeOptions``.
-        common: the settings that all providers share.
-        provider_settings: the settings of this provider.
+    A keyword (see ``TimeOptions``) overrides the environment, which overrides the default.
     """
     first_token, gap = LOCAL_TIMEOUTS_S if spec.local else CLOUD_TIMEOUTS_S
     return Timeouts(

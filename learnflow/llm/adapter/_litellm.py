@@ -1,15 +1,8 @@
-"""The only module that imports LiteLLM, to write requests, classify error responses and price answers.
+"""Write requests, classify error responses and price answers with LiteLLM. No other module imports LiteLLM.
 
-LiteLLM opens no connection and retries nothing: this module calls only functions that convert values. The module uses
-these internals of LiteLLM. ``docs/internals/litellm.md`` explains them, and
+This module calls only functions that convert values: LiteLLM opens no connection and retries nothing. Most of these
+functions are internals of LiteLLM. ``docs/internals/litellm.md`` explains them, and
 ``tests/integration/adapter/test_litellm.py`` tests them.
-
-- ``ProviderConfigManager.get_provider_chat_config``: returns the configuration of a provider and a model
-- ``get_complete_url``, ``transform_request``, ``get_error_class``: methods of that configuration
-- ``get_optional_params``: converts OpenAI's parameters to the provider's
-- ``LiteLLMResponsesTransformationHandler.transform_request``: writes the body of the Responses API
-- ``exception_type``: raises the exception for an error response
-- ``cost_per_token``: the price of a cloud model
 """
 
 from __future__ import annotations
@@ -52,10 +45,11 @@ _ENVIRONMENT: Final = {
     "LITELLM_MODE": "PRODUCTION",
 }
 _LEFT_TO_SERVER: Final = ("tools", "tool_choice", "response_format")  # the server decides whether it supports them
+# ``_restore_omitted`` does not compare these fields.
 _OWN_FIELDS: Final = frozenset({"model", "messages", "stream", "stream_options", "extra_body"})
 _NO_KEY: Final = "no-key"  # without a key, LiteLLM reads one from the environment, which may be for another host
 _CHAT_MODE: Final = "chat"
-# The parameters that have other names in the Responses API.
+# Parameters of chat completions -> their names in the Responses API.
 _RENAMED: Final = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens"),
     **dict.fromkeys(("response_format", "verbosity"), "text"),
@@ -93,15 +87,12 @@ def write(
     parameters: Mapping[str, Any],
     api: ApiName = "chat",
 ) -> HttpRequest:
-    """Return the HTTP request in the provider's format, written by LiteLLM.
+    """Return the HTTP request in the provider's format, written by LiteLLM. ``Client`` adds the key as a header.
 
     Args:
-        spec: the provider's spec.
-        endpoint: the provider's endpoint. The client, not this function, adds its key as a header.
         model: the model's name at the provider.
         messages: OpenAI-style messages. They are not changed.
         parameters: OpenAI's parameters, and ``extra_body``, which is merged into the body unchanged.
-        api: the API of the request.
 
     Raises:
         Unsupported: the model or the API does not support a parameter, the model does not support chat, or LiteLLM
@@ -118,13 +109,9 @@ def write(
 
 
 def classify_error(spec: ProviderSpec, model: str, status: int, message: str) -> type[LLMError] | None:
-    """Return the class of LLMError that LiteLLM finds for an error response; None if not in ``_ERROR_CLASSES``.
+    """Classify an error response with LiteLLM. Return None if LiteLLM's class is not in ``_ERROR_CLASSES``.
 
-    Args:
-        spec: the provider's spec.
-        model: the model's name at the provider.
-        status: the HTTP status.
-        message: the server's message. Pass a few hundred characters at most: LiteLLM compares it with many phrases.
+    Pass at most a few hundred characters of the server's message: LiteLLM compares it with many phrases.
     """
     try:
         cause = _chat_config(spec, model).get_error_class(error_message=message, status_code=status, headers={})
@@ -135,7 +122,7 @@ def classify_error(spec: ProviderSpec, model: str, status: int, message: str) ->
 
 
 def _error_class_of(error: Exception) -> type[LLMError] | None:
-    """Return the class of LLMError for an exception of LiteLLM; None if ``_ERROR_CLASSES`` does not contain it."""
+    """Return the class in ``_ERROR_CLASSES`` for an exception of LiteLLM; None if there is none."""
     return next(
         (_ERROR_CLASSES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _ERROR_CLASSES), None
     )
@@ -146,7 +133,7 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     name = find_key(spec, model)
-    if name is None:  # for an unknown name, ``cost_per_token`` would send a request
+    if name is None:  # for some unknown names, ``cost_per_token`` would send a request
         return None
     try:
         parts = _load().cost_per_token(
@@ -163,7 +150,7 @@ def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
 def _build_request(
     spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
 ) -> HttpRequest:
-    """Return the HTTP request, by the steps of LiteLLM's ``base_llm_http_handler.completion``."""
+    """Return the HTTP request for a chat completion, by the steps of ``base_llm_http_handler.completion``."""
     config = _chat_config(spec, model)
     omitted_key = REASONING_ITEMS  # only the Responses API has this key
     original_messages = [
@@ -229,13 +216,10 @@ def _build_responses_request(
 
 
 def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], parameters: Mapping[str, Any]) -> None:
-    """Add to a body what LiteLLM omitted: parts of messages, and keywords of the caller. The server may reject them.
+    """Restore parts of messages and keywords of the caller that LiteLLM omitted. The server may reject them.
 
-    Args:
-        body: the body that LiteLLM wrote.
-        messages: the messages that were passed to LiteLLM.
-        parameters: the parameters that were passed to LiteLLM. Defaults of this package and renamed
-            parameters are not restored.
+    Defaults of this package and renamed parameters are not restored. ``messages`` and ``parameters`` are those that
+    were passed to LiteLLM.
     """
     parts = [part for message in messages for part in parts_of(message) if isinstance(message.get("content"), list)]
     written = tuple(strings_of(body["messages"])) if parts else ()
@@ -252,26 +236,20 @@ def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], param
 
 
 def _is_written(part: Mapping[str, Any], written: tuple[str, ...]) -> bool:
-    """Return whether a written body, given as its strings, contains a part. LiteLLM may join texts, or extend a URL."""
+    """Return whether the strings of a body contain a part of a message. LiteLLM may join texts, or extend a URL."""
     payload, is_text = max(strings_of(part), key=len, default=""), part.get("type") == "text"
     return any(payload in text if is_text else text.startswith(payload) for text in written)
 
 
 @lru_cache(maxsize=256)
 def _convert_parameters(prefix: str, model: str, version: str | None, keywords_json: str) -> dict[str, Any]:
-    """Convert OpenAI's parameters to the provider's.
+    """Convert OpenAI's parameters to those of the provider that LiteLLM names ``prefix``.
 
     The server, not LiteLLM's price map, decides whether a model supports tools or schemas. If LiteLLM refuses them, or
     replaces a schema by a tool ("json_mode"), they are returned in OpenAI's format.
 
-    Cached, because for some providers LiteLLM searches its whole price map a dozen times. For Fireworks that takes 3
-    ms, which would block the event loop. An application repeats the same few parameters.
-
-    Args:
-        prefix: LiteLLM's name of the provider, for example "openai".
-        model: the model's name at the provider.
-        version: the API version; None if the provider has none.
-        keywords_json: OpenAI's parameters as JSON.
+    Cached, because LiteLLM may search its whole price map a dozen times. For Fireworks, the search takes 3 ms, and
+    would block the event loop.
     """
     options = {"stream": True, "drop_params": False, "api_version": version}
     convert = partial(_load().utils.get_optional_params, model=model, custom_llm_provider=prefix, **options)
@@ -307,7 +285,7 @@ def _convert_error(error: Exception, parameters: Mapping[str, Any]) -> LLMError:
 
 
 def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
-    """Write one request without sending it, so that LiteLLM does its imports and fills its caches in this thread."""
+    """Write a request that is not sent, so that LiteLLM does its imports and fills its caches in this thread."""
     with _lock:
         if not is_prepared(spec):
             with suppress(errors.Unsupported):  # LiteLLM does not support these parameters for the vendor

@@ -17,7 +17,7 @@ from ..transport.stream_parser import StreamParser
 from ..transport.tool_calls import join_extra
 from .request import Request
 
-_MIN_TEXT_LETTERS: Final = 4  # letters and digits of a text. A shorter one may occur in any message
+_MIN_TEXT_LETTERS: Final = 4  # letters and digits. A shorter text may occur in any message by chance
 _MIN_QUOTE_LETTERS: Final = 16  # a message quotes a text if they share so many consecutive letters and digits
 _MAX_COMPARED_CHARS: Final = 200_000  # of each text: an image has millions
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
@@ -27,17 +27,14 @@ class Answer(Transcript):
     """The answer of one response while it arrives. It receives deltas, emits events, and returns the completion.
 
     Args:
-        request: the request of the answer.
-        emit: the receiver of the events.
-        parser: the parser of the response.
         hold_text: hold back text that may be thinking (the model's reasoning before its answer).
-        only_closing_tag: the chat template contains the <think>, so that the response has only the </think>.
-        is_continuation: the response continues an answer. The response may be empty, and has no thinking.
+        only_closing_tag: the thinking begins without <think>, and ends with </think>.
+        is_continuation: the response continues an answer. The response may be empty, and its text is not held back.
 
     Attributes:
         first_delta_at: the time of the first delta, on the event loop's clock; None before it.
         delta_count: the number of deltas. Most servers send one for each token.
-        load_wait: the wait for a cold model (one that the server must load first). The first delta ends the wait.
+        load_wait: the wait while the server loads the model. The first delta ends the wait.
     """
 
     def __init__(
@@ -72,11 +69,7 @@ class Answer(Transcript):
         self._emit_delta(Delta(held + split.text, delta.thinking + split.thinking, delta.calls))
 
     def end(self, *, broken: bool = False) -> None:
-        """Emit the text that was held back.
-
-        Args:
-            broken: the response ended before the answer was complete.
-        """
+        """Emit the text that was held back. ``broken`` means that the response ended before the answer was complete."""
         self._ended_at = asyncio.get_running_loop().time()
         self._emit_delta(self._splitter.end(broken=broken))
 
@@ -94,10 +87,6 @@ class Answer(Transcript):
 
     def completion(self, provider: str, model: str) -> Completion:
         """Return the completion without ``parsed``. ``cost`` is set only if the server reports it.
-
-        Args:
-            provider: the provider's name.
-            model: the requested model.
 
         Raises:
             AnswerTruncated: thinking used all tokens, or a tool call ended at the limit.
@@ -146,11 +135,10 @@ class Answer(Transcript):
 
 
 def redact(error: LLMError, endpoint: Endpoint, request: Request | None = None, answer: str = "") -> None:
-    """Mask secrets in the server's message. Exclude the message from the error if it quotes the request or the answer.
+    """Mask secrets in an error's ``server_message``. Hide the message if it quotes the request or the answer.
 
     Args:
         error: the error to change in place.
-        endpoint: the endpoint with the secrets of the request.
         request: the request that failed; None for a probe, which sends no prompt.
         answer: the text received before the error.
     """
@@ -174,12 +162,9 @@ def _normalize(text: str) -> str:
 
 
 def _quotes(message: str, text: str, *, is_strict: bool = False) -> bool:
-    """Return whether a message quotes a text.
+    """Return whether a normalized message quotes a text.
 
-    Args:
-        message: the normalized message.
-        text: the text of a request or an answer.
-        is_strict: return True for a text that is too long to compare, and compare also texts of 4 to 15 letters.
+    If ``is_strict``, also compare texts of 4 to 15 letters, and return True for a text that is too long to compare.
     """
     if is_strict and len(text) > _MAX_COMPARED_CHARS:
         return True

@@ -1,6 +1,7 @@
-"""One attempt at one provider: prepare, wait for a slot, send the request, read the response, return the completion.
+"""Run one attempt at one provider: choose the model, wait for a slot, send the request, check the answer.
 
-A slot is one place within the concurrency limit of a server.
+``AttemptRunner`` has the state of a provider, ``_AttemptRun`` that of one attempt. A slot is a place within the
+concurrency limit of a server.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from .request import Request, RequestFormat, write_without_litellm
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _BAD_REQUEST: Final = 400
 _RETRIED_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
-# Errors with a message that ``error_mapping`` did not recognise. LiteLLM may recognise it.
+# ``error_mapping`` did not recognise the server's message in these errors. LiteLLM may recognise it.
 _UNEXPLAINED_ERRORS: Final = (errors.RequestRefused, errors.ErrorBody, errors.ErrorInAnswer)
 
 
@@ -50,18 +51,14 @@ class AttemptRunner:
     """Runs attempts at one provider. Caches the request format that each model accepts.
 
     Attributes:
-        spec: the provider's spec.
-        client: the HTTP client for the provider's endpoint.
-        timeouts: the provider's timeouts.
-        catalog: the models of the provider's server.
-        address: the key of the queue and the circuit breakers, see ``BaseProvider.address``.
+        address: the key of the queue and the circuit breakers; see ``BaseProvider.address``.
         log_content: log prompts and answers at DEBUG.
         reask: the maximum number of correction requests if an answer does not match its schema.
-        api: the configured API of all requests; None if the model and the request decide.
-        request_formats: model name -> the request format that the model last accepted.
+        api: the configured API; None if the model and the request decide.
+        request_formats: model name -> the format that the model last accepted.
         leaking_models: the models that sent thinking as text. Their text is held back until </think>.
-        reported_mismatches: the pairs (requested model, model in the response) for which an event was emitted.
-        last_connect_failure: time (event loop's clock) and error of the last failed connection; None if none failed.
+        reported_mismatches: pairs (requested model, model in the response) for which an event was emitted.
+        last_connect_failure: time (event loop's clock) and error of the last failed connection.
     """
 
     spec: ProviderSpec
@@ -79,7 +76,7 @@ class AttemptRunner:
 
     @property
     def origin(self) -> str:
-        """Return a digest of provider and address for ``Completion.origin``. Messages contain it, not the address."""
+        """Return the value of ``Completion.origin``: a digest, because messages must not contain the address."""
         return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base_url}".encode()).hexdigest()[:16]
 
     @property
@@ -90,11 +87,9 @@ class AttemptRunner:
 
     @property
     def continuation_spec(self) -> ProviderSpec | None:
-        """Return the spec with the dialect that continues an answer; None if the provider cannot continue one.
+        """Return a spec with a ``Dialect`` (format of requests) that can continue a broken answer; None without one.
 
-        A dialect is the format of requests and responses. The result is the provider's spec if its dialect can continue
-        answers. Otherwise it is the detected server's spec, if that dialect can continue answers and has the same
-        parser.
+        The provider's own spec comes first. The spec of the detected server must have the same parser.
         """
         if self.api == "responses":
             return None
@@ -106,11 +101,8 @@ class AttemptRunner:
     def start(self, request: Request, attempt: Attempt) -> Work:
         """Return a coroutine function that runs the attempt.
 
-        If the caller receives the whole answer at the end (``Request.buffered``), it may also request corrections.
-
-        Args:
-            request: the checked request.
-            attempt: the attempt's number, its slot, and the text to continue.
+        A buffered request delivers its answer in one piece. If this answer does not match its schema, the function also
+        requests corrections.
         """
         # Thinking may arrive as text. Hold back text if the caller receives it at the end, or has requested thinking
         hold_text = (request.buffered and not request.is_journaled) or request.reasoning not in (None, False)
@@ -130,12 +122,7 @@ class AttemptRunner:
         return partial(run_attempt, name, base_url, request.sampling, attempt, run.model_and_max_tokens, run.run)
 
     def record_failure(self, error: LLMError, model: str | None) -> LLMError:
-        """Update the caches after an error. Add the provider, the model and a hint to the error, and return it.
-
-        Args:
-            error: the error of a request or a probe, to change in place.
-            model: the requested model; None if no model is chosen.
-        """
+        """Add the provider, the model and a hint to an error, and return it. Also update the catalog of models."""
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives_hint(model)
         add_error_context(error, self.spec, self.client.endpoint, model)
@@ -148,7 +135,7 @@ class AttemptRunner:
 
 @asynccontextmanager
 async def _before_deadline(deadline: float) -> AsyncIterator[None]:
-    """Return a context manager that raises DeadlineExceeded at the deadline, a time on the event loop's clock."""
+    """Return a context manager that raises DeadlineExceeded at the deadline (on the event loop's clock)."""
     try:
         async with asyncio.timeout_at(deadline):
             yield
@@ -157,13 +144,9 @@ async def _before_deadline(deadline: float) -> AsyncIterator[None]:
 
 
 class _AttemptRun:
-    """The state of one running attempt.
+    """One running attempt. ``hold_text`` holds back text that may be thinking.
 
-    Args:
-        runner: the provider's runner.
-        request: the checked request.
-        attempt: the attempt's number, its slot, and the text to continue.
-        hold_text: hold back text that may be thinking.
+    Its ``ContextBudget`` chooses the context length and the token limit of the answer.
     """
 
     def __init__(self, runner: AttemptRunner, request: Request, attempt: Attempt, *, hold_text: bool) -> None:
@@ -177,7 +160,7 @@ class _AttemptRun:
         self._responses_error: LLMError | None = None  # raise it if the retry as a chat completion fails, too
 
     def model_and_max_tokens(self) -> tuple[str | None, int | None]:
-        """Return the model (None if not chosen yet) and the ``max_tokens`` to send (None without a limit)."""
+        """Return the model (None if not yet chosen) and the ``max_tokens`` to send (None without a limit)."""
         return self._model or None, self._budget.answer_limit or self._request.sampling.get("max_tokens")
 
     async def run(self, emit: Emit) -> Completion:
@@ -216,10 +199,7 @@ class _AttemptRun:
                 await _litellm.prepare(spec, runner.client.endpoint)
 
     async def _acquire_slot(self, deadline: float, emit: Emit) -> Slot | None:
-        """Wait for a slot of the server, unless the router has acquired one for the attempt.
-
-        Returns:
-            The slot to release; None if the router has acquired the slot. The router then releases it.
+        """Wait for a slot, and return it. Return None if the router has acquired the slot, and will release it.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -341,8 +321,8 @@ class _AttemptRun:
     def _time_limits(self, request_format: RequestFormat) -> Timeouts:
         """Return the time limits of the response.
 
-        The time to the first token is longer for a cold model (one that is not loaded). It is shorter if the router
-        reserves time for other providers. An answer without streaming may take until the deadline.
+        The limit for the first token is longer if the server must load the model. It is shorter if the router reserves
+        time for other providers. A response that is not streamed may take until the deadline.
         """
         timeouts, max_first_token_s = self._timeouts, self._attempt.max_first_token_s
         first = max(timeouts.first_token, timeouts.load) if self._budget.must_load_model else timeouts.first_token
@@ -350,9 +330,9 @@ class _AttemptRun:
         return replace(timeouts, first_token=first if max_first_token_s is None else min(first, max_first_token_s))
 
     def _load_probe(self) -> IsLoading | None:
-        """Return a function that checks whether the server is loading the model.
+        """Return a function that checks whether the server is loading the model; None if the check is not needed.
 
-        Return None if the time limits include a load (``must_load_model``), or if the server never loads a model.
+        The check is not needed if the time limits already include a load, or if the server never loads a model.
         """
         if self._budget.must_load_model or not self._catalog.loads_models:
             return None
@@ -368,7 +348,7 @@ class _AttemptRun:
         answer.feed(delta)
 
     async def _send(self, request_format: RequestFormat, reader: AnswerReader) -> HttpResponse:
-        """Send the request. Record a failed connection for the requests that wait for a slot."""
+        """Send the request. Record a failed connection, so that requests that wait for a slot fail, too."""
         runner = self._runner
         request = replace(await self._build_http_request(request_format), on_timeout=reader.on_timeout)
         try:
@@ -378,7 +358,10 @@ class _AttemptRun:
             raise
 
     async def _build_http_request(self, request_format: RequestFormat) -> HttpRequest:
-        """Return the HTTP request that starts an answer, or continues one."""
+        """Return the HTTP request that starts an answer, or continues one.
+
+        To continue an answer, send it as a prefill (a last assistant message), or use ``Dialect.build_continuation``.
+        """
         attempt, spec, model, budget = self._attempt, self._spec, self._model, self._budget
         continuation_spec = self._runner.continuation_spec if attempt.prefix is not None else None
         if attempt.prefix is not None and continuation_spec is None:
@@ -414,7 +397,7 @@ class _AttemptRun:
             await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._find_cost(completion), origin=self._runner.origin)
             for call in completion.tool_calls:
-                cast(CallId, call.id).answer = completion.message()  # the next prompt gets its extra fields from this
+                cast(CallId, call.id).answer = completion.message()  # ``restore_extra`` reads it for the next prompt
             if not completion.tool_calls:
                 parsed = await structured_output.parse_async(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
@@ -429,12 +412,11 @@ class _AttemptRun:
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
                 is_empty = not (answer.text or answer.parser.partial_calls)
                 is_context_full = not limit or (tokens or limit) < limit
-                # Try another provider only if the answer is empty or the context was full. In any other case, it would
-                # stop at max_tokens, too
+                # If an answer with text used all of max_tokens, that of another provider would also stop there
                 failure.failover = is_empty or is_context_full
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
-                error.answer = completion  # ``run_with_corrections`` adds its usage and cost
+                error.answer = completion  # ``run_with_corrections`` adds the usage and cost of this answer
                 if request.sampling.get("temperature") == 0:
                     error.retryable = False  # a retry would return the same answer
             raise
@@ -453,7 +435,7 @@ class _AttemptRun:
         return 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
 
     def _report_other_model(self, served: str | None) -> None:
-        """Emit an event if another model answered, unless the server's names are aliases."""
+        """Emit an event if another model answered, unless the operator chose the server's model names (aliases)."""
         runner, name = self._runner, self._spec.name
         served = self._catalog.other_model_name(self._model, served)
         kind = (self._catalog.server and self._catalog.server.kind) or self._spec

@@ -1,11 +1,10 @@
 """Concurrency limits of server addresses, and the requests that wait for a slot.
 
-A request holds a slot while it is in flight. The router acquires the slot if it chooses among providers of one rank (a
-position in the chain; equal providers share one). Otherwise the attempt at the provider acquires it. All providers and
-routers of the process share the slots. Two providers with one address therefore share its concurrency limit.
+A request holds a slot while it is in flight. All providers and routers of the process share the slots. Two providers
+with one address therefore share its concurrency limit.
 
-Requests with a common prefix are sent to one server, which has the prefix in its KV cache. Prefixes are compared by
-their digests; no prompt is stored.
+A router may choose among equal providers (joined by ``+`` in LLM_PROVIDERS). It sends prompts with a common prefix to
+the same server, which has the prefix in its KV cache. Prefixes are compared by digests; no prompt is stored.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from ..base import Call, Slot
 from ..process import after_fork, register
 from .options import messages_of, parts_of, text_of
 
-# An address with more than this multiple of its share of the load is used last. The ratio is the c of "Consistent
+# An address is overloaded above this multiple of its share of the requests in flight. This is the c of "Consistent
 # Hashing with Bounded Loads" (Mirrokni, Thorup, Zadimoghaddam 2016), with the value of its examples.
 _MAX_LOAD_RATIO: Final = 1.25
-_MAX_TIMES_OVERTAKEN: Final = 16  # a request that was overtaken so often is served first
+_MAX_TIMES_OVERTAKEN: Final = 16  # a request that was overtaken so often gets the next slot
 _MAX_RECENT_PROMPTS: Final = 64  # recorded prompts of one address
 _MAX_ADDRESSES: Final = 256  # addresses with recorded prompts
 _MIN_DIGEST_CHARS: Final = 256
-_MAX_COMPARED_REQUESTS: Final = 64
+_MAX_COMPARED_REQUESTS: Final = 64  # waiting requests, the oldest first
 _POLL_INTERVAL_S: Final = 0.5  # a waiting request checks for a free slot again after this time
 
 InFlightCounts = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
@@ -44,39 +43,27 @@ Limits = Mapping[str, int | None]  # address -> concurrency limit; None if unlim
 
 @dataclass(slots=True)
 class Ticket:
-    """The place of a request in the queues. A request uses one ticket for all its waits.
-
-    Attributes:
-        number: increases with each ticket, so that the oldest request has the smallest number.
-        times_overtaken: how many slots were given to other requests while this request could have used them.
-    """
+    """The place of a request in the queue. A request uses one ticket for all its waits."""
 
     number: int = field(default_factory=itertools.count().__next__)
-    times_overtaken: int = 0
+    times_overtaken: int = 0  # slots that this request could have used, but another one got
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """A waiting request.
-
-    Attributes:
-        ticket, digests, limits: the arguments of ``Capacity.wait``.
-        loop: the event loop of the request.
-        future: its result is the slot.
-        slot: the slot that ``release`` gave to the request; None before that, and once the caller of ``wait`` owns it.
-    """
+    """A waiting request, with the arguments of ``Capacity.wait``."""
 
     ticket: Ticket
     digests: PrefixDigests
     limits: Limits
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Slot]
-    slot: Slot | None = None
+    slot: Slot | None = None  # the slot from ``release``, until ``wait`` has passed it to its caller
 
 
 @dataclass(slots=True)
 class Capacity:
-    """The slots and queues of all addresses.
+    """The slots of all addresses, and the queue of waiting requests.
 
     Attributes:
         in_flight_counts: event loop -> address -> number of requests in flight. Event loops that do not run are
@@ -99,16 +86,15 @@ class Capacity:
         return limit is not None and self.in_flight(address) >= limit
 
     def sort_addresses(self, limits: Limits, digests: PrefixDigests) -> list[str]:
-        """Sort the addresses of equal providers (one rank). The first one should be used.
+        """Sort the addresses of equal providers, the best one first.
 
-        Full addresses come last. Addresses with clearly more than their share of the load come before the full ones.
-        All other addresses come first, sorted by the length of this prompt's prefix that is in their cache (estimated),
-        then by the length that is in their last 64 prompts, longest first. Ties are resolved by the hash of the prompt
-        and the address (rendezvous hashing).
+        Prefer, in this order:
 
-        Args:
-            limits: the concurrency limit of each address.
-            digests: the digests of the prompt.
+        - an address that is not full,
+        - one that is not overloaded,
+        - the longest prefix of the prompt in the server's cache, which is estimated,
+        - the longest prefix in the last 64 prompts of the address,
+        - the lowest hash of the prompt and the address (rendezvous hashing).
         """
         finite_limits = [limit for limit in limits.values() if limit is not None]
         has_unlimited = len(finite_limits) < len(limits)
@@ -151,16 +137,9 @@ class Capacity:
                     return
 
     async def wait(self, limits: Limits, digests: PrefixDigests, ticket: Ticket, timeout_s: float) -> Slot | None:
-        """Wait for the next free slot at one of several addresses, and acquire it.
+        """Acquire a slot at one of several addresses, or wait for one. Return None after ``timeout_s`` seconds.
 
-        Args:
-            limits: the concurrency limit of each address.
-            digests: the digests of the prompt.
-            ticket: the ticket of the request.
-            timeout_s: time limit of the wait in seconds.
-
-        Returns:
-            The slot; None if the wait timed out.
+        The router calls it for equal providers.
         """
         loop = asyncio.get_running_loop()
         waiter = _Waiter(ticket, digests, limits, loop, loop.create_future())
@@ -184,15 +163,10 @@ class Capacity:
             self.release(waiter.slot)
 
     async def acquire(self, address: str, limit: int | None, deadline: float) -> Slot:
-        """Acquire a slot at one address, or wait for one.
-
-        Args:
-            address: the address of the server.
-            limit: the concurrency limit of the address; None if unlimited.
-            deadline: the end of the wait in seconds, on the clock of the event loop.
+        """Acquire a slot at one address, or wait for one. An attempt calls it if the router acquired no slot.
 
         Raises:
-            TimeoutError: no slot was free before the deadline.
+            TimeoutError: no slot was free before the deadline (in seconds, on the event loop's clock).
         """
         loop = asyncio.get_running_loop()
         began, ticket = loop.time(), Ticket()
@@ -200,12 +174,12 @@ class Capacity:
         while slot is None:
             if (left_s := deadline - loop.time()) <= 0:
                 raise TimeoutError
-            # Check again at intervals: ``release`` passes over a request while its event loop does not run
+            # Check at intervals, because ``release`` skips a waiting request while its event loop does not run
             slot = await self.wait({address: limit}, (), ticket, min(_POLL_INTERVAL_S, left_s))
         return replace(slot, waited_s=loop.time() - began)
 
     def reset(self) -> None:
-        """Forget all requests. A child process calls it after a fork."""
+        """Clear the slots and the waiting requests. A child process calls this method after a fork."""
         self._lock = threading.RLock()
         self.in_flight_counts.clear()
         self._waiters.clear()
@@ -225,18 +199,16 @@ class Capacity:
         return Slot(address, loop)
 
     def _recent_digests(self, address: str, count: int | None) -> set[str]:
-        """Return the digests of the newest prompts of an address.
+        """Return the digests of the ``count`` newest prompts of an address; None means one prompt.
 
-        Args:
-            address: the address of the server.
-            count: how many prompts; None means 1. To estimate the cache, pass the concurrency limit, because a server
-                caches one prompt for each slot.
+        With the concurrency limit as ``count``, the result is an estimate of the server's cache. The estimate assumes
+        that the server caches one prompt for each slot.
         """
         newest = itertools.islice(reversed(self.recent_prompts.get(address, OrderedDict())), count or 1)
         return {digest for digests in newest for digest in digests}
 
     def _choose_waiter(self, address: str) -> _Waiter | None:
-        """Choose the waiting request that gets a slot of an address; None if no request waits for it."""
+        """Choose the waiting request that gets a slot of an address. Return None if no request can use it."""
         eligible = (waiter for waiter in self._waiters if address in waiter.limits and waiter.loop.is_running())
         allowed = (waiter for waiter in eligible if not self.is_full(address, waiter.limits[address]))
         candidates = list(itertools.islice(allowed, _MAX_COMPARED_REQUESTS))
@@ -245,9 +217,11 @@ class Capacity:
         received = self._recent_digests(address, _MAX_RECENT_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """Return the sort key. Often overtaken requests come first, then those that this server caches best.
+            """Return the sort key. Requests that were overtaken too often come first.
 
-            The latter are sorted by the longest prefix in another server's cache, minus the prefix in this one's.
+            Next are the prompts for which this server's cache has a longer prefix than every other server's cache. Next
+            are the prompts that no server has cached. Last are the prompts that another server has cached equally well
+            or better.
             """
             if waiter.ticket.times_overtaken >= _MAX_TIMES_OVERTAKEN:
                 return False, 0, 0, 0, waiter.ticket.number
@@ -268,15 +242,15 @@ def _resolve(future: asyncio.Future[Slot], slot: Slot) -> None:
 
 
 def _count_known(digests: PrefixDigests, known: set[str]) -> int:
-    """Return how many digests are known. The number grows with the length of the known prefix."""
+    """Return the number of known digests. It grows with the length of the known prefix."""
     return sum(digest in known for digest in digests)
 
 
 def prefix_digests(call: Call) -> PrefixDigests:
-    """Return the digests of the prefixes of a prompt: of 256 characters, 512, 1,024, up to about half of the prompt.
+    """Return the digests of the first 256, 512, 1,024 ... characters of a prompt, up to half of the prompt.
 
-    Two questions about one long text have the same digests, because only their ends differ. Two long texts after one
-    system prompt have different digests.
+    Two questions about one long text have the same digests, because only the ends of the prompts differ. Two long texts
+    after one system prompt have different digests.
     """
     text = "\n".join(text_of(part) for message in messages_of(call.prompt) for part in parts_of(message))
     length = _MIN_DIGEST_CHARS

@@ -1,7 +1,7 @@
-"""Whether a request fits a model: required capabilities, token estimates and the context length.
+"""Check whether a request fits a model: required capabilities, token estimates and the context length.
 
-The router calls ``missing_requirements`` to choose a provider. An attempt uses a ``ContextBudget`` before the request,
-after an error response, and after the answer. An unknown capability or context length never prevents a request.
+The router calls ``missing_requirements`` to choose a provider. Each attempt uses a ``ContextBudget``. An unknown
+capability or context length never prevents a request.
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ from .options import messages_of, parts_of, text_of
 from .request import Request
 
 _MIN_CHECKED_TOKENS: Final = 1000  # a shorter prompt is not checked for truncation
-# A prompt is truncated if the server reports at most half as many tokens as the prompt has words. A prompt with a
-# larger share may be complete: some tokenizers need a third fewer tokens than words, and some chat templates omit old
-# thinking.
+# A prompt is truncated if the server reports at most half as many tokens as the prompt has words. With a larger share,
+# it may be complete: some tokenizers need a third fewer tokens than words, and some chat templates omit old thinking.
 _MAX_READ_SHARE: Final = 0.5
-# ``AtMost`` is a ``max_tokens`` that may be lowered. Lowering it below this share is logged as a warning.
+# The caller may pass an ``AtMost`` as ``max_tokens``. If it is lowered below this share, a warning is logged.
 _MIN_ANSWER_SHARE: Final = 0.25
-_MARGIN_TOKENS: Final = 8  # reserve for the tokens of the chat template that the server does not count
+_MARGIN_TOKENS: Final = 8  # reserve for tokens of the chat template, which the server does not count
 _LOAD_FAILED_STATUS: Final = 500  # of the server itself; 502 and 504 come from a gateway in front of it
 _MAX_IMAGE_TOKENS: Final = 1024  # of one image
 _MAX_TEMPLATE_TOKENS: Final = 8  # added around one message
-_MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of the template
+_MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of the chat template
 _CAPABILITY_NOUNS: Final = {"vision": "images", "tools": "tools", "json_schema": "a JSON schema"}
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MAX_CJK_CHARS_PER_TOKEN: Final = 6
@@ -48,7 +47,7 @@ _requested_lengths: Final = register("requested context lengths", dict[tuple[str
 
 
 def estimate_max_tokens(texts: Iterable[str], images: int = 0, messages: int = 0) -> int:
-    """Return an upper estimate of a prompt's tokens, with 3 ASCII characters or 1.5 other characters in a token."""
+    """Return an upper estimate of a prompt's tokens: one for 3 ASCII characters or 1.5 other characters."""
     total = 0.0
     for text in texts:
         ascii_chars = len(text.encode("ascii", "ignore"))
@@ -66,26 +65,19 @@ def estimate_min_tokens(texts: Iterable[str]) -> int:
 
 
 def requested_context(base: str, model: str) -> int | None:
-    """Return the context length that this process requested last; None if it has requested none.
+    """Return the context length that this process last requested for a model; None if it has requested none.
 
-    Args:
-        base: the server's base URL.
-        model: the model's name on the server.
+    ``base`` is the server's base URL.
     """
     return _requested_lengths.get((base, model))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """The requirements of a request.
+    """The requirements of a request."""
 
-    Attributes:
-        capabilities: the names of the required capabilities.
-        tokens: a lower estimate of the prompt's tokens.
-    """
-
-    capabilities: tuple[str, ...] = ()
-    tokens: int = 0
+    capabilities: tuple[str, ...] = ()  # keys of ``Capabilities``
+    tokens: int = 0  # a lower estimate of the prompt's tokens
 
 
 def requirements_of(call: Call) -> Requirements:
@@ -97,14 +89,14 @@ def requirements_of(call: Call) -> Requirements:
 
 
 def required_capabilities(images: object, tools: object, response_format: object) -> tuple[str, ...]:
-    """Return the names of the capabilities that a request requires. Each argument is falsy if the request has none."""
+    """Return the names of the required capabilities. An argument is falsy if the request does not have it."""
     schema = isinstance(response_format, Mapping) and response_format.get("type") == "json_schema"
     required = {"vision": images, "tools": tools, "json_schema": schema}
     return tuple(name for name, value in required.items() if value)
 
 
 def missing_requirements(required: Requirements, capabilities: Mapping[str, Any]) -> list[str]:
-    """Return descriptions of the requirements that a model with these capabilities certainly does not meet."""
+    """Describe the requirements that a model with these capabilities certainly does not meet."""
     lacking = [name for name in required.capabilities if capabilities[name] is False]
     served = capabilities["context_served"]
     if served is not None and required.tokens > served:
@@ -115,33 +107,29 @@ def missing_requirements(required: Requirements, capabilities: Mapping[str, Any]
 class ContextBudget:
     """Chooses the context length and the token limit of the answer for one request.
 
-    If the server accepts a context length with a request (``ServerSupport.context_length``), the context length is the
-    first of these:
+    Requests to some servers set the context length (``ServerSupport.choose_context_length``). The server reloads the
+    model if the length changes. The requested length is the first of these:
 
-    - The operator's (``<NAME>_CONTEXT``), if set.
-    - The one with which the server has loaded the model, if the prompt and the answer fit.
-    - A longer one. The server reloads the model. Later requests of this process use the same length.
+    - the operator's setting ``<NAME>_CONTEXT``, if set,
+    - the length with which the model is loaded, if the prompt and the answer fit,
+    - a longer one, which later requests of this process use, too.
 
-    If the server rejects the prompt as too long, the request is retried once, with a context length that fits the token
-    count in the error. If the server cannot load the model with a context length, the error names that length.
+    If ``max_tokens`` is an ``AtMost``, it is lowered to the number of tokens that fit after the prompt, or to the
+    model's output limit.
 
-    Args:
-        spec: the provider's spec.
-        catalog: the models of the provider's server.
-        client: the client for the request.
-        request: the request. Its model may still be None; ``prepare`` gets the name.
-        prefill: the text to continue, which the server reads after the prompt; "" for a new answer.
+    ``prefill`` is the text to continue, which the server reads after the prompt. It is "" for a new answer.
 
     Attributes:
         context_length: the context length to request, in tokens; None for the server's default.
         answer_limit: the ``max_tokens`` to send instead of the caller's; None to send the caller's.
-        must_load_model: the server loads the model before it responds.
+        must_load_model: the server must load the model before it responds.
         is_answer_limit_low: ``answer_limit`` is less than a quarter of the caller's ``max_tokens``.
     """
 
-    _model_name: str  # set by ``prepare``
-    _model: Model  # set by ``prepare``
-    _began: float  # set by ``prepare``
+    # ``prepare`` sets these
+    _model_name: str
+    _model: Model
+    _began: float
 
     def __init__(
         self, spec: ProviderSpec, catalog: ModelCatalog, client: Client, request: Request, prefill: str = ""
@@ -160,12 +148,7 @@ class ContextBudget:
     async def prepare(self, model: str, timeout_s: float) -> str | None:
         """Check whether the request fits the model, and adjust its limits.
 
-        Args:
-            model: the model's name on the server.
-            timeout_s: the timeout of a probe in seconds.
-
-        Returns:
-            A description of the adjustments; None if there are none.
+        Return a description of the changes; None if there are none. ``timeout_s`` is the timeout of a probe in seconds.
 
         Raises:
             Unsupported: the model does not support images, tools or a JSON schema of the request.
@@ -200,10 +183,10 @@ class ContextBudget:
         return "; ".join(filter(None, (adjustment, self._lower_answer_limit(limit)))) or None
 
     async def _prepare_context_length(self) -> str | None:
-        """Set the context length to request. Return a description of the change; None if the loaded length is kept."""
+        """Set the context length to request. Describe the change; return None if the loaded length is used."""
         changes = self._choose_length(self._max_prompt_tokens) != self._loaded_length
         if changes and not self._catalog.was_probed_since(self._model_name, self._began):
-            self._catalog.clear()  # another client may have loaded it with a longer length
+            self._catalog.clear()  # another client may have loaded the model with a longer length
             self._model = await self._catalog.describe(self._model_name)
         limit = self._configured_length or self._model.capabilities.get("context")
         min_tokens = estimate_min_tokens(self._texts)
@@ -215,21 +198,18 @@ class ContextBudget:
 
     @property
     def _key(self) -> tuple[str, str]:
-        """Return the key of the model in ``_requested_lengths``."""
         return self._base, self._model.name
 
     @property
     def _loaded_length(self) -> int | None:
-        """Return the context length with which the server has loaded the model, or will load it; None if unknown."""
+        """Return the context length with which the server has loaded, or will load, the model; None if unknown."""
         lengths = _requested_lengths.get(self._key), self._model.capabilities.get("context_served")
         return self._configured_length or max(filter(None, lengths), default=None)
 
     def _choose_length(self, prompt_tokens: int, loaded_length: int | None = None) -> int | None:
         """Return a context length for a prompt and its answer; None for the server's default.
 
-        Args:
-            prompt_tokens: the tokens of the prompt.
-            loaded_length: the loaded context length from an error response; None to use ``_loaded_length``.
+        After an error response, ``loaded_length`` replaces ``_loaded_length``.
         """
         if self._configured_length:
             return self._configured_length
@@ -239,7 +219,7 @@ class ContextBudget:
         return self._spec.server.choose_context_length(needed, loaded_length or self._loaded_length, trained)
 
     def _request_length(self, length: int | None) -> str | None:
-        """Use this context length for the request. Return a description of the change; None if nothing changes."""
+        """Use a context length for this request and later ones. Describe the change; return None if there is none."""
         before = self.context_length
         if length is not None:
             self.context_length = _requested_lengths[self._key] = length
@@ -250,7 +230,7 @@ class ContextBudget:
     async def _find_answer_limit(self) -> int | None:
         """Return how many tokens fit after the prompt, or the model's output limit if lower; None if unknown."""
         if not self._spec.local:
-            # ``capabilities`` uses the price map. Load it in a thread: the first load takes 0.1 s
+            # ``capabilities`` reads the price map. Load the map in a thread, because the first load takes 0.1 s
             await asyncio.to_thread(model_prices.price_map)
         capabilities = self._catalog.capabilities(self._model_name)
         length = None if self._request.sets_context_length else self.context_length or capabilities["context_served"]
@@ -258,13 +238,10 @@ class ContextBudget:
         return min((limit for limit in (capabilities["max_output"], left) if limit and limit > 0), default=None)
 
     async def _count_prompt_tokens(self, length: int) -> int:
-        """Return the tokens of the prompt: the server's count if the request may not fit, else an estimate.
-
-        Args:
-            length: the context length in tokens.
+        """Return the tokens of the prompt: an estimate, or the server's count if the request may not fit ``length``.
 
         Raises:
-            ContextOverflow: the server's count is not below the context length.
+            ContextOverflow: the server's count is not below ``length``.
         """
         count_tokens, client = self._spec.server.count_tokens, self._client
         fits = self._max_prompt_tokens + (self._request.flexible_max_tokens or 0) <= length
@@ -288,7 +265,7 @@ class ContextBudget:
             _tokens_per_word[key] = max(tokens / min_tokens, _tokens_per_word.get(key, 1.0))
 
     def _lower_answer_limit(self, limit: int | None) -> str | None:
-        """Lower ``answer_limit`` to this limit. Return a description of the change; None if the limit is not lower."""
+        """Lower ``answer_limit`` to a limit. Describe the change; return None if the limit is not lower."""
         before = self.answer_limit or self._request.flexible_max_tokens
         if limit is None or before is None or limit >= before:
             return None
@@ -297,7 +274,7 @@ class ContextBudget:
         return f"max_tokens={limit} instead of {before}, because no more fit the context or the model's output limit"
 
     def adjust_after(self, error: LLMError) -> str | None:
-        """Adjust the limits after an error response. Return a description; None if there is nothing to adjust.
+        """Adjust the limits after an error response. Describe the change; return None if there is none.
 
         Raises:
             ContextOverflow, ServerFailed: the server could not load the model with the requested context length.
@@ -315,15 +292,14 @@ class ContextBudget:
         return None
 
     def _request_longer_context(self, error: errors.ContextOverflow) -> str | None:
-        """Request a longer context length, unless this request was retried before.
+        """Request a longer context length, at most once. Describe the change.
 
-        The new length fits the server's token count, or is the next longer one if the error has no count. Return a
-        description of the change. If no retry is possible, add the lengths to the error, and return None.
+        If the length cannot grow, or a retry has failed, add the lengths to the error and return None.
         """
         sent = self.context_length
         if not self._retried:
             self._retried = True
-            # Without a count, request a longer context length than the one that failed
+            # If the error has no token count, request a longer context length than the one that failed
             needed = error.prompt_tokens or max(self._max_prompt_tokens, (sent or 0) + 1)
             if adjustment := self._request_length(self._choose_length(needed, sent or error.context_length or 1)):
                 return adjustment
@@ -336,10 +312,10 @@ class ContextBudget:
         return None
 
     def _load_error(self, error: LLMError) -> LLMError:
-        """Return the error for a context length that the server could not load.
+        """Return the error for a context length with which the server could not load the model.
 
-        It is a ServerFailed (which opens the circuit breaker) if the operator configured the length, else a
-        ContextOverflow.
+        If the operator configured the length, every request fails: ServerFailed opens the circuit breaker. Otherwise,
+        the error is a ContextOverflow.
         """
         self._forget_length()
         kind = errors.ServerFailed if self._configured_length else errors.ContextOverflow
@@ -362,14 +338,11 @@ class ContextBudget:
             self._catalog.mark_loaded(self._model_name, self.context_length)
 
     async def check_usage(self, usage: Usage) -> None:
-        """Check whether the server read the whole prompt. If not, and its kind is unknown, probe the server.
-
-        Args:
-            usage: the token counts in the response.
+        """Check the token counts of a response: a local server may have dropped the beginning of the prompt.
 
         Raises:
-            ContextOverflow: the server read far less than the prompt, and servers of its kind (for example Ollama) are
-                known to truncate prompts silently (``ServerSupport.drops_prompts``).
+            ContextOverflow: the server read far less than the prompt, and servers of its kind (for example Ollama)
+                truncate prompts silently (``ServerSupport.drops_prompts``).
         """
         catalog, read_tokens = self._catalog, usage.prompt_tokens or 0
         min_tokens = estimate_min_tokens(self._request.texts)

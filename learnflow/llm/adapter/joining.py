@@ -1,16 +1,14 @@
 """Join an interrupted answer and its continuation.
 
-The emitted text is the text of the answer so far. The router splits it with ``split_text``. ``join_continuation`` runs
-the next attempt, and emits only the new text. A continuation is accepted only if it begins with the end of the
-emitted text.
+The emitted text is the text of the answer so far. The next attempt sends it as a prefill: a last assistant message
+that the model continues. If the provider does not support prefill, the prompt instructs the model to continue.
 
-A prefill is a last assistant message that the model continues. Models often produce nonsense if it ends inside a
-token. Tokenizers differ, so the router cannot detect that. The prefill therefore ends before the last word, and the
-continuation must first repeat this word.
+Models often produce nonsense if the prefill ends inside a token. Tokenizers differ, so the router cannot detect that.
+The prefill therefore ends before the last word, and the continuation must first repeat this word.
 
 Measured in 2026-11 on three servers, with the same model before and after the interruption (ADR 4). If the prefill
-ended before the last word, 3,021 of 3,027 continuations gave the same text as an uninterrupted answer; in the other six
-the connection broke. If the prefill was the whole text, only 575 of 1,639 gave the same text.
+ended before the last word, 3,021 of 3,027 answers had the same text as without an interruption. In the other six, the
+connection broke. If the prefill was the whole text, only 575 of 1,639 answers had the same text.
 """
 
 from __future__ import annotations
@@ -32,13 +30,13 @@ from .context_window import estimate_max_tokens, estimate_min_tokens
 from .options import messages_of
 
 _MAX_LAST_WORD_CHARS: Final = 64  # a longer last "word" is text without spaces, like Chinese or base64
-# The length of the overlap that a model without prefill must repeat.
+# Limits of the last words that a model without prefill must repeat.
 _MIN_OVERLAP_WORDS: Final = 8
 _MIN_OVERLAP_CHARS: Final = 24
 _MAX_OVERLAP_CHARS: Final = 400
-_MAX_COMPARED_SPACE_CHARS: Final = 1000  # of white space: after more of it, do not wait for the next word
+_MAX_COMPARED_SPACE_CHARS: Final = 1000  # ``new_text`` waits for a word after at most this much white space
 
-# Sent to a model without prefill. ``ContinuationFilter`` checks that the continuation obeys it.
+# Sent to a model without prefill.
 _INSTRUCTION: Final = (
     "Your answer above was cut off by a broken connection. Go on with it: begin with its last words, copied exactly, "
     "and continue from there to its end. Write no introduction and no comment. Its last words, with which you begin:"
@@ -54,7 +52,7 @@ class SplitText:
 
     Attributes:
         prefix: the part to send to the provider.
-        rest: the end, which is not sent. The continuation must begin with it.
+        rest: the end, which is not sent. The continuation must repeat it before the new text.
     """
 
     prefix: str
@@ -67,9 +65,10 @@ class SplitText:
 
 
 def split_last_word(text: str) -> SplitText:
-    """Split a text before its last word, which may be incomplete, or before white space at the end.
+    """Split a text before its last word, because an interruption may cut a word.
 
-    The prefix is empty if the text is one word. The rest is empty if the last word is longer than 64 characters.
+    The rest is the last word and the white space before it, or only the white space at the end of the text. It is empty
+    if it would have more than 64 characters.
     """
     tail = text[-_MAX_LAST_WORD_CHARS - 1 :]
     last = "" if tail[-1:].isspace() else tail.rsplit(maxsplit=1)[-1]
@@ -83,13 +82,11 @@ def split_last_word(text: str) -> SplitText:
 def split_text(text: str, *, at_last_word: bool, prefills: bool) -> SplitText:
     """Split the emitted text for its continuation.
 
-    Args:
-        text: the emitted text.
-        at_last_word: split before the last word. Pass False after a continuation that did not repeat that word.
-        prefills: the provider supports a prefill.
+    ``at_last_word`` is False after a continuation that did not repeat the last word. ``prefills`` means that the
+    provider supports prefill.
     """
     if not text.strip():
-        return SplitText("", text)  # no prefill: the answer starts anew, and may repeat the white space
+        return SplitText("", text)  # no prefill: the next attempt starts the answer again
     split = split_last_word(text)
     return split if at_last_word and (prefills or split.prefix) else SplitText(text)
 
@@ -101,17 +98,17 @@ def instruct_to_continue(prompt: Prompt, prefix: str) -> list[Any]:
 
 
 def last_words(text: str) -> str:
-    """Return the end of a text that a model without prefill must repeat.
+    """Return the last words of a text, which a model without prefill must repeat.
 
-    This end has at least eight words and 24 characters, or 64 characters of a text without spaces. It is longer if the
-    text also begins with these words: otherwise, an answer that starts again would look like a continuation. A shorter
-    text is returned unchanged.
+    These are at least eight words and 24 characters, or the last 64 characters of a text without spaces. If the text
+    begins with the same words, return more words. Otherwise, an answer that starts again would look like a
+    continuation. Return a text with fewer words whole.
     """
     return _overlaps(text)[0]
 
 
 def _overlaps(text: str) -> list[str]:
-    """Return the suffixes of a text that a continuation may repeat, shortest first. Some models repeat a sentence."""
+    """Return the ends of a text that a continuation may repeat, shortest first. Some models repeat a whole sentence."""
     starts, stripped = [word.start() for word in re.finditer(r"\S+", text)], text.lstrip()
     ends = list[str]()
     for start in reversed(starts[: -_MIN_OVERLAP_WORDS + 1] or starts[:1]):
@@ -127,24 +124,27 @@ def _overlaps(text: str) -> list[str]:
 
 
 def _begins_with(text: str, start: str) -> bool:
-    """Return whether a text begins with ``start``, see ``_PrefixComparison``."""
+    """Return whether a text begins with ``start``, without regard to white space and the style of quotation marks."""
     match = _PrefixComparison(start)
     match.feed(text)
     return match.is_complete
 
 
 class ContinuationFilter:
-    """Splits a continuation into the repeated text and the new text.
+    """Removes the repeated text from a continuation.
+
+    A continuation of a prefill must repeat ``SplitText.rest``. An instructed model must repeat the last words of
+    ``SplitText.prefix``, and then ``rest``.
 
     Args:
         emitted: the emitted text.
-        is_instructed: the prompt instructs the model to repeat the last words. Otherwise the text is sent as a prefill.
-        source: the source of the emitted text: "stream", "journal" or "call" (the caller's ``after=``).
+        is_instructed: the prompt instructs the model to continue. Otherwise, the request has a prefill.
+        source: the source of the emitted text, see ``Resumed``.
 
     Attributes:
         is_empty: the continuation has no text.
         matched: the continuation has repeated the required text. All later text is new.
-        mismatched: the continuation does not repeat the required text. ``feed`` returned none of it.
+        mismatched: the continuation does not repeat the required text. ``feed`` returned no text.
     """
 
     def __init__(self, emitted: SplitText, *, is_instructed: bool = False, source: Source = "stream") -> None:
@@ -154,12 +154,7 @@ class ContinuationFilter:
         self._matches = [_PrefixComparison(text, exact=not is_instructed) for text in dict.fromkeys(expected)]
 
     def feed(self, text: str, *, ended: bool = False) -> str:
-        """Add a piece of the continuation, and return the new text.
-
-        Args:
-            text: the piece.
-            ended: the continuation ends with this piece.
-        """
+        """Add a piece of the continuation, and return the new text. ``ended`` means that this is the last piece."""
         self.is_empty = self.is_empty and not text
         if self.matched:
             return text
@@ -182,15 +177,12 @@ class ContinuationFilter:
 
 
 def _expected_if_instructed(emitted: SplitText) -> list[str]:
-    """Return the texts that a continuation may begin with if the model was instructed to repeat the last words.
-
-    Some models repeat more words, or the whole text.
-    """
+    """Return the texts that an instructed model may repeat. Some models repeat more words, or the whole text."""
     return [end + emitted.rest for end in _overlaps(emitted.prefix)] + [emitted.text]
 
 
 def _expected_if_prefilled(emitted: SplitText) -> list[str]:
-    """Return the texts that a continuation of a prefill may begin with; "" if it begins with new text.
+    """Return the texts that a continuation of a prefill may begin with. The text "" matches every continuation.
 
     Most continuations begin with ``SplitText.rest``. Some servers echo the prefill before it.
     """
@@ -199,14 +191,14 @@ def _expected_if_prefilled(emitted: SplitText) -> list[str]:
         return [echo, ""]
     if rest:
         return [rest, echo] if emitted.prefix and not echo.startswith(rest) else [rest]
-    # The whole text was sent. If the text repeats its own start, new text may do so, too, and look like an echo.
-    # Accept an echo only if the text does not repeat its start
+    # The prefill is the whole text. If this text repeats its own start, new text may begin with the same words, too. It
+    # would look like an echo, so expect none
     start = echo[: _MIN_OVERLAP_CHARS // 2]
     return [echo, ""] if len(echo) >= _MIN_OVERLAP_CHARS and start not in echo[len(start) :] else [""]
 
 
 class _PrefixComparison:
-    """Compares the start of a continuation with an expected text, and buffers the new text that follows.
+    """Compares the start of a continuation with an expected text, and buffers the text after it.
 
     Args:
         text: the expected text.
@@ -226,7 +218,7 @@ class _PrefixComparison:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether the continuation has repeated the whole expected text."""
+        """Return whether the whole expected text was found."""
         return self._position == len(self._expected)
 
     def feed(self, piece: str) -> None:
@@ -251,10 +243,10 @@ class _PrefixComparison:
                 return
 
     def new_text(self, *, ended: bool) -> str | None:
-        r"""Return the text after the expected text; None if more of the continuation is needed, or if it differs.
+        r"""Return the text after the expected text. Return None if the texts differ, or until more text arrives.
 
-        White space that the emitted text already has is omitted: after "a\n", the continuation "a\n\n  b" has the
-        new text "\n  b".
+        Omit the white space that the expected text ends with: if "a\n" is expected, and the continuation is
+        "a\n\n  b", return "\n  b".
         """
         if not self.is_complete:
             self.differs = self.differs or ended
@@ -263,14 +255,14 @@ class _PrefixComparison:
         if not self._trailing_space:
             return after
         if not (stripped or ended or len(after) > _MAX_COMPARED_SPACE_CHARS):
-            return None  # this white space may belong to the expected text
+            return None  # more white space may follow
         space = after[: len(after) - len(stripped)]
         if space.startswith(self._trailing_space):
             return after[len(self._trailing_space) :]
         if not space and self._expected[-1:].isalnum() and stripped[:1].isalnum():
-            self.differs = True  # the last word is longer than expected
+            self.differs = True  # the last word goes on, although white space is expected after it
             return None
-        # Return only the line breaks and the indentation that are missing at the end of the emitted text
+        # Return only the line breaks and the indentation that the expected text does not end with
         lines = space.count("\n") - self._trailing_space.count("\n")
         indent = space.rpartition("\n")[2] if "\n" in space else ""
         if lines <= 0:
@@ -286,19 +278,15 @@ def _normalize_character(character: str) -> str:
 
 
 class _NewTextEmit(Relay):
-    """Emits the new text of a continuation. Tool calls that arrive before the new text are held back until the end.
+    """Emits the new text of a continuation. Calls ``stop`` if the continuation does not repeat the required text.
 
-    Args:
-        name: the name of the provider that continues the text.
-        text_filter: splits the continuation.
-        emit: receives the events of the request.
-        stop: called if the continuation does not repeat the required text.
+    Tool calls that arrive before the new text are held back until the end.
     """
 
     def __init__(self, name: str, text_filter: ContinuationFilter, emit: Emit, stop: Callable[[], None]) -> None:
         super().__init__(emit)
         self._name, self._filter, self._stop = name, text_filter, stop
-        self._skip_resumed_event = not text_filter.emitted.text.strip()  # nothing visible is continued
+        self._skip_resumed_event = not text_filter.emitted.text.strip()  # only white space is continued
         self._held_calls: list[ToolCallDelta] = []
 
     def __call__(self, event: Event) -> None:
@@ -315,14 +303,9 @@ class _NewTextEmit(Relay):
             self._emit(event)
 
     def end(self, completion: Completion | None) -> None:
-        """Emit the text and the tool calls that were held back.
+        """Emit the text and the tool calls that were held back, or raise the errors of ``join_continuation``.
 
-        Args:
-            completion: the completion of the attempt; None if the attempt was stopped.
-
-        Raises:
-            EmptyAnswer: the continuation is empty.
-            NotContinued: the continuation does not repeat the required text.
+        ``completion`` is None if the attempt was stopped.
         """
         text_filter = self._filter
         text = text_filter.end()
@@ -352,23 +335,19 @@ class _NewTextEmit(Relay):
 
 
 async def join_continuation(work: Work, text_filter: ContinuationFilter, name: str, emit: Emit) -> Completion:
-    """Run an attempt that continues an interrupted text, and return its completion.
+    """Run an attempt that continues an interrupted text, and emit only the new text.
 
-    Args:
-        work: runs the attempt.
-        text_filter: splits the text of the continuation.
-        name: the name of the provider.
-        emit: receives the events, with the new text only.
+    Return the completion of the attempt.
 
     Raises:
-        EmptyAnswer: the continuation is empty.
+        EmptyAnswer: the continuation is empty, although it must repeat text.
         NotContinued: the continuation does not repeat the required text.
         LLMError: the attempt failed.
     """
     completion: Completion | None = None
     try:
-        # On a mismatch, this timeout expires and cancels the attempt. If the relay raised an error instead, it would
-        # count as a failure of the provider.
+        # On a mismatch, ``stop`` lets this timeout expire, which cancels the attempt. If the relay raised an error, it
+        # would count as a failure of the provider.
         async with asyncio.timeout(None) as scope:
             relay = _NewTextEmit(name, text_filter, emit, lambda: scope.reschedule(0))
             completion = await work(relay)
@@ -381,18 +360,15 @@ async def join_continuation(work: Work, text_filter: ContinuationFilter, name: s
 
 
 def count_prior_tokens(call: Call) -> int:
-    """Return the tokens of ``Call.prior_text``: one for each piece in the journal, and an estimate for ``after=``."""
+    """Return the tokens of ``Call.prior_text``: an estimate for ``after=``, and one for each piece in the journal."""
     estimate = (estimate_min_tokens([call.after]) + estimate_max_tokens([call.after])) // 2
     return estimate + len(call.recorded or ())
 
 
 def reduce_max_tokens(call: Call, tokens: int, repeated_chars: int) -> Call:
-    """Return the call with the ``max_tokens`` that are left for a continuation.
+    """Return the call with the ``max_tokens`` that are left after ``tokens``.
 
-    Args:
-        call: the call.
-        tokens: the number of tokens of the text so far.
-        repeated_chars: the number of characters that the continuation repeats. Each is counted as one more token.
+    Each of the ``repeated_chars``, which the continuation must repeat first, adds one token.
     """
     return replace(call, max_tokens=type(call.max_tokens)(max(1, call.max_tokens - tokens + repeated_chars)))
 
@@ -400,14 +376,10 @@ def reduce_max_tokens(call: Call, tokens: int, repeated_chars: int) -> Call:
 async def run_with_prior_text(
     start: Callable[[Call, Attempt], Work], attempt: Attempt, name: str, call: Call, emit: Emit
 ) -> Completion:
-    """Run a call at one provider. If it continues a text (``Call.prior_text``), the provider must support prefill.
+    """Run a call at one provider, without a router. Emit only the new text.
 
-    Args:
-        start: returns the work of an attempt.
-        attempt: the attempt.
-        name: the name of the provider.
-        call: the call.
-        emit: receives the events, with the new text only.
+    If the call continues a text (``Call.prior_text``), the provider must support prefill. ``start`` returns the
+    coroutine function that runs an attempt.
 
     Raises:
         LLMError: the attempt failed. ``LLMError.partial`` is the whole text so far.

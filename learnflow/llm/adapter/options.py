@@ -1,4 +1,4 @@
-"""Checks of a call's keywords against a provider's spec, and functions that read the messages of a prompt."""
+"""Check a call's keywords against a provider's spec, and read the messages of a prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..transport.endpoint import parse_headers
 
 
 def supported_keywords(spec: ProviderSpec, call: Call) -> dict[str, Any]:
-    """Return the keywords of a call that are not None, including ``temperature`` and ``max_tokens``.
+    """Check the keywords of a call, including ``temperature`` and ``max_tokens``. Return those that are not None.
 
     Raises:
         InvalidRequest: ``tool_choice`` without ``tools``, a model in ``extra_body``, or an invalid header.

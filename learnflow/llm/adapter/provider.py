@@ -74,7 +74,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     ) -> None:
         check_keywords(BaseProvider.__init__, locals(), errors.NotConfigured, self.spec.name)
         spec = self.spec
-        common, own = settings.load(), settings.load_provider(spec)  # of all providers, and of this one
+        common, own = settings.load(), settings.load_provider(spec)  # the settings of all providers, and of this one
         replay = active.current(common)
         if replay and not (base_url or own.base_url or spec.api.default_url):
             base_url = replay.base_url(self.cassette_folder, local=spec.local)
@@ -126,15 +126,11 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         return f"{self.endpoint.base_url} ({self.name})" if self.spec.kind else self.endpoint.base_url
 
     def facts(self, model: str | None) -> Facts:
-        """Return the known properties, from the spec, the configuration and the last probe.
-
-        Args:
-            model: the name of the model; None for the default model.
-        """
+        """Return the properties known from spec, configuration and last probe; see ``RoutableProvider.facts``."""
         spec, endpoint, timeouts, name = self.spec, self.endpoint, self._timeouts, model or self.model
         capabilities = self.get_capabilities(name)
         if spec.server.choose_context_length and "context_served" not in self.catalog.overrides:
-            # The loaded length is no limit: the server can reload the model with up to its maximum context length
+            # The loaded length is no limit: the server can reload the model with its maximum context length
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -241,7 +237,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the capabilities of a model, from the spec, the last probe and the configuration. Sends nothing.
 
         Args:
-            model: the name of the model. None for the default model. ``vision`` is then that of ``vision_model``.
+            model: the name of the model; None for the default model, with the ``vision`` of ``vision_model``.
         """
         capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:
@@ -273,7 +269,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     @contextmanager
     def _detailed_errors(self, model: str | None = None) -> Iterator[None]:
-        """Return a context manager that adds the provider's name and a hint to an LLMError."""
+        """Return a context manager that adds the provider's name and a hint to an LLMError, and masks secrets."""
         try:
             yield
         except LLMError as error:
@@ -290,7 +286,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             await self._wait_while_loading(name)
 
     async def _wait_while_loading(self, name: str | None) -> Model:
-        """Wait while the server reports that it is loading. Return the model."""
+        """Probe the model until the server has finished loading. Return the model."""
         while True:
             try:
                 return await self.catalog.probe_model(name)

@@ -1,4 +1,9 @@
-"""A request: the checked prompt and keywords of a call, in OpenAI's format. No keyword is dropped silently."""
+"""Check the prompt and the keywords of a call, and write them in OpenAI's format.
+
+``build_request`` returns a ``Request``. ``Request.to_openai`` writes it in a format that the model accepts
+(``RequestFormat``). If the server rejects the request, ``Request.next_format`` returns the format for a retry. No
+keyword of the caller is dropped silently.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +23,12 @@ from ..transport.endpoint import Endpoint
 from . import structured_output
 from .options import messages_of, parts_of, strings_of, text_of
 
-_BODY_PARAMETERS: Final = ("top_k", "min_p")  # fields of the body, because OpenAI's API does not have them
+_BODY_PARAMETERS: Final = ("top_k", "min_p")  # sent in ``extra_body``, because OpenAI's API does not have them
 # A prefill is a last assistant message that the model continues. vLLM requires both fields. Without them, llama.cpp
 # repeats the prefill.
 _CONTINUES_FIELD: Final = "continue_final_message"
 _PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False}
-# Appended if the last message is an assistant message, because many servers would continue that message.
+# Appended after a last assistant message, which many servers would otherwise continue.
 _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next message."}
 _MAX_TYPE_CHARS: Final = 40
 _MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
@@ -31,8 +36,8 @@ _SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messa
 # An error message of chat completions contains this path if the model requires the Responses API.
 _RESPONSES_API: Final = "v1/responses"
 _REFUSALS: Final = (errors.Misconfigured, errors.RequestRefused, errors.Unsupported)
-_WORD_START: Final = re.compile(r"(?<=[a-z])(?:-(?=[a-z])|(?=[A-Z]))")  # in "max-tokens" and "maxTokens"
-_NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # of a parameter, in an error response
+_WORD_START: Final = re.compile(r"(?<=[a-z])(?:-(?=[a-z])|(?=[A-Z]))")  # of "tokens" in "max-tokens" and "maxTokens"
+_NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # a word in an error response that may name a parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,10 @@ class RequestFormat:
     """The format of a request that a model accepts. It changes after error responses.
 
     Attributes:
-        omitted: the parameters that this package omits after an error response.
+        omitted: the parameters that are omitted, because the server rejected them.
         unsupported: the parameters and reasoning levels that the model does not support, from ``ModelCatalog``.
         schema_mode_index: the index of the schema mode (like "json_schema") in ``Dialect.schema_modes``.
-        api: the API that the operator configured, or that the server requires; None if LiteLLM's price map decides.
+        api: the API that the operator configured or the server requires; None if LiteLLM's price map decides.
         max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
@@ -59,15 +64,12 @@ class Request:
     """One checked request. Its repr excludes texts.
 
     Attributes:
-        spec: the provider's spec.
         messages: OpenAI-style messages, including the system message.
         model: the model's name at the provider; None if it is chosen later.
-        sampling: the sampling parameters of the call.
         correction_message_count: how many messages at the end are rejected answers and requests to correct them.
-        user_message_added: this package added a short user message after the caller's last assistant message.
+        user_message_added: ``_ADDED_MESSAGE`` follows the caller's last assistant message.
         buffered: the caller receives the whole answer at the end. The server may send it without streaming.
-        is_journaled: the journal (a file of unfinished answers) records the text while it arrives, so that no text is
-            held back.
+        is_journaled: the journal (a file of unfinished answers) records the text while it arrives.
     """
 
     spec: ProviderSpec
@@ -94,7 +96,7 @@ class Request:
 
     @property
     def bypasses_litellm(self) -> bool:
-        """Return whether LiteLLM would not change the request, and is not needed; see ``Dialect.direct_chat_path``."""
+        """Return whether this package can write the request without LiteLLM; see ``Dialect.direct_chat_path``."""
         has_only_texts = all(m.keys() <= {"role", "content"} and isinstance(m["content"], str) for m in self.messages)
         return bool(self.spec.dialect.direct_chat_path and has_only_texts) and not (self.tools or self.response_format)
 
@@ -121,7 +123,7 @@ class Request:
         return list(strings_of([self.messages, self.tools, self.extra_body, self.response_format]))
 
     def with_correction(self, text: str, reason: str) -> Request:
-        """Return this request, followed by the model's answer and a message that asks for its correction."""
+        """Return this request with two more messages: the model's answer, and a request to correct it."""
         answer = {"role": "assistant", "content": text}
         correction = {"role": "user", "content": structured_output.write_correction(reason)}
         return replace(
@@ -136,9 +138,9 @@ class Request:
         """Return messages and parameters in the format of OpenAI's client. Other fields are in ``extra_body``.
 
         Args:
-            request_format: the format that the model accepts, with the API of the request.
+            request_format: the format to use. Its ``api`` must be set.
             context_length: the context length to request, in tokens; None for the server's default.
-            max_tokens: the limit of the answer in tokens, if it is lower than the caller's; else None.
+            max_tokens: a lower limit than the caller's, in tokens; None for the caller's.
             prefill: the text that the model continues; None for a new answer.
 
         Raises:
@@ -187,14 +189,8 @@ class Request:
     ) -> tuple[RequestFormat, str] | None:
         """Return the format for a retry, and a description of the change; None if a retry cannot help.
 
-        A retry omits only what this package added: defaults, ``stream_options``, ``stream`` and the schema's format. It
-        never omits a keyword of the caller, except an ``AtMost`` (a ``max_tokens`` that may be lowered). If the error
-        names no parameter, the retry omits all defaults.
-
-        Args:
-            request_format: the format that the server rejected.
-            error: the error response.
-            api: the API of the rejected request.
+        The retry may use the other API, or the changes of ``_without_rejected``. ``request_format`` and ``api`` are
+        those of the rejected request.
         """
         may_switch_api = request_format.api is None and self.spec.api.responses_path is not None
         if may_switch_api and api == "chat" and _RESPONSES_API in error.server_message:
@@ -208,9 +204,11 @@ class Request:
     def _without_rejected(
         self, request_format: RequestFormat, error: LLMError, api: ApiName
     ) -> tuple[RequestFormat, str] | None:
-        """Return a format without the rejected parameters that this package added; None if there are none.
+        """Return a format without the rejected parameters, and a description; None if a retry cannot help.
 
-        If possible, rename ``max_tokens``, or send the schema in the next mode instead.
+        Only parameters that this package added are omitted, and an ``AtMost`` (the caller's ``max_tokens``, which may
+        be lowered). If a refusal names no parameter, all of these except ``stream`` are omitted. Alternatively,
+        ``max_tokens`` is renamed, or the schema is sent in the next mode.
         """
         if not isinstance(error, errors.CapabilityError):
             return None
@@ -240,13 +238,9 @@ class Request:
         return replace(request_format, omitted=request_format.omitted | rejected), adjustment
 
     def format_to_cache(self, request_format: RequestFormat, first_format: RequestFormat) -> RequestFormat:
-        """Return the format to cache for later requests.
+        """Return the format to cache, given the format that the server accepted and that of the first try.
 
-        An omitted ``AtMost`` is not cached: the next request may have a lower value.
-
-        Args:
-            request_format: the format that the server accepted.
-            first_format: the format of the first try.
+        If only the retry omitted an ``AtMost``, this is not cached: the next request may have a lower value.
         """
         omitted = request_format.omitted
         if self.flexible_max_tokens:
@@ -263,8 +257,8 @@ class Request:
     def _api_fields(self, request_format: RequestFormat) -> Mapping[str, Any]:
         """Return the body fields for ``reasoning=``, and those that only the Responses API has.
 
-        With ``store: false``, OpenAI does not store the response. It returns the reasoning encrypted instead, and the
-        next request of the conversation sends it back.
+        With ``store: false``, OpenAI does not store the response. Instead, the response contains the encrypted
+        reasoning. The next request of the conversation sends it back.
         """
         reasoning = self._reasoning_fields(request_format.unsupported)
         if request_format.api != "responses":
@@ -278,10 +272,10 @@ class Request:
         return fields
 
     def _sampling_of(self, request_format: RequestFormat) -> dict[str, Any]:
-        """Return the sampling parameters without unsupported defaults.
+        """Return the sampling parameters without the defaults that the model does not support.
 
-        Raise Unsupported if the caller set an unsupported parameter. The value 1 is allowed: it is the vendors'
-        default, which a model accepts even if it rejects other values.
+        Raise Unsupported if the caller set an unsupported parameter to a value other than 1. The value 1 is the
+        vendors' default: models accept it even if they reject other values.
         """
         omitted = request_format.omitted | request_format.unsupported
         sampling = {n: value for n, value in self.sampling.items() if n not in omitted or not may_be_left_out(value)}
@@ -319,13 +313,7 @@ def write_without_litellm(
 
 
 def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
-    """Check a prompt, and return its request.
-
-    Args:
-        spec: the provider's spec.
-        prompt: the caller's text or messages.
-        model: the model's name at the provider; None if it is chosen later.
-        keywords: the keywords of the call, from ``supported_keywords``.
+    """Check a prompt, and return its request. ``keywords`` is the result of ``supported_keywords``.
 
     Raises:
         InvalidRequest: the prompt is empty, or a message has Ollama's field "images".
@@ -371,7 +359,7 @@ def _copy_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_parts(spec: ProviderSpec, message: Mapping[str, Any]) -> None:
-    """Raise Unsupported if the provider does not support a part of the message. LiteLLM would drop the part silently.
+    """Raise Unsupported for a part that the provider does not support. LiteLLM would drop the part silently.
 
     Raise Unsupported also for a file's URL, which LiteLLM would download. Raise InvalidRequest for Ollama's field
     "images".
@@ -399,14 +387,10 @@ def _is_data_url(image: Any) -> bool:
 def _with_instruction(
     messages: list[dict[str, Any]], instruction: str, correction_message_count: int
 ) -> list[dict[str, Any]]:
-    """Add an instruction to the caller's last message. Many chat templates reject two user messages in a row.
+    """Add an instruction to the caller's last message: many chat templates reject two user messages in a row.
 
-    If the last message is not a user message, the instruction becomes one.
-
-    Args:
-        messages: the messages of the request.
-        instruction: the text to add.
-        correction_message_count: the number of messages after the caller's.
+    If that message is not a user message, add a user message after it. The last ``correction_message_count`` messages
+    are not the caller's.
     """
     end = len(messages) - correction_message_count
     *before, last = messages[:end]
@@ -416,7 +400,7 @@ def _with_instruction(
 
 
 def _add_text(message: dict[str, Any], text: str, *, before: bool = False) -> dict[str, Any]:
-    """Return a copy of a message with a text added after its content, or before it if ``before`` is true."""
+    """Return a copy of a message with a text added after its content, or before it."""
     content, part = message["content"] or "", {"type": "text", "text": text}
     if isinstance(content, list):
         return {**message, "content": [part, *content] if before else [*content, part]}

@@ -1,8 +1,8 @@
 """``RoutableProvider``: the methods that a router requires of a provider in addition to ``LLMProvider``.
 
 A router wraps an application's own provider with ``routable``, which adds defaults for these methods. An application
-can also inherit from ``RoutableProvider`` and override them. The router then orders and probes its provider, and
-continues its answers, as with the providers of this package.
+can also inherit from ``RoutableProvider`` and override them. The router then treats its provider like one of this
+package.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ class Facts:
     """The known properties of a provider and one of its models. No request is sent to find them.
 
     Attributes:
-        address: the key of the circuit breakers and the queue. Providers with the same address share both.
-        capabilities: the capabilities of the model. Here ``context_served`` is the longest context length with which
-            the server can load the model, not the current one.
+        address: the key of the circuit breakers and the slots (``adapter.capacity``). Providers with one address share
+            both.
+        capabilities: the capabilities of the model. Here, ``context_served`` is the longest context length with which
+            the server can load the model.
         first_token_s: time limit to the first token in seconds.
         gap_s: time limit between two tokens in seconds.
         deadline_s: time limit of one attempt in seconds; None if only the deadline of the request applies.
-        names: names of the model, to find the same model at other providers.
+        names: the model's ``comparable_names``, to find the same model at other providers.
         has_model: the provider has the model.
-        cold: the model is not loaded. The server must load it before it responds.
+        cold: the server must load the model before it responds.
         loads: the server can load models on request.
-        prefills: the provider supports a prefill: it continues a last assistant message exactly where it ends.
+        prefills: the provider supports prefill: it continues a last assistant message exactly where it ends.
         replays: the responses come from cassettes (recorded responses). Circuit breakers and concurrency limits do
             not apply.
         concurrency_limit: how many requests may be in flight; None if unlimited.
-        looks_local: the address looks like one of this machine or a private network. The connection checks it again.
+        looks_local: the address looks like one of this machine or a private network. A connection checks it again.
         local_only: the provider refuses requests unless it is local.
         lacking_capabilities: the capabilities that the model lacks. The provider refuses a request that requires one.
     """
@@ -67,7 +68,7 @@ class Facts:
     lacking_capabilities: frozenset[str] = frozenset()
 
     def permitted(self, *, local_only: bool) -> bool:
-        """Return whether LLM_LOCAL_ONLY (``local_only``) allows a request to this provider."""
+        """Return whether a request may be sent to this provider. ``local_only`` is the value of LLM_LOCAL_ONLY."""
         return self.looks_local or not (local_only or self.local_only) or self.capabilities["local"]
 
 
@@ -87,7 +88,7 @@ class RoutableProvider(LLMProvider):
         return settings.load()  # cached, because it takes a millisecond
 
     def facts(self, model: str | None) -> Facts:
-        """Return the known properties of the provider and a model. Sends nothing.
+        """Return the known properties of the provider and a model, without a request.
 
         An override should call this method, and change the result with ``dataclasses.replace``.
 
@@ -195,14 +196,9 @@ class RoutableProvider(LLMProvider):
 
 
 async def read_stream(stream: Any, provider: str, model: str | None, max_tokens: int, emit: Emit) -> Completion:
-    """Emit the text or the events of a stream of any provider, and return the completion.
+    """Emit the text or the events of a stream, and return the completion.
 
-    Args:
-        stream: a ``TextStream``, or any asynchronous iterator over text, like an async generator.
-        provider: the name of the provider.
-        model: the requested model; None if unknown.
-        max_tokens: the limit of the answer in tokens.
-        emit: the receiver.
+    ``stream`` is a ``TextStream``, or any asynchronous iterator over text, like an async generator.
     """
     pieces = stream.events() if emit.all_events and hasattr(stream, "events") else stream
     chars_left, text = max_answer_chars(max_tokens), ""
@@ -232,13 +228,7 @@ def text_stream(stream: Any, provider: str, model: str | None, max_tokens: int) 
 
 
 def to_completion(answer: Any, provider: str, model: str | None) -> Completion:
-    """Convert the answer of an application's provider to a completion. Raise MalformedAnswer if its type is wrong.
-
-    Args:
-        answer: a completion or a text.
-        provider: the name of the provider.
-        model: the requested model; None if unknown.
-    """
+    """Convert an answer (a completion or a text) to a completion. Raise MalformedAnswer if it has another type."""
     if isinstance(answer, str):
         return Completion(text=answer, finish="stop", provider=provider, model=ServedModel(model or provider))
     if not isinstance(answer, Completion):
@@ -248,16 +238,12 @@ def to_completion(answer: Any, provider: str, model: str | None) -> Completion:
 
 
 class _TimeLimitedEmit(Relay):
-    """Limits the time between two events. The time that the caller needs to read an event does not count.
+    """Limits the time between two events to ``gap_s`` seconds. The time in which the caller reads does not count.
 
-    Args:
-        emit: receives the events.
-        scope: the timeout of the attempt.
-        deadline: the end of the request in seconds, on the clock of the event loop.
-        gap_s: time limit between two events in seconds.
+    ``drain`` postpones ``scope``, the timeout of the attempt, but not beyond ``deadline``, a time of the event loop.
 
     Attributes:
-        timeout_error: the error to raise if the scope times out.
+        timeout_error: the error to raise if ``scope`` expires.
     """
 
     def __init__(self, emit: Emit, scope: asyncio.Timeout, deadline: float, gap_s: float) -> None:
@@ -271,14 +257,14 @@ class _TimeLimitedEmit(Relay):
         self._emit(event)
 
     async def drain(self) -> None:
-        """Wait until the buffer has space, without a time limit. Then restart the limit between two events."""
+        """Wait until the buffer has space, without a time limit. Then start the limit for the next event."""
         self._scope.reschedule(None)
         await self._emit.drain()
         self._scope.reschedule(min(self._deadline, asyncio.get_running_loop().time() + self._gap_s))
 
 
 def comparable_names(model: str | None) -> frozenset[str]:
-    """Return the name of a model in lower case, without vendor and ``:latest``. Return an empty set for None."""
+    """Return the name of a model in lower case, without vendor and ``:latest``; an empty set for None."""
     return frozenset([model.rpartition("/")[2].removesuffix(":latest").casefold()] if model else [])
 
 
@@ -288,12 +274,12 @@ def exception_error(error: Exception, provider: str) -> LLMError:
 
 
 def routable(provider: LLMProvider) -> RoutableProvider:
-    """Return the provider itself, or a wrapper with defaults around an application's own provider."""
+    """Return a ``RoutableProvider`` itself. Return a wrapper with defaults around any other provider."""
     return provider if isinstance(provider, RoutableProvider) else _WrappedProvider(provider)
 
 
 def _delegate(name: str) -> Any:
-    """Return a property that returns this attribute of the wrapped provider."""
+    """Return a property that reads this attribute of the wrapped provider."""
     return property(lambda wrapper: getattr(wrapper.provider, name))
 
 
@@ -307,9 +293,9 @@ class _WrappedProvider(RoutableProvider):
         self.provider = provider
 
     def get_capabilities(self) -> Capabilities:
-        """Return the provider's capabilities. An omitted capability is unknown, except that ``local`` is then False.
+        """Return the provider's capabilities. Defaults replace omitted ones, or all if the provider raises an error.
 
-        If the provider raises an error, all count as omitted.
+        By default, ``streaming`` is True, ``local`` is False, and the others are None (unknown).
         """
         unknown = default_capabilities(local=False, cost=None)
         with suppress(Exception):

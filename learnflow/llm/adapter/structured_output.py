@@ -1,9 +1,9 @@
 """Structured output: request a schema in one of three modes, validate the answer, and request a correction.
 
-The modes are "json_schema", "json_object" (the prompt also contains the schema) and "prompt" (only the prompt does).
+In the mode "json_schema", the ``response_format`` parameter contains the schema. In "json_object", this parameter
+requests any JSON, and the prompt contains the schema. In "prompt", only the prompt contains the schema.
 
-Every answer is validated, even if the server guarantees the schema. ``write_format`` writes the parameters of a
-request, ``parse`` validates an answer, and ``run_with_corrections`` repeats attempts.
+Every answer is validated, even if the server guarantees the schema.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 _MAX_REASON_CHARS: Final = 1000  # a validation message may quote the whole answer
 _JSON_START: Final = re.compile(
     r'\{\s*["}]|\[\s*["{\[]'
-)  # the start of an object or a list, but no "{" or "[" in a sentence
+)  # the start of an object or a list, not a bracket in a sentence
 _FENCE: Final = re.compile(r"(?:```\w*)?")  # a Markdown fence, or nothing
 _DECODER: Final = json.JSONDecoder(strict=False)  # allow control characters in strings
 _MAX_FAULTS: Final = 1000  # with more faults, the error lists none
 
 
 def write_format(response_format: type[BaseModel] | dict[str, Any], mode: SchemaMode) -> tuple[Any, str | None]:
-    """Return the ``response_format`` parameter and the instruction for the prompt. Each is None if it is not needed."""
+    """Return the ``response_format`` parameter and an instruction for the prompt. Each is None if not needed."""
     if mode == "json_schema" or isinstance(response_format, dict):
         return response_format, None  # LiteLLM converts a class to OpenAI's strict schema
     schema = json.dumps(response_format.model_json_schema(), ensure_ascii=False)
@@ -49,7 +49,7 @@ def write_format(response_format: type[BaseModel] | dict[str, Any], mode: Schema
 
 
 def write_correction(reason: str) -> str:
-    """Return the message that asks a model to correct its answer, given the fault of the answer."""
+    """Return the message that asks a model to correct an answer with the fault ``reason``."""
     action = "Answer again from the beginning, with the whole corrected JSON and nothing else."
     return f"Your answer above is not what was asked for: {reason}\n\n{action}"
 
@@ -61,14 +61,9 @@ def is_validated(response_format: Any) -> bool:
 
 
 def parse(response_format: Any, text: str) -> Any:
-    """Parse an answer.
+    """Parse and validate an answer.
 
-    Args:
-        response_format: the caller's ``response_format``.
-        text: the answer.
-
-    Returns:
-        An instance if the format is a class, the JSON value if it is a dict; None for plain text.
+    Return an instance if the format is a class, the JSON value if it is a dict, and None for plain text.
 
     Raises:
         SchemaMismatch: the text does not match the format.
@@ -87,7 +82,7 @@ def parse(response_format: Any, text: str) -> Any:
         check_step_count(response_format.model_json_schema(), value)
         return response_format.model_validate_json(_only_json(text))
     except ValidationError as error:
-        # ``what`` names only fields of the class. Deeper locations may contain keys that the language model wrote.
+        # The message names only fields of the class, because deeper locations may contain keys that the model wrote
         few = error.error_count() <= _MAX_FAULTS
         faults = error.errors(include_url=False, include_context=False, include_input=False) if few else []
         locations = dict.fromkeys(str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in faults)
@@ -100,7 +95,7 @@ def parse(response_format: Any, text: str) -> Any:
 
 
 def check_complete(response_format: Any, text: str) -> None:
-    """Raise SchemaMismatch unless an answer is one complete object or list, which may have a Markdown fence around it.
+    """Raise SchemaMismatch unless an answer is one complete object or list, alone or in a Markdown fence.
 
     Call it if the answer ended at a token limit.
     """
@@ -113,9 +108,9 @@ def check_complete(response_format: Any, text: str) -> None:
 
 
 async def parse_async(response_format: Any, text: str) -> Any:
-    """Parse an answer as ``parse`` does. A JSON schema is validated in a thread, because that may take a second.
+    """Call ``parse``. Validate against a JSON schema in a thread, because that may take a second.
 
-    A pydantic class is validated in the event loop, because its validators may require the event loop.
+    Validate against a pydantic class in the event loop, because its validators may require the event loop.
     """
     if isinstance(response_format, dict):
         return await asyncio.to_thread(parse, response_format, text)
@@ -131,16 +126,10 @@ async def run_with_corrections(
     provider: str,
     emit: Emit,
 ) -> Completion:
-    """Run attempts until an answer matches its schema. After a mismatch, ask the model for a correction.
+    """Run attempts until an answer matches its schema, and emit this answer in one piece.
 
-    Args:
-        start: returns the work of an attempt.
-        request: the caller's request.
-        attempt: the first attempt.
-        max_corrections: how many corrections may be requested.
-        limit_s: time limit of all attempts together, in seconds.
-        provider: the name of the provider, for errors.
-        emit: receives the answer in one piece.
+    After a mismatch, the next attempt requests a correction from the model. ``start`` returns the coroutine function
+    that runs an attempt. All attempts together take at most ``limit_s`` seconds.
 
     Raises:
         LLMError: the last attempt failed. If the provider refuses a correction request, the previous SchemaMismatch
@@ -172,18 +161,15 @@ async def run_with_corrections(
             raise failure.with_traceback(None)
         rejected.append(last.answer)
         request = request.with_correction(last.answer.text, last.reason)
-        # Reserve half of the time left for other providers
+        # If the router reserves time for other providers, leave them half of the time
         max_first_token_s = attempt.max_first_token_s and min(attempt.max_first_token_s, left_s / 2)
         attempt = replace(attempt, number=attempt.number + 1, max_first_token_s=max_first_token_s)
 
 
 def _add_rejected(completion: Completion, rejected: Sequence[Completion], delay_s: float) -> Completion:
-    """Add the usage, the cost and the time of rejected answers to a completion.
+    """Add the usage, the cost and the time of rejected answers to the last completion.
 
-    Args:
-        completion: the completion of the last attempt.
-        rejected: the completions of the attempts before it.
-        delay_s: seconds from the start of the first attempt to the start of the last.
+    ``delay_s`` is the time in seconds from the start of the first attempt to the start of the last.
     """
     if not rejected:
         return completion
@@ -198,12 +184,13 @@ def _add_rejected(completion: Completion, rejected: Sequence[Completion], delay_
     )
 
 
-# Limit of one validation, which then takes a second at most. A keyword is one step, a long value or message is more.
+# Limit of one validation, which then takes a second at most. A step is the check of one keyword. Long values and
+# messages count as more steps.
 _MAX_STEPS: Final = 100_000
-# Limit of nested keywords. After a RecursionError, jsonschema's Rust code may raise a PanicException. It is not a
-# subclass of Exception, so ``_validate`` would not catch it.
+# Limit of nested keywords. Without it, jsonschema could raise a RecursionError. After one, its Rust code may raise a
+# PanicException, which ``_validate`` would not catch, because it is not a subclass of Exception.
 _MAX_DEPTH: Final = 200
-# These keywords are not validated, because that takes unlimited time for some answers.
+# These keywords are not validated, because some answers would take unlimited time.
 _UNCHECKED_KEYWORDS: Final = (
     "pattern",
     "patternProperties",
@@ -214,27 +201,21 @@ _UNCHECKED_KEYWORDS: Final = (
 
 
 class TooManySteps(ValueError):
-    """A validation takes more steps than ``_MAX_STEPS``, or keywords are nested too deeply."""
+    """A validation exceeds ``_MAX_STEPS`` or ``_MAX_DEPTH``."""
 
 
 @dataclass(slots=True)
 class _Validation:
-    """A running validation against a JSON schema.
-
-    Attributes:
-        steps_left: how many steps the validation may still take.
-        depth: how deeply the current keyword is nested.
-        first_faults: (keyword, id of the schema, id of the value) -> (schema, value, first fault). Without this cache,
-            a recursive union would validate a value exponentially often. It holds the schemas and the values, so
-            that no id is reused.
-    """
+    """A running validation against a JSON schema."""
 
     steps_left: int
-    depth: int = 0
+    depth: int = 0  # of the current keyword
+    # (keyword, id of the schema, id of the value) -> (schema, value, first fault). Without this cache, a recursive
+    # union would validate a value exponentially often. It holds the schemas and the values, so that no id is reused
     first_faults: dict[tuple[str, int, int], tuple[Any, Any, Any]] = field(default_factory=dict)
 
     def spend(self, steps: int) -> None:
-        """Subtract steps. Raise TooManySteps if no steps are left, or keywords are nested too deeply."""
+        """Subtract steps. Raise TooManySteps if the validation exceeds a limit."""
         self.steps_left -= steps
         if self.steps_left < 0 or self.depth > _MAX_DEPTH:
             raise TooManySteps
@@ -245,7 +226,7 @@ _validation: ContextVar[_Validation] = ContextVar("learnflow_llm_validation")
 
 @cache
 def _step_limited(validator_class: Any) -> Any:
-    """Return a copy of a validator class of jsonschema that counts its steps in ``_validation``."""
+    """Return a copy of a jsonschema validator class that counts its steps in ``_validation``."""
     import attrs  # noqa: PLC0415  # jsonschema's classes are attrs classes
     from jsonschema import ValidationError, validators  # noqa: PLC0415
 
@@ -312,16 +293,10 @@ _APPLICATORS: Final = {"$ref", "anyOf", "oneOf", "allOf", "properties", "items",
 
 
 def check_step_count(schema: Mapping[str, Any], value: Any) -> None:
-    """Raise an error if pydantic would take too many steps to validate an answer.
+    """Raise TooManySteps if pydantic would take more than ``_MAX_STEPS`` to validate an answer.
 
-    A validation cannot be interrupted, and it tries every member of a union.
-
-    Args:
-        schema: the JSON schema of the class.
-        value: the answer as JSON.
-
-    Raises:
-        TooManySteps: the validation would take more than ``_MAX_STEPS``.
+    A pydantic validation cannot be interrupted, and it tries every member of a union. ``schema`` is the JSON schema of
+    the class, and ``value`` the parsed answer.
     """
     definitions = schema.get("$defs") or schema.get("definitions") or {}
     counts: dict[tuple[int, int], int] = {}
@@ -362,11 +337,9 @@ def parse_json_answer(text: str) -> Any:
 
 
 def _mismatch_error(what: str, reason: str) -> SchemaMismatch:
-    """Return a SchemaMismatch.
+    """Return a SchemaMismatch. ``what`` is its message, without text of the answer.
 
-    Args:
-        what: the fault, without text of the answer.
-        reason: the fault in detail, to send to the model. It may quote the answer.
+    ``reason`` is the fault in detail, for the model. It may quote the answer.
     """
     error = SchemaMismatch(what)
     error.reason = printable(reason, _MAX_REASON_CHARS)
@@ -374,9 +347,9 @@ def _mismatch_error(what: str, reason: str) -> SchemaMismatch:
 
 
 def _only_json(text: str) -> str:
-    """Return the only object or list in an answer, which may have a Markdown fence and sentences around it.
+    """Return the only object or list in an answer, without sentences and a Markdown fence around it.
 
-    Return the answer itself if it has none or several different ones, or if one of them is incomplete.
+    Return the whole answer if it has none or several different ones, or if one of them is incomplete.
     """
     answer = text.strip().removeprefix("\ufeff").strip()
     candidates, end = set[str](), 0
@@ -390,6 +363,6 @@ def _only_json(text: str) -> str:
 
 
 def _unvalidated_error(schema: str, error: Exception) -> SchemaMismatch:
-    """Return a SchemaMismatch for an answer that cannot be validated against a schema with this name."""
+    """Return a SchemaMismatch for an answer that cannot be validated. ``schema`` is the name of the schema."""
     what = f"the answer cannot be validated against {schema} ({type(error).__name__})"
     return _mismatch_error(what, what)
