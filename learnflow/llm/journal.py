@@ -1,11 +1,10 @@
-"""The journal: the text of unfinished answers in files, so that a later call in any process continues them.
+"""The journal: files with the text of unfinished answers. A later equal call in any process continues the text.
 
-A file has the text of one answer, and is locked by the request that writes it. The lock ends with the process. The file
-is deleted before a finished answer is returned, so that no later call uses it. Only answers of text are recorded. The
-name of a file begins with a digest of the request. Its content has no prompt.
+A request locks its file. The lock ends with the process. The file is deleted before a finished answer is returned.
+JSON and tool calls are not recorded. A file's name begins with a digest of the request. The file has no prompt.
 
 Each line is a record: a checksum and a JSON list of pieces of the text. The checksum includes the version of this
-format and the digest, so that a line of another version or request is not used.
+format and the digest. A line of another version or request therefore counts as damaged.
 """
 
 from __future__ import annotations
@@ -49,21 +48,18 @@ _recording: Final = ContextVar("_recording", default=False)
 
 
 class JournalFile(Relay):
-    """A file of the journal, locked by one request.
+    """A file of the journal, locked by one request. It records the emitted text, and forwards all events to ``emit``.
 
-    As an ``Emit`` (the function that receives a request's events), it records text and forwards all events.
-
-    Before the first new text (at the event ``Resumed``), it emits the text that the file already had.
+    The file may have text of an earlier call. This text is emitted only at the event ``Resumed``, when a provider has
+    continued it.
 
     Args:
-        path: its path.
-        emit: receives the events.
-        sync: write each record to the disk (fsync).
-        flags: further flags to open the file with.
+        sync: whether to write each record to the disk (fsync).
+        flags: further flags for ``os.open``.
 
     Attributes:
-        pieces: the pieces of the text that the file already had.
-        has_emitted: whether text was emitted.
+        pieces: the pieces of the earlier text.
+        has_emitted: whether new text was emitted.
 
     Raises:
         OSError: the file is locked, was deleted, or is not a regular file of this user.
@@ -91,7 +87,7 @@ class JournalFile(Relay):
         _files.add(self)
 
     def __call__(self, event: Event) -> None:
-        """Record and forward the event. Text is collected for at most a second before it is written."""
+        """Record and forward the event. Text is written after at most one second."""
         if isinstance(event, TextDelta):
             self.has_emitted = True
             self._unwritten.append(event.text)
@@ -120,12 +116,12 @@ class JournalFile(Relay):
                 asyncio.get_running_loop().run_in_executor(None, _fsync, self.path)
 
     def drop_text(self) -> None:
-        """Delete the text, because the answer starts from the beginning."""
+        """Delete the text. The answer starts again from the beginning."""
         self._unwritten, self._size = [], 0
         self.write()
 
     def close(self, *, deletes: bool = False) -> None:
-        """Close the file, which ends its lock. Delete it first if ``deletes`` is True, or if it has no text."""
+        """Close the file, which ends its lock. Delete the file if ``deletes`` is True, or if it has no text."""
         if not deletes:
             self.write()
         _files.discard(self)
@@ -149,15 +145,9 @@ after_fork(JournalFile.close_inherited)
 
 
 def with_journal(settings: Settings, limit_s: float, run: RunCall, call: Call) -> Work:
-    """Return the work of a call, a coroutine function.
+    """Return the coroutine function that runs a call. A call without ``timeout=`` has ``limit_s`` seconds.
 
     With ``LLM_JOURNAL``, it records the text of the answer, and continues the text of an earlier equal call.
-
-    Args:
-        settings: the settings.
-        limit_s: the time limit of the call in seconds, if it has no ``timeout=``.
-        run: runs the call.
-        call: the call.
     """
     if settings.llm_journal is None or call.format_keyword:
         return partial(run, call)
@@ -165,10 +155,10 @@ def with_journal(settings: Settings, limit_s: float, run: RunCall, call: Call) -
 
 
 async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: Call, emit: Emit) -> Completion:
-    """Run a call and delete its file.
+    """Run a call, and delete its file at the end.
 
-    After an error or a cancellation, keep the file for a later call. Delete it if the caller stopped the stream, or if
-    the text cannot be continued to a valid answer.
+    After an error or a cancellation, the file stays for a later call. It is deleted nevertheless if the caller stopped
+    the stream, or if the text cannot become a valid answer.
     """
     deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or limit_s)
     # A router inside an application's provider records nothing, because the outer router records its text
@@ -193,8 +183,8 @@ async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: 
 async def _run_with_file(run: RunCall, call: Call, file: JournalFile, deadline: float) -> Completion:
     """Run a call that continues the text of the file.
 
-    If no provider can continue it, or if the text was thinking, run the call from the beginning. After text was emitted
-    to a stream, raise the error instead.
+    If the text cannot be continued, or was thinking, run the call again from the beginning. If a stream has already
+    emitted text, raise the error instead.
     """
     try:
         return await run(call, file)
@@ -212,11 +202,6 @@ def open_file(settings: Settings, digest: str, emit: Emit) -> JournalFile | None
     """Open the file with the unfinished answer to a request, else a new one. Delete old and damaged files.
 
     Return None if no file can be opened.
-
-    Args:
-        settings: the settings.
-        digest: the digest of the request.
-        emit: receives the events of the request.
     """
     folder, sync = settings.llm_journal or Path(), settings.llm_journal_sync
     with _warn_on_error(folder, "it cannot be used"):
@@ -245,7 +230,7 @@ def paths(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> tuple[list[str], int]:
-    """Return the pieces in a file, and the size of their records. Lines after an incomplete or damaged one are ignored.
+    """Return the pieces in a file, and the size of its records in bytes. Stop at an incomplete or damaged record.
 
     Raises:
         OSError: the file cannot be read.
@@ -268,7 +253,7 @@ def _encode(path: Path, pieces: list[str]) -> bytes:
 
 
 def _digest(call: Call) -> str:
-    """Return a digest of the request."""
+    """Return a digest of everything in a call that affects the answer."""
     options = {name: value for name, value in call.options.items() if name not in _IGNORED_KEYWORDS}
     values = call.prompt, call.model, call.temperature, call.max_tokens, call.after, options
     text = json.dumps(values, sort_keys=True, default=dict)  # a keyword may be any Mapping, which json does not support
@@ -276,7 +261,7 @@ def _digest(call: Call) -> str:
 
 
 def _fsync(path: Path) -> None:
-    """Write a file and its folder to the disk. The file may have been deleted."""
+    """Write a file and its folder to the disk. Ignore a deleted file."""
     for item in (path, path.parent):
         with _warn_on_error(path.parent, "fsync failed"), suppress(FileNotFoundError), ExitStack() as stack:
             descriptor = os.open(item, os.O_RDONLY | os.O_NOFOLLOW)
@@ -286,7 +271,7 @@ def _fsync(path: Path) -> None:
 
 @contextmanager
 def _warn_on_error(path: Path, fault: str) -> Iterator[None]:
-    """Return a context manager that suppresses an OSError. It emits one warning for each path and fault."""
+    """Suppress an OSError, and the ImportError of ``fcntl`` on Windows. Emit one warning for each path and fault."""
     try:
         yield
     except (OSError, ImportError) as error:

@@ -1,6 +1,6 @@
-"""The circuit breakers of this process, and statistics of its attempts. All routers share them.
+"""The circuit breakers and statistics of this process, which all routers share.
 
-This module sends no request. The rules are in ``decision``.
+This module sends no request. ``decision.BREAKER_RULES`` has the errors that open a breaker.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..completion import Completion
 from ..errors import LLMError
 from .decision import MAX_DELAY_S, breaker_rule, is_provider_failure
 
-# "closed" allows requests, "open" allows nothing. In the half-open states, "probe" allows a probe (a check of the
-# server without a prompt), and "trial" allows one request of a caller.
+# "closed" allows requests, and "open" allows nothing. The half-open state is split in two: "probe" allows a probe (a
+# check of the server without a prompt), and "trial" allows one request of a caller.
 BreakerState = Literal["closed", "open", "probe", "trial"]
-# A probe or trial request blocks others for this time at most: if its event loop stops, the check never ends.
+# A probe or trial request blocks others for this time at most. Its end is not recorded if its event loop stops.
 _MAX_CHECK_S: Final = 60.0
 _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed")
 
@@ -28,15 +28,12 @@ _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed"
 class Breaker:
     """A circuit breaker that has opened.
 
-    It blocks requests for a period. Then it is checked by a probe. For a fault that no probe can detect, a successful
-    probe is followed by one trial request.
+    It blocks requests for a period. Then a probe checks the server. A successful probe closes the breaker. If no probe
+    can detect the fault, one trial request follows instead.
 
     Attributes:
-        error: the failure that opened it.
         period_s: the length of the period in seconds.
-        open_until: the end of the period.
-        opened_at: the time when it opened.
-        check_ends_at: the time until which a probe or trial request in progress blocks others; -inf if none runs.
+        check_ends_at: until when a running probe or trial request blocks others; -inf if none runs.
         probe_succeeded: a probe has succeeded, so that a trial request may follow.
     """
 
@@ -53,33 +50,31 @@ class Breaker:
         return breaker_rule(self.error).probeable
 
     def state(self, now: float) -> BreakerState:
-        """Return what may be sent at this time."""
+        """Return the state, which is never "closed"."""
         if now < max(self.open_until, self.check_ends_at):
             return "open"
         return "trial" if self.probe_succeeded else "probe"
 
     def record_failure(self, error: LLMError, now: float) -> None:
-        """Open again after a failed trial request. Ignore failures of requests that were sent before it opened."""
+        """Reopen after a failed trial request. Ignore failures of requests that were sent before the breaker opened."""
         if self.probe_succeeded or now >= self.open_until:
             self.error = error.without_text()
             self.reopen(now, min_period_s=error.retry_after or 0.0)
 
     def reopen(self, now: float, min_period_s: float = 0.0) -> None:
-        """Begin another period, which is twice as long."""
+        """Begin another period, twice as long as the last one (within limits)."""
         self.period_s = min(max(self.period_s * 2, min_period_s), MAX_DELAY_S)
         self.open_until, self.probe_succeeded = now + self.period_s, False
 
 
 @dataclass(slots=True)
 class Statistics:
-    """Statistics of the attempts at one model in this process.
+    """Statistics of one model in this process.
 
     Attributes:
         first_token_s: moving average of the seconds to the first token; None if unknown.
-        answered: the number of completions.
-        failed: the number of failures.
         recent_failures: the last ten failures, each as its time and the class name of its error.
-        prompt_tokens, cached_tokens: sums over all completions that report cached tokens.
+        prompt_tokens, cached_tokens: sums over the completions that report cached tokens.
     """
 
     first_token_s: float | None = None
@@ -91,7 +86,7 @@ class Statistics:
 
     @property
     def cached_share(self) -> float | None:
-        """Return the share of prompt tokens that were read from a cache, from 0 to 1; None if unknown."""
+        """Return the share of cached prompt tokens, from 0 to 1; None if unknown."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
     def add_completion(self, completion: Completion) -> None:
@@ -112,7 +107,7 @@ class Statistics:
 
 
 class BreakerKey(NamedTuple):
-    """The key of a circuit breaker: a server address and a model. Without a model, it covers the whole address."""
+    """The key of a circuit breaker: a server address, and a model or None for the whole address."""
 
     address: str
     model: str | None
@@ -120,12 +115,11 @@ class BreakerKey(NamedTuple):
 
 @dataclass(slots=True)
 class BreakerRegistry:
-    """The open circuit breakers and the statistics of all targets. A target is an address and a model.
+    """The open circuit breakers, and the statistics of each target (an address and a model).
 
     Attributes:
         clock: returns the time in seconds. It must be monotonic.
-        breakers: the open circuit breakers.
-        statistics: the statistics of each model.
+        breakers: the breakers that are not closed. A closed breaker is removed.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -133,7 +127,7 @@ class BreakerRegistry:
     statistics: dict[BreakerKey, Statistics] = field(default_factory=dict)
 
     def state(self, target: BreakerKey) -> BreakerState:
-        """Return what may be sent to a target now."""
+        """Return the strictest state of the breakers of a target."""
         states = [breaker.state(self.clock()) for breaker in self._breakers_of(target).values()]
         return min(states, key=_STRICTEST_FIRST.index, default="closed")
 
@@ -142,7 +136,7 @@ class BreakerRegistry:
         return sorted(self._breakers_of(target).values(), key=lambda breaker: -breaker.open_until)
 
     def record_failure(self, target: BreakerKey, error: LLMError) -> BreakerKey | None:
-        """Record a failed attempt. Return the key of the breaker that it opened, or None if it opened none."""
+        """Record a failed attempt. Return the key of the breaker that it opened, if any."""
         now, rule = self.clock(), breaker_rule(error)
         if is_provider_failure(error):
             self.statistics_of(target).add_failure(error, now)
@@ -159,12 +153,9 @@ class BreakerRegistry:
         return key
 
     def record_completion(self, target: BreakerKey, completion: Completion, began: float) -> bool:
-        """Record the completion of an attempt. Return whether it closed a breaker.
+        """Record a completion. Return whether it closed a breaker.
 
-        Args:
-            target: the address and the model of the attempt.
-            completion: the completion.
-            began: the time when the attempt began. A breaker that opened later stays open.
+        A breaker that opened after the attempt ``began`` stays open.
         """
         self.statistics_of(target).add_completion(completion)
         closed = [key for key, breaker in self._breakers_of(target).items() if breaker.opened_at <= began]
@@ -173,7 +164,7 @@ class BreakerRegistry:
         return bool(closed)
 
     def record_probe(self, target: BreakerKey, *, ready: bool) -> None:
-        """Record the result of a probe. If it failed, reopen the breakers whose period is over."""
+        """Record the result of a probe. If it failed, reopen the breakers with an ended period."""
         now = self.clock()
         for key, breaker in self._breakers_of(target).items():
             breaker.check_ends_at = -math.inf
@@ -185,7 +176,7 @@ class BreakerRegistry:
                 breaker.reopen(now)
 
     def set_checking(self, target: BreakerKey, *, checking: bool) -> None:
-        """Mark the beginning or the end of a probe or a trial request."""
+        """Mark the start or the end of a probe or a trial request."""
         for breaker in self._breakers_of(target).values():
             breaker.check_ends_at = self.clock() + _MAX_CHECK_S if checking else -math.inf
 
@@ -194,7 +185,7 @@ class BreakerRegistry:
         return self.statistics.setdefault(target, Statistics())
 
     def _breakers_of(self, target: BreakerKey) -> dict[BreakerKey, Breaker]:
-        """Return the open breakers of the model and of its whole address."""
+        """Return the breakers of the model and of its address."""
         keys = (target, BreakerKey(target.address, None))
         return {key: self.breakers[key] for key in keys if key in self.breakers}
 

@@ -1,6 +1,6 @@
-"""A candidate for a request: one provider of a chain, with its facts, circuit breakers and probes.
+"""A candidate for a request: one provider of a router's chain (its providers in order).
 
-A chain is the providers of a router, in order. Facts are the known properties of a provider and its model.
+``Facts`` are the known properties of a provider and its model.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ..servers.model_catalog import MAX_AGE_S
 from .breaker import REGISTRY, Breaker, BreakerKey, BreakerRegistry, BreakerState, Statistics
 
 PROBE_S: Final = 1.0  # timeout of a probe
-_PROBE_PAUSE_S: Final = 15.0  # after a probe that got no response
+_PROBE_PAUSE_S: Final = 15.0  # after a probe that found the server down
 
 
 class _SharedState(SharedTasks):
-    """The state of a provider that all requests share: its running probes and loads, and the time of the next probe."""
+    """The running probes and loads of a provider, and the time of its next probe. All requests share them."""
 
     next_probe_at: float = 0.0
 
@@ -36,19 +36,15 @@ class _SharedState(SharedTasks):
 class Candidate:
     """One provider of a chain. Each request has its own copy.
 
-    Args:
-        original: the provider as the application passed it, without a wrapper, or the error of its creation.
-        registry: the registry with the circuit breakers.
-
     Attributes:
-        creation_error: the reason why the provider could not be created; None if it was created.
-        name: the name of the provider.
-        rank: the position in the chain. Equal providers have the same rank.
-        model: the model for the request; None for the provider's default model.
-        failure: the last failure in this request; None before an attempt, or if the candidate may be tried again.
-        rejects_prefill: the server rejected a prefill in this request.
-        deadline_s: the time limit of each attempt in seconds; None without one. It is the shortest ``deadline=`` of the
-            routers that contain the provider.
+        original: the provider as the application passed it; None if it could not be created.
+        creation_error: why the provider could not be created; None if it was.
+        rank: the position in the chain. Equal providers share one rank.
+        model: the model for the request; None for the default model.
+        failure: the last failure in this request; None if the candidate may be tried.
+        rejects_prefill: the server rejected a prefill (a last assistant message to continue) in this request.
+        deadline_s: the time limit of each attempt in seconds; None without one. If routers are nested, the shortest
+            ``deadline=`` around the provider applies.
     """
 
     def __init__(self, original: LLMProvider | LLMError, registry: BreakerRegistry = REGISTRY) -> None:
@@ -73,16 +69,16 @@ class Candidate:
         return candidate
 
     def set_model(self, model: str | None) -> None:
-        """Set the model, and refresh the facts."""
+        """Set the model, and discard the cached facts."""
         self.model, self._facts = model, None
 
     def refresh_facts(self) -> None:
-        """Discard the facts, so that ``facts`` reads them again."""
+        """Discard the cached facts."""
         self._facts = None
 
     @property
     def facts(self) -> Facts:
-        """Return the facts about the provider and its model. They change only after ``refresh_facts``."""
+        """Return the facts about the provider and its model, cached until ``refresh_facts``."""
         if self._facts is None:
             self._facts = self._provider.facts(self.model) if self._provider else _facts_without_provider(self.name)
         return self._facts
@@ -96,7 +92,7 @@ class Candidate:
 
     @property
     def prefills(self) -> bool:
-        """Return whether the provider supports prefill, and did not reject one in this request."""
+        """Return whether the provider supports prefill, and rejected none in this request."""
         return self.facts.prefills and not self.rejects_prefill
 
     @property
@@ -106,19 +102,19 @@ class Candidate:
 
     @property
     def concurrency_limit(self) -> int | None:
-        """Return the concurrency limit; None if unlimited. Cassettes (recorded responses) have none."""
+        """Return the concurrency limit; None if unlimited, as for cassettes (recorded responses)."""
         return None if self.facts.replays else self.facts.concurrency_limit
 
     @property
     def target(self) -> BreakerKey:
-        """Return the key of the circuit breaker of the model."""
+        """Return the address and the model: the key of the circuit breaker."""
         return BreakerKey(self.facts.address, self.model or (self._provider.model if self._provider else None))
 
     @property
     def breaker_state(self) -> BreakerState:
-        """Return the strictest state of the circuit breakers. A provider that could not be created is "open".
+        """Return the stricter state of the two circuit breakers: of the model and of its address.
 
-        Cassettes ignore circuit breakers, because these depend on time.
+        A provider that could not be created is "open". Cassettes are "closed", because breakers depend on time.
         """
         if self.creation_error:
             return "open"
@@ -131,58 +127,49 @@ class Candidate:
 
     @property
     def breaker(self) -> Breaker | None:
-        """Return the circuit breaker that stays open longest; None if all are closed.
-
-        A replay (responses from cassettes) ignores circuit breakers, but this property still returns one.
-        """
+        """Return the circuit breaker that stays open longest, also for cassettes; None if all are closed."""
         return next(iter(self.registry.open_breakers(self.target)), None)
 
     @property
     def statistics(self) -> Statistics:
-        """Return the statistics of the attempts at the model."""
+        """Return the statistics of the model."""
         return self.registry.statistics_of(self.target)
 
     def record_completion(self, completion: Completion, began: float) -> None:
-        """Record a completion; see ``BreakerRegistry.record_completion``."""
+        """Record a completion, which may close circuit breakers that opened before ``began``."""
         if self.registry.record_completion(self.target, completion, began):
             events.emit(events.BreakerClosed(provider=self.name, model=self.target.model))
 
     def record_failure(self, error: LLMError) -> None:
-        """Record a failed attempt."""
+        """Record a failed attempt, which may open a circuit breaker."""
         if opened := self.registry.record_failure(self.target, error):
             error, seconds = self.registry.breakers[opened].error, self.registry.breakers[opened].period_s
             events.emit(events.BreakerOpened(provider=self.name, model=opened.model, error=error, seconds=seconds))
 
     def set_checking(self, *, checking: bool) -> None:
-        """Mark the beginning or the end of a probe or a trial request."""
+        """Mark the start or the end of a probe or a trial request (see ``BreakerState``)."""
         self.registry.set_checking(self.target, checking=checking)
 
     async def update_facts(self, within: float) -> None:
-        """Probe the kind and the capabilities of the provider if the last probe is too old.
-
-        A cloud provider is probed once.
-
-        Args:
-            within: the timeout in seconds.
-        """
+        """Probe the provider if the last probe is too old. ``within`` is the timeout in seconds."""
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.next_probe_at:
             health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
-            # After a successful probe, a cloud provider or a wrapped one is not probed again
+            # After a successful probe, neither a cloud nor a wrapper around an application's provider is probed again
             may_change = self.distance == 0 and self._provider is self.original
             age_s = _PROBE_PAUSE_S if health.state == "down" else MAX_AGE_S if may_change else math.inf
             shared.next_probe_at = now + age_s
             self.refresh_facts()
 
     def start_recovery(self) -> None:
-        """Start a probe or a load of the model in the background, if the candidate needs it before a request."""
+        """Start a probe if the circuit breaker requires one, or a load if the model is cold."""
         if self.breaker_state == "probe":
             self.start_probe()
         elif self.breaker_state == "closed" and self.facts.cold:
             self.start_load()
 
     def start_load(self) -> asyncio.Task[LLMError | None]:
-        """Start a load of the model, or return the task in progress. The result is the error, or None."""
+        """Start a load of the model, or return the running task. Its result is the error, or None."""
 
         async def load() -> LLMError | None:
             try:
@@ -196,7 +183,7 @@ class Candidate:
         return self._shared.start("load", load)
 
     def start_probe(self) -> asyncio.Task[bool]:
-        """Start a probe, or return the task in progress. The result is whether the provider is ready.
+        """Start a probe, or return the running task. Its result is whether the provider is ready.
 
         A probe costs nothing, loads no model and sends no user text.
         """
@@ -225,6 +212,6 @@ def _facts_without_provider(name: str) -> Facts:
 
 
 def chain_name(candidates: Iterable[Candidate]) -> str:
-    """Return the name of a chain, as in LLM_PROVIDERS: equal providers joined by ``+``, ranks joined by ``,``."""
+    """Return the names in the format of LLM_PROVIDERS: ``+`` joins equal providers, ``,`` joins ranks."""
     ranks = groupby(candidates, key=lambda candidate: candidate.rank)
     return ",".join("+".join(candidate.name for candidate in rank) for _, rank in ranks) or "local"

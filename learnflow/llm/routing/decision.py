@@ -1,7 +1,10 @@
-"""The rules of failover: the next action after a failure, and how long the provider's circuit breaker opens.
+"""The rules of failover: the next action after a failed attempt, and how long a circuit breaker opens.
 
-No function sends a request or waits. ``execution`` performs the action that ``decide`` chooses. ``docs/generate.py``
-writes ``RULES``, ``LAST_RULES`` and ``BREAKER_RULES`` to ``docs/failover.md``.
+No function sends a request or waits. ``execution`` performs the action that ``decide`` chooses.
+
+Another attempt continues an interrupted answer. It sends the text so far as a prefill (a last assistant message for the
+model to continue), or instructs the model to continue. The continuation must first repeat the last words, unless the
+prefill was the whole text. Otherwise the attempt fails with ``NotContinued``.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from ..process import switches
 
 Action = Literal["change_prefill", "next_provider", "wait_for_load", "retry", "restart", "raise"]
 
-MAX_DELAY_S: Final = 300.0  # limit of breaker periods and of Retry-After; one server sent Retry-After: 86400
+MAX_DELAY_S: Final = 300.0  # of breaker periods and of Retry-After: one server sent 86400
 _FIRST_BACK_OFF_S: Final = 0.5
 _MAX_BACK_OFF_S: Final = 8.0
-RESTART_PAUSE_S: Final = 1.0  # between two retries of a server that may be restarting
+RESTART_PAUSE_S: Final = 1.0  # before a retry of a server that may be restarting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,17 +30,15 @@ class RequestState:
     """The state of a request after a failed attempt.
 
     Attributes:
-        text_emitted: the caller has received text that is more than white space.
-        only_space_emitted: the caller has received only white space.
-        has_partial: text of the answer has arrived, in this attempt or an earlier one.
-        added_text: text or tokens have arrived in this attempt.
-        can_continue: the caller allows a continuation, and the format of the answer can be continued, unlike JSON.
+        text_emitted, only_space_emitted: the caller has received text other than white space, or only white space.
+        has_partial: text other than white space has arrived, in this attempt or an earlier one.
+        added_text: text or other tokens have arrived in this attempt.
+        can_continue: the caller allows a continuation, and the format of the answer does (``Call.is_continuable``).
         tool_call_emitted: the caller has received a part of a tool call.
-        prefilled: the attempt sent the partial answer as a prefill (a last assistant message to continue).
         prefill_before_last_word: the prefill ended before the last word of the text.
-        has_other_provider: another provider is available now.
+        has_other_provider: another provider can be tried now.
         can_wait_for_load: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
-        can_restart: a continuation did not repeat the end of the text, and the answer was not restarted yet.
+        can_restart: a provider raised ``NotContinued``, and the answer was not restarted yet.
         can_retry: a failure may be transient, and a retry is left before the deadline.
         time_left: the caller's deadline has not passed.
     """
@@ -62,9 +63,7 @@ class Rule:
     """A condition after a failed attempt, and the next action.
 
     Attributes:
-        description: the condition in words, for the documents.
-        applies: the condition.
-        action: the next action.
+        description: the condition in words. ``docs/generate.py`` writes it to ``docs/failover.md``.
         drops_text: the next attempt starts the answer from the beginning.
     """
 
@@ -152,7 +151,10 @@ LAST_RULES: Final = (
 
 
 def decide(error: LLMError, state: RequestState) -> Rule:
-    """Return the rule for a failure. A rule of ``LAST_RULES`` also drops the text if the rule that it replaces does."""
+    """Return the rule for a failure: from ``RULES``, or from ``LAST_RULES`` if no other provider is left.
+
+    The text is dropped if either rule drops it.
+    """
     rule = next(rule for rule in RULES if rule.applies(error, state))
     if rule.action != "next_provider" or state.has_other_provider:
         return rule
@@ -162,12 +164,13 @@ def decide(error: LLMError, state: RequestState) -> Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerRule:
-    """The effect of a failure on the circuit breakers of the provider.
+    """The effect of a failure on the provider's circuit breakers.
 
     Attributes:
-        period_s: seconds for which a breaker opens the first time; None if it does not open.
+        period_s: seconds for which a breaker opens the first time; None if it does not open. A ``Retry-After`` of the
+            server has precedence.
         whole_address: the breaker covers every model at the address.
-        probeable: a probe can detect that the fault is over. If False, only a trial request (one of a caller) can.
+        probeable: a probe (without a prompt) can detect that the fault is over. Otherwise only a caller's request can.
     """
 
     period_s: float | None = None
@@ -202,14 +205,14 @@ BREAKER_RULES: Final[tuple[tuple[type[LLMError], BreakerRule], ...]] = (
 )
 
 
-# Errors that are caused by the request, its deadline, a missing recording, or a continuation that does not match.
+# Caused by the request, its deadline, a missing recording, or a continuation that does not match.
 _NOT_PROVIDER_FAILURES: Final = (
     errors.RequestError | errors.CapabilityError | errors.DeadlineExceeded | errors.NotRecorded | errors.NotContinued
 )
 
 
 def is_provider_failure(error: LLMError) -> bool:
-    """Return whether an error counts as a failure of the provider in its statistics."""
+    """Return whether an error counts as a failure in the provider's statistics."""
     return not isinstance(error, _NOT_PROVIDER_FAILURES)
 
 
@@ -219,22 +222,20 @@ def breaker_rule(error: LLMError) -> BreakerRule:
 
 
 def max_retries(configured: int) -> int:
-    """Return the configured number of retries, or the lower one that a test has set."""
+    """Return the configured number of retries, or the lower limit that a test has set."""
     return configured if switches.max_retries is None else min(configured, switches.max_retries)
 
 
 def may_be_restarting(error: LLMError | None) -> bool:
-    """Return whether the server may be restarting. Return False in a test that limits retries."""
+    """Return whether the server may be restarting; False in a test that limits retries."""
     return switches.max_retries is None and isinstance(error, errors.ConnectionFailed) and error.refused
 
 
 def back_off(retries: int, jitter: float, retry_after: float | None = None) -> float:
-    """Return the seconds before the next retry: ``Retry-After`` if the server sent it, else an exponential delay.
+    """Return the seconds before the next retry: the server's ``retry_after``, else an exponential delay.
 
-    Args:
-        retries: the number of retries so far.
-        jitter: a random number from 0 to 1, which spreads the retries of many clients.
-        retry_after: the delay that the server requested, in seconds; None if it sent none.
+    ``jitter`` is a random number from 0 to 1, which spreads the retries of many clients. In a test that limits retries,
+    the delay is 0.
     """
     if switches.max_retries is not None:
         return 0.0

@@ -1,7 +1,11 @@
 """Run one request: attempts, continuations and waits, until an attempt succeeds or no candidate is left.
 
-A candidate is one provider of the chain. ``selection`` chooses the next candidate, and ``decision`` the action after a
-failure.
+A candidate is one provider of the router. Equal candidates share a rank (a position in the order). ``selection``
+chooses the next candidate, and ``decision`` the action after a failure. A slot is a place within a server's concurrency
+limit.
+
+An attempt may continue an interrupted text. It sends this text as a prefill: a last assistant message that the server
+continues. If the provider does not support prefill, a prompt instructs the model to continue.
 """
 
 from __future__ import annotations
@@ -28,20 +32,12 @@ from .candidate import Candidate, chain_name
 from .progress import Progress
 from .selection import Chain, first_to_recover
 
-_LOAD_POLL_S: Final = 0.5  # interval between probes of a server that is loading a model
-_QUEUE_POLL_S: Final = 0.5  # longest wait for a slot, before a candidate is chosen again
+_LOAD_POLL_S: Final = 0.5  # pause before each request to load a model
+_QUEUE_POLL_S: Final = 0.5  # after this wait for a slot, choose a candidate again
 
 
 class Execution:
-    """One request through a chain.
-
-    Args:
-        call: the arguments of the call.
-        resume: the caller's choice for a stream that is interrupted after text was emitted.
-        base_attempt: the Attempt from which every attempt is copied. It has ``request`` and ``metadata``.
-        chain: the candidates of the request.
-        progress: the text, failures and costs so far.
-    """
+    """One request. ``base_attempt`` is the template of its attempts, with the number and the labels of the request."""
 
     def __init__(self, call: Call, resume: Resume, base_attempt: Attempt, chain: Chain, progress: Progress) -> None:
         self._call, self._resume, self._base_attempt = call, resume, base_attempt
@@ -50,8 +46,8 @@ class Execution:
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._retries = 0
         self._last_error: LLMError | None = None
-        self._splits_at_last_word = True  # prefills omit the last word; False once a continuation did not repeat it
-        self._restarted = False  # the answer was started again from the beginning, which happens at most once
+        self._splits_at_last_word = True  # the prefill ends before the last word; False once a model did not repeat it
+        self._restarted = False  # the answer was started again from the beginning; at most once
         self._slot: Slot | None = None  # the slot of the current attempt
 
     async def run(self) -> Completion:
@@ -61,16 +57,12 @@ class Execution:
                 return completion
 
     async def _run_candidate(self, candidate: Candidate) -> Completion | None:
-        """Run an attempt at a candidate. Return the completion, or None if another attempt follows.
-
-        Raises:
-            LLMError: the attempt failed, and no other attempt follows.
-        """
+        """Run an attempt. Return the completion, or None if another attempt follows. Raise LLMError if none follows."""
         began, breaker_began = self._now, candidate.registry.clock()
         progress = self._progress
         emitted = joining.split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
         prefix = emitted.prefix or None
-        prefill = prefix if candidate.prefills else None  # without prefill, the prompt instructs the model to continue
+        prefill = prefix if candidate.prefills else None  # otherwise a prompt instructs the model to continue
         is_instructed = prefix is not None and prefill is None
         reserves_time = self._chain.must_reserve_time(candidate)
         try:
@@ -105,13 +97,9 @@ class Execution:
         return progress.build_completion(completion, began, self._now)
 
     def _build_call(self, candidate: Candidate, prefix: str | None, now: float, *, is_instructed: bool) -> Call:
-        """Return the call for an attempt, with the model of the candidate, the time left and the tokens left.
+        """Return the call for an attempt, with the candidate's model, the time left and the tokens left.
 
-        Args:
-            candidate: the candidate of the attempt.
-            prefix: the text to continue; None to begin the answer.
-            now: the current time.
-            is_instructed: whether the prompt instructs the model to continue the text.
+        If ``is_instructed``, its prompt instructs the model to continue ``prefix``.
         """
         call, progress = self._call, self._progress
         left_s = min(self._deadline - now, candidate.facts.deadline_s or math.inf, candidate.deadline_s or math.inf)
@@ -129,7 +117,7 @@ class Execution:
     async def _handle_failure(
         self, candidate: Candidate, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool
     ) -> None:
-        """Record a failed attempt and prepare the next one. Raise the error for the caller if no attempt follows."""
+        """Record a failed attempt, and prepare the next one. Raise the error for the caller if none follows."""
         progress, chain, now = self._progress, self._chain, self._now
         failed = FailedAttempt.of(error, candidate.name, candidate.target.model, now - began)
         candidate.failure = error
@@ -151,12 +139,15 @@ class Execution:
         await self._prepare_next(candidate, error, replace(state, added_text=added_text))
 
     def _may_have_other_recording(self, candidate: Candidate) -> bool:
-        """Return whether another candidate may have been used when the cassettes (responses) were recorded."""
+        """Return whether the request may have been recorded with another candidate, if responses come from cassettes.
+
+        The recording skipped a candidate with an open circuit breaker, and may have chosen an equal candidate.
+        """
         others = self._chain.remaining(candidate) if candidate.facts.replays else []
         return any(candidate.breaker or other.rank == candidate.rank for other in others)
 
     async def _prepare_next(self, candidate: Candidate | None, error: LLMError, state: decision.RequestState) -> None:
-        """Choose the action after a failure, and perform it. Raise the error if no attempt follows."""
+        """Choose the action after a failure, and perform it. Raise the error for the caller if no attempt follows."""
         progress, chain = self._progress, self._chain
         text, streams = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
@@ -179,7 +170,7 @@ class Execution:
             cause = not_continued[0].failure if not_continued else None
             if isinstance(error, errors.RequestRefused):  # the first refusal is the most informative one
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
-            # If no provider continued the text, raise NotContinued
+            # If there is text, NotContinued explains better than the last error why it is incomplete
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
             progress.drop_text()
@@ -190,7 +181,7 @@ class Execution:
     async def _perform(
         self, action: decision.Action, candidate: Candidate | None, error: LLMError, pause_s: float
     ) -> Sequence[Candidate]:
-        """Perform an action after a failure. Return the failed candidates to try again."""
+        """Perform an action. Return the failed candidates that may be tried again."""
         if action == "change_prefill" and candidate:
             if isinstance(error, errors.NotContinued):
                 self._splits_at_last_word = False
@@ -231,17 +222,13 @@ class Execution:
         return pause_s if self._now + pause_s < self._deadline else None
 
     async def _choose_candidate(self) -> Candidate:
-        """Return the next candidate, with a slot if one is free.
-
-        Raises:
-            LLMError: no candidate is left.
-        """
+        """Return the next candidate, with a slot if one is free. Raise LLMError if no candidate is left."""
         ticket, wait_began = Ticket(), self._now
         while True:
             eligible, chosen = self._chain.choose(self._loading())
             if chosen:
                 for skipped in eligible[: eligible.index(chosen)]:
-                    skipped.start_recovery()
+                    skipped.start_recovery()  # a probe or a load in the background
                 with_slot = self._take_slot(chosen, eligible)
                 if with_slot := with_slot or await self._wait_for_slot(chosen, eligible, ticket, wait_began):
                     with_slot.set_checking(checking=True)
@@ -252,6 +239,7 @@ class Execution:
                     raise self._progress.build_error(self._chain.unsupported_error())
                 await self._prepare_next(None, self._last_error, decision.RequestState())
                 continue
+            # No circuit breaker allows a request
             blocked = first_to_recover(eligible)
             breaker_error = await self._probe_open_breaker(blocked)
             if breaker_error is None:
@@ -261,7 +249,8 @@ class Execution:
             await self._prepare_next(blocked, breaker_error, decision.RequestState())
 
     def _take_slot(self, chosen: Candidate, eligible: Sequence[Candidate]) -> Candidate | None:
-        """Take a slot of ``chosen``, else of another candidate that LLM_SPILL allows. None if all are full."""
+        """Acquire a slot of ``chosen``, else of another candidate that LLM_SPILL allows. None if all are full."""
+        # The distance of a local provider is 0, that of a cloud is 1
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
         spill = [other for other in eligible if other.ready and other.distance <= max_distance]
         for candidate in (chosen, *spill):
@@ -273,12 +262,11 @@ class Execution:
     async def _wait_for_slot(
         self, chosen: Candidate, eligible: Sequence[Candidate], ticket: Ticket, wait_began: float
     ) -> Candidate | None:
-        """Wait for a slot of any candidate of the same rank (position in the chain; equal providers share one).
+        """Wait for a slot of ``chosen`` or of an equal candidate.
 
         Returns:
-            The candidate with the slot. If no other candidate has the same rank, this is ``chosen`` without a slot,
-            and its attempt waits for one. None if no slot was free within half a second, or if the circuit breaker of
-            the candidate with the slot opened meanwhile. The caller then chooses again.
+            The candidate with the slot. Without equal candidates, ``chosen`` without a slot: its attempt waits for one.
+            None if no slot was free within half a second, or a circuit breaker opened: the caller then chooses again.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -306,9 +294,9 @@ class Execution:
         self._slot = None
 
     async def _probe_open_breaker(self, candidate: Candidate) -> LLMError | None:
-        """Probe a candidate with an open circuit breaker. Return the error that opened the breaker.
+        """Probe a candidate with an open circuit breaker. If the probe fails, return the error that opened the breaker.
 
-        Return None if the probe succeeded, or if only a request can show that the fault is over.
+        Return None if an attempt may follow: the probe succeeded, or only an attempt can show that the fault is over.
         """
         breaker = candidate.breaker
         if not breaker or not breaker.probeable:
@@ -323,7 +311,7 @@ class Execution:
         return error
 
     async def _wait_for_load(self, loading: Sequence[Candidate]) -> list[Candidate]:
-        """Start the loads, and wait for the first one to end. Return the candidates whose load has succeeded."""
+        """Start to load the models, and wait until the first load ends. Return the candidates with a loaded model."""
         # Avoid a busy loop if a server refuses requests while it loads a model, but does not report the load
         await asyncio.sleep(_LOAD_POLL_S)
         loads = {candidate: candidate.start_load() for candidate in loading}

@@ -1,7 +1,4 @@
-"""The progress of one request over all its attempts: the emitted text, the failed attempts, and the cost.
-
-``Progress`` builds the completion or the error that the caller receives.
-"""
+"""The progress of one request over all its attempts: the emitted text, the failed attempts, and the cost."""
 
 from __future__ import annotations
 
@@ -19,19 +16,14 @@ from .candidate import Candidate
 
 
 class Progress(Transcript):
-    """The transcript of one request over all its attempts. All times are in seconds on the event loop's clock.
-
-    Args:
-        emit: receives the events for the caller.
-        started: the time when the request began.
-        failed_attempts: a list to which the failed attempts are added.
-        call: the call, which may continue a prior text.
+    """Records one request over all its attempts. Times are in seconds on the event loop's clock.
 
     Attributes:
-        source: the source of the text so far, see ``Resumed``.
+        source: where the text so far comes from, see ``Resumed``.
         tokens: the estimated number of tokens of the text so far, rather too high than too low.
         partial_thinking: the thinking of the interrupted attempt.
         resumed: the number of continuations.
+        started: the time when the request began.
     """
 
     def __init__(self, emit: Emit, started: float, failed_attempts: list[FailedAttempt], call: Call) -> None:
@@ -44,10 +36,10 @@ class Progress(Transcript):
         self.resumed = 0
         self.started = started
         self._first_text_s: float | None = None
-        self._usage_known = self._cost_known = True  # False after a partial answer, whose usage is not reported
+        self._usage_known = self._cost_known = True  # False after a partial answer, which has no usage
         self._candidate: Candidate | None = None  # the candidate of the current attempt
-        self._continues = False  # the current attempt is a continuation
-        # The candidate and the time of the first failure, until text arrives again
+        self._continues = False  # the current attempt continues an interrupted text
+        # The candidate and the time of the first failure after the last text; None without a failure
         self._first_failure: tuple[Candidate | None, float] | None = None
 
     def __call__(self, event: Event) -> None:
@@ -63,13 +55,7 @@ class Progress(Transcript):
         super().__call__(event)
 
     def begin_attempt(self, candidate: Candidate, previous_error: LLMError | None, *, continues: bool) -> None:
-        """Record the beginning of an attempt.
-
-        Args:
-            candidate: the candidate of the attempt.
-            previous_error: the failure of the previous attempt; None for the first attempt.
-            continues: whether the attempt continues an interrupted text.
-        """
+        """Record the beginning of an attempt. Emit ``Failover`` if the previous one failed at another candidate."""
         if previous_error and self._candidate and self._candidate is not candidate:
             failover = Failover(self._candidate.name, candidate.name, previous_error.without_text())
             events.emit(failover)
@@ -79,15 +65,8 @@ class Progress(Transcript):
     def record_failure(
         self, error: LLMError, failed_attempts: Sequence[FailedAttempt], now: float, *, is_free: bool
     ) -> None:
-        """Record the failure of the current attempt.
-
-        Args:
-            error: the failure.
-            failed_attempts: the failed attempts to add, several if the provider has retried.
-            now: the current time.
-            is_free: whether the provider costs nothing. The cost then stays known.
-        """
-        self.failed_attempts.extend(failed_attempts)
+        """Record the failure of the current attempt. If ``is_free``, its provider costs nothing."""
+        self.failed_attempts.extend(failed_attempts)  # several if the provider itself has retried
         self._first_failure = self._first_failure or (self._candidate, now)
         self._end_continuation("mismatched" if isinstance(error, NotContinued) else "broken")
         if error.partial or error.tokens or self.text:
@@ -97,19 +76,13 @@ class Progress(Transcript):
             self.tokens = max(self.tokens, error.tokens)
 
     def drop_text(self) -> None:
-        """Drop the text, so that the next attempt starts the answer from the beginning."""
+        """Drop the text. The next attempt starts the answer from the beginning."""
         super().drop_text()
         self._emit.drop_text()
         self.partial_thinking, self.tokens = "", 0
 
     def build_completion(self, completion: Completion, began: float, now: float) -> Completion:
-        """Return the completion for the caller.
-
-        Args:
-            completion: the completion of the last attempt.
-            began: the time when the last attempt began.
-            now: the current time.
-        """
+        """Return the completion for the caller, given that of the last attempt, which began at ``began``."""
         first_token_s = self._first_text_s  # None if no attempt emitted text
         if self._first_failure:
             self._record_first_text(now)
@@ -138,7 +111,7 @@ class Progress(Transcript):
         return error
 
     def _record_first_text(self, now: float) -> None:
-        """Record the time of the first text. After a failure, emit FailedOver if another provider sent the text."""
+        """Record the time of the first text. If another provider had failed before, emit ``FailedOver``."""
         if self._first_text_s is None:
             self._first_text_s = now - self.started
         if self._first_failure:

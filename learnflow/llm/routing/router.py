@@ -1,7 +1,7 @@
 """RouterProvider: several providers as one, with failover, load balancing and continuation of interrupted answers.
 
-The router runs an ``Execution`` for each request. A candidate is one provider of its chain. ``decision`` chooses the
-action after a failure.
+A candidate is one provider of the router. Its rank is its position in the order; equal providers share a rank. A
+``Chain`` has the candidates of one request. An ``Execution`` runs the request.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .selection import Chain
 
 
 def _is_provider(value: object) -> bool:
-    """Return whether a value has the methods of ``LLMProvider``. Do not fail if one of its attributes raises."""
+    """Return whether a value has the methods of ``LLMProvider``. Return True if one of its attributes raises."""
     try:
         return isinstance(value, LLMProvider)
     except Exception:  # noqa: BLE001  # before Python 3.12, isinstance reads the attributes
@@ -45,29 +45,30 @@ def _is_provider(value: object) -> bool:
 
 _Provider = Annotated[LLMProvider, validated_as(Annotated[Any, Predicate(_is_provider)]), "a provider"]
 Member = str | _Provider  # a provider by its name, or as an object
-RankMembers = Member | list[Member] | tuple[Member, ...]  # the equal providers of one rank
+RankMembers = Member | list[Member] | tuple[Member, ...]  # one rank: a provider, or several equal ones
 FindProviders = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
-_LONG_PROMPT_TOKENS: Final = 1500  # context lengths are probed for a longer prompt, which may not fit every provider
+_LONG_PROMPT_TOKENS: Final = 1500  # a longer prompt may not fit every provider, so context lengths are probed
 
 
 class RouterProvider(AbstractProvider):
     """Several providers as one ``LLMProvider``. The attribute ``attempts`` of an error has the failed attempts.
 
-    A router among the providers is replaced by its providers. Of its settings, only ``deadline`` and ``breakers`` still
-    apply. A router with ``find`` is not replaced.
+    A router among the providers is replaced by its providers, unless it has ``find``. Only two settings of the replaced
+    router still apply: ``deadline`` and ``breakers``.
 
     Args:
-        primary: the first provider, as a name or an object. "gpu1+gpu2" or a list are equal providers. A request goes
-            to the one that probably has the prompt in its cache, and waits only if all are full.
-        fallback: the other providers, in order. An entry may also be several equal providers.
+        primary: the first provider, as a name or an object. "gpu1+gpu2" or a list means equal providers. A request goes
+            to the one that probably has the prompt in its cache. It waits only if all of them are full.
+        fallback: the next providers, in order. An entry may also be several equal providers.
         resume: the action if a stream breaks after text was emitted: "continue" it on the next provider, or "raise".
             The ``resume=`` of a call has precedence.
         retries: the number of retries after a transient failure, if no other provider is left (LLM_RETRIES).
         routing: the order of the providers: "order", "latency", "cost", "local-first", "warm-first" (LLM_ROUTING).
         deadline: the time limit of a request with all its attempts, in seconds (LLM_DEADLINE).
-        find: a coroutine function that finds the providers if there is no ``primary``. It is called at the first use.
-        breakers: the circuit breakers; those of the process by default.
+        find: a coroutine function that finds the providers if none is given. It is called at the first use, and again
+            after a request that raised Unavailable.
+        breakers: the circuit breakers; by default those of the process.
 
     Raises:
         NotConfigured: a name is unknown, or no provider can be used.
@@ -95,7 +96,7 @@ class RouterProvider(AbstractProvider):
             candidates = [
                 candidate for member in _flatten(members) for candidate in _create_candidates(member, breakers)
             ]
-            candidates.sort(key=lambda candidate: candidate.rank)  # a router inside may have several ranks
+            candidates.sort(key=lambda candidate: candidate.rank)  # an inner router may have several ranks
             self._candidates += [candidate.copy_at(next_rank + candidate.rank) for candidate in candidates]
         for candidate in self._candidates if deadline else ():  # the deadline of an inner router may be shorter
             candidate.deadline_s = min(filter(None, (deadline, candidate.deadline_s)))
@@ -114,7 +115,7 @@ class RouterProvider(AbstractProvider):
             raise creation_errors[0]
 
     def _copy_candidates(self) -> list[Candidate]:
-        """Return copies of the candidates for one request, with current facts."""
+        """Return copies of the candidates for one request."""
         return [candidate.copy_at(candidate.rank) for candidate in self._candidates]
 
     def __repr__(self) -> str:
@@ -132,7 +133,7 @@ class RouterProvider(AbstractProvider):
         return [candidate.original for candidate in self._candidates if candidate.original]
 
     def start(self, call: Call) -> Work:
-        """Return the work of a call: attempts at the providers until an attempt succeeds."""
+        """Return the coroutine function that runs a call."""
         base_attempt = Attempt(request=events.next_request(), metadata=call.metadata)
         options = dict(call.options)
         resume = options.pop("resume", self._resume)
@@ -147,7 +148,7 @@ class RouterProvider(AbstractProvider):
         return partial(events.run_request, self.name, call.model, base_attempt, work)
 
     async def _run(self, resume: Resume, base_attempt: Attempt, call: Call, emit: Emit) -> Completion:
-        """Run a request through the chain. Raise only LLMError."""
+        """Run the attempts of a request. Raise only LLMError."""
         progress = Progress(emit, asyncio.get_running_loop().time(), base_attempt.failed_attempts, call)
         try:
             return await Execution(call, resume, base_attempt, await self._build_chain(call), progress).run()
@@ -166,7 +167,11 @@ class RouterProvider(AbstractProvider):
         return list(dict.fromkeys(name for models in results if isinstance(models, list) for name in models))
 
     async def health_check(self) -> bool:
-        """Return whether a provider is ready for a request. Raise only NotRecorded."""
+        """Return whether a provider is ready for a request.
+
+        Raises:
+            NotRecorded: the cassettes (recorded responses) lack the probe. No other error is raised.
+        """
         return (await self.refresh()).ready
 
     def get_capabilities(self) -> Capabilities:
@@ -188,14 +193,16 @@ class RouterProvider(AbstractProvider):
         return cast(Capabilities, best)
 
     async def refresh(self, within: float = LONG_PROBE_S) -> Health:
-        """Probe the state and the capabilities of each provider, and cache them. Raise only NotRecorded.
+        """Probe the state and the capabilities of each provider, and cache them.
 
         Args:
             within: the timeout in seconds.
 
         Returns:
-            The health of the first provider that is ready, else of the first one that is loading a model, else of the
-            first one.
+            The first health with the state "ready", else the first with "loading", else that of the first provider.
+
+        Raises:
+            NotRecorded: see ``health_check``.
         """
         try:
             candidates = await self._find_created_candidates()
@@ -213,7 +220,7 @@ class RouterProvider(AbstractProvider):
         await asyncio.gather(*(candidate.provider.prepare() for candidate in candidates))
 
     async def warm_up(self, model: str | None = None) -> None:
-        """Load the models of local servers; see ``BaseProvider.warm_up``. Raise LLMError if every load failed."""
+        """Load the models of local servers; see ``BaseProvider.warm_up``. Raise LLMError if all loads failed."""
         candidates = await self._find_created_candidates()
         loads = [candidate.provider.warm_up(model) for candidate in candidates if candidate.distance == 0]
         _raise_failure(await asyncio.gather(*loads, return_exceptions=True))
@@ -225,17 +232,17 @@ class RouterProvider(AbstractProvider):
                 await candidate.provider.aclose()
 
     def chain_now(self, call: Call) -> Chain:
-        """Return the chain for a call, from the facts known now. No request and no probe is sent."""
+        """Return the candidates for a call, with the currently known properties. Send no request and no probe."""
         chain = Chain(self._copy_candidates(), call, self._settings)
         chain.choose_models()
         return chain
 
     def status(self) -> list[dict[str, Any]]:
-        """Return the circuit breakers, recent failures and latencies of this process, as one dict for each provider."""
+        """Return one dict for each provider, with its circuit breaker, recent failures and latency in this process."""
         return [_describe(candidate) for candidate in self._copy_candidates()]
 
     async def _build_chain(self, call: Call) -> Chain:
-        """Return the chain for a call. Probe providers with unknown or old properties, if these affect the choice."""
+        """Return the candidates for a call. First probe those with unknown or old properties that affect the choice."""
         chain = Chain(await self._find_candidates(), call, self._settings)
         candidates = chain.candidates
         if len(candidates) > 1:
@@ -244,20 +251,20 @@ class RouterProvider(AbstractProvider):
             timeout_s = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
             closed = [candidate for candidate in candidates if candidate.breaker_state == "closed"]
             rank_sizes = Counter(candidate.rank for candidate in candidates)
-            # A probe is needed if the facts affect the choice, if the server loads models, or if equal providers share
-            # the load by their limits. The first candidate without this need gets the request, so later
-            # ones are not probed
+            # Probe if the facts (known properties) affect the choice, if the server loads models, or if equal
+            # providers share the load by their concurrency limits. The first candidate that needs no probe gets the
+            # request, so the later ones are not probed
             probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, closed)
             await asyncio.gather(*(candidate.update_facts(timeout_s) for candidate in probed))
         chain.choose_models()
         return chain
 
     async def _find_created_candidates(self) -> list[Candidate]:
-        """Return the candidates with a provider that could be created. Raise LLMError if no server was found."""
+        """Return the candidates that could be created. Raise LLMError if ``find`` fails."""
         return [candidate for candidate in await self._find_candidates() if not candidate.creation_error]
 
     async def _find_candidates(self) -> list[Candidate]:
-        """Return copies of the candidates. If none is configured, find some. Concurrent calls share one search."""
+        """Return copies of the candidates. If there are none, call ``find``. Concurrent calls share one search."""
         if not self._candidates and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._candidates:
@@ -289,7 +296,7 @@ def _describe(candidate: Candidate) -> dict[str, Any]:
 
 
 def _flatten(members: RankMembers) -> list[Member]:
-    """Return the providers of one rank as a flat list. The name "gpu1+gpu2" is two providers."""
+    """Return the providers of one rank as a flat list. The name "gpu1+gpu2" becomes two providers."""
     if isinstance(members, str):
         return [*settings.parse_rank(members)]
     return (
@@ -298,12 +305,9 @@ def _flatten(members: RankMembers) -> list[Member]:
 
 
 def _create_candidates(member: Member, registry: BreakerRegistry) -> list[Candidate]:
-    """Return the candidate of a provider, or all candidates of a router.
+    """Return the candidate of a provider, or all candidates of a router. Raise NotConfigured for an unknown name.
 
-    A provider that cannot be created stays in the chain with its error.
-
-    Raises:
-        NotConfigured: the name is unknown.
+    A provider that cannot be created becomes a candidate with its error.
     """
     if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001
         return member._candidates  # noqa: SLF001
@@ -320,7 +324,7 @@ def _create_candidates(member: Member, registry: BreakerRegistry) -> list[Candid
 
 
 def _raise_failure(results: Sequence[object]) -> None:
-    """Raise NotRecorded if it is among the results. Raise the last error if all results are errors."""
+    """Raise the last error if all results are errors. Raise NotRecorded even if only one result is this error."""
     failures = [result for result in results if isinstance(result, BaseException)]
     failures.sort(key=lambda error: isinstance(error, errors.NotRecorded))
     if failures and (len(failures) == len(results) or isinstance(failures[-1], errors.NotRecorded)):

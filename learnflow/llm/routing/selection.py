@@ -1,7 +1,10 @@
-"""The choice of the next candidate for one request.
+"""Choose the provider for the next attempt of a request. No function sends a request or waits.
 
-A candidate is one provider of the chain. Its distance is 0 if it is local, else 1. Its model is cold if the server must
-load it first, else warm. This module sends no request and does not wait.
+A ``Candidate`` is one provider of the router's chain, for one request:
+
+- Its rank is its position in the chain. Equal providers ("gpu1+gpu2") share one rank.
+- Its distance is 0 if the provider is local, else 1.
+- It is cold if the server must load the model first, else warm.
 """
 
 from __future__ import annotations
@@ -21,23 +24,18 @@ from .candidate import Candidate
 
 
 class Chain:
-    """The candidates of one request.
-
-    Args:
-        candidates: the candidates in the operator's order.
-        call: the arguments of the call.
-        settings: the settings of the router.
+    """The candidates of one request, in the operator's order.
 
     Attributes:
-        digests: the digests of the prompt, see ``adapter.capacity``.
-        interrupted_model_names: the names of the model that wrote the interrupted text; empty without such a text.
+        digests: hashes of the prompt's beginning, to find a server that has it in its cache (``adapter.capacity``).
+        interrupted_model_names: the names of the model that wrote an interrupted answer; empty without one.
     """
 
     def __init__(self, candidates: Sequence[Candidate], call: Call, settings: Settings) -> None:
         self.candidates, self.call, self.settings = candidates, call, settings
         self.digests = prefix_digests(call)
         self.interrupted_model_names: frozenset[str] = frozenset()
-        self._refused_since = math.inf  # the time since which all candidates refuse connections
+        self._refused_since = math.inf  # since when all candidates refuse connections; inf if not all do
 
     @cached_property
     def requirements(self) -> Requirements:
@@ -45,10 +43,9 @@ class Chain:
         return requirements_of(self.call)
 
     def choose_models(self) -> None:
-        """Set the model of each candidate.
+        """Set the model of each candidate: the requested one if the provider has it, else its default model.
 
-        A candidate uses the requested model if its provider has it. If no provider is known to have it, the candidates
-        of the first rank use it. All other candidates use their default model.
+        If no provider is known to have the requested model, the first rank uses it.
         """
         requested = self.call.model
         for candidate in self.candidates:
@@ -61,13 +58,9 @@ class Chain:
                 candidate.set_model(vision_model if "vision" in self.requirements.capabilities else None)
 
     def choose(self, loading: Sequence[Candidate]) -> tuple[list[Candidate], Candidate | None]:
-        """Choose the next candidate.
+        """Return the candidates that can be tried, in order, and the chosen one.
 
-        Args:
-            loading: the candidates that are loading a model. Meanwhile, no candidate with a greater distance is used.
-
-        Returns:
-            The candidates that can be tried, in order, and the chosen one (None if all circuit breakers are open).
+        The chosen one is None if no circuit breaker allows a request.
         """
         for candidate in self.candidates:
             candidate.refresh_facts()
@@ -76,10 +69,7 @@ class Chain:
         return eligible, select(eligible, self.settings.llm_routing, self.interrupted_model_names)
 
     def sorted_candidates(self) -> list[Candidate]:
-        """Return the candidates sorted by LLM_ROUTING. With "order", they stay in the operator's order.
-
-        Among equal providers (one rank), those that probably have the prompt in their cache come first.
-        """
+        """Return the candidates sorted by LLM_ROUTING. In a rank, servers that probably cache the prompt come first."""
         ranks = dict.fromkeys(candidate.rank for candidate in self.candidates)
         if self.settings.llm_routing == "order" and len(ranks) == len(self.candidates):
             return list(self.candidates)
@@ -93,10 +83,9 @@ class Chain:
         return sort_candidates(ordered, self.settings.llm_routing)
 
     def missing(self, candidate: Candidate) -> list[str]:
-        """Return descriptions of the requirements that a candidate certainly does not meet.
+        """Describe the requirements that a candidate certainly does not meet.
 
-        For a sole candidate, return only those for which this package would refuse the request. The server
-        decides about the other requirements, and explains a refusal better.
+        For a sole candidate, omit those that only the server enforces: the server explains its refusal better.
         """
         if candidate.creation_error:
             return [str(candidate.creation_error)]
@@ -107,11 +96,11 @@ class Chain:
         return missing_requirements(self.requirements, candidate.facts.capabilities)
 
     def supports(self, candidate: Candidate) -> bool:
-        """Return whether a candidate may get the request. A sole candidate always may: its error is more specific."""
+        """Return whether a candidate may get the request. A sole one always may: its own error is more specific."""
         return len(self.candidates) == 1 or not self.missing(candidate)
 
     def remaining(self, failed: Candidate | None) -> list[Candidate]:
-        """Return the other candidates that support the request and have not failed."""
+        """Return the candidates other than ``failed`` that support the request and have not failed."""
         others = [candidate for candidate in self.candidates if candidate is not failed]
         return [candidate for candidate in others if not candidate.failure and self.supports(candidate)]
 
@@ -125,7 +114,10 @@ class Chain:
         return [candidate for candidate in failed if not isinstance(candidate.failure, errors.ModelLoading)]
 
     def may_be_restarting(self, now: float) -> bool:
-        """Return whether all candidates are local and have refused connections for less than LLM_PATIENCE seconds."""
+        """Return whether all usable candidates are local, and have refused connections only for a short time.
+
+        The limit is LLM_PATIENCE, in seconds.
+        """
         used = [candidate for candidate in self.candidates if self.supports(candidate)]
         refused = all(candidate.distance == 0 and decision.may_be_restarting(candidate.failure) for candidate in used)
         self._refused_since = min(self._refused_since, now) if refused else math.inf
@@ -134,7 +126,7 @@ class Chain:
     def limit_distance(self, candidates: list[Candidate], loading: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates that are no farther away than the nearest one that is loading a model.
 
-        Return all candidates if no candidate is loading a model, or with ``warm-first``.
+        With LLM_ROUTING="warm-first", return all candidates.
         """
         if not loading or self.settings.llm_routing == "warm-first":
             return candidates
@@ -142,15 +134,15 @@ class Chain:
         return [candidate for candidate in candidates if candidate.distance <= max_distance]
 
     def must_reserve_time(self, candidate: Candidate) -> bool:
-        """Return whether an attempt must leave time for other candidates.
+        """Return whether an attempt at a candidate must leave time for other candidates.
 
-        If its model is cold, candidates farther away are not used during the load, and need no time.
+        If the candidate is cold, farther ones need no time: they are not used during the load.
         """
         others = self.remaining(candidate)
         return bool(self.limit_distance(others, [candidate] if candidate.facts.cold else []))
 
     def unsupported_error(self) -> LLMError:
-        """Return the error for a request that no candidate supports, with the requirements that each one lacks."""
+        """Return the error for a request that no candidate supports."""
         missing = "; ".join(
             str(item.creation_error or f"{item.name}: no {', no '.join(self.missing(item))}")
             for item in self.candidates
@@ -177,16 +169,14 @@ def sort_candidates(candidates: Sequence[Candidate], routing: Routing) -> list[C
 def select(
     candidates: Sequence[Candidate], routing: Routing, interrupted_model_names: frozenset[str] = frozenset()
 ) -> Candidate | None:
-    """Choose the first candidate with a circuit breaker that allows a request; None if no breaker does.
+    """Choose a candidate with circuit breakers that allow a request; None if there is none.
 
-    If the model of that candidate is cold, choose a warm candidate instead that is no farther away. With
-    ``warm-first``, choose a warm candidate at any distance. Without a warm candidate, the cold one is chosen, and the
-    router waits for the load.
+    The first one is chosen, with two exceptions:
 
-    Args:
-        candidates: the candidates in order.
-        routing: the routing rule.
-        interrupted_model_names: the names of the model that wrote the interrupted text. This model is preferred.
+    - If it is cold, choose the first warm one that is no farther away ("warm-first": at any distance). Without a warm
+      one, the router waits for the load.
+    - To continue an interrupted answer, prefer a warm one with the same model if it is no farther away than this
+      choice.
     """
     ready = [candidate for candidate in candidates if candidate.ready]
     if not ready:
@@ -200,5 +190,5 @@ def select(
 
 
 def first_to_recover(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate with the circuit breaker that closes first. Call it if all are open."""
+    """Return the candidate with the circuit breaker that ends its period first."""
     return min(candidates, key=lambda candidate: candidate.breaker.open_until if candidate.breaker else 0.0)

@@ -1,7 +1,7 @@
-"""The catalog of one server: its models and their capabilities, from probes that are cached.
+"""``ModelCatalog``: the models of one server and their capabilities, from cached probes.
 
-The adapter (the part of a provider that sends requests) reads the names and capabilities of models. The command line
-and discovery (the search for running servers) read ``Health``. This module sends no prompts.
+A probe reads pages of the server and sends no prompt, see ``probe``. The price map is LiteLLM's table of models and
+prices, see ``model_prices``.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .probe import error_of, fetch, find_server, read_capabilities, suggest_sett
 
 LONG_PROBE_S: Final = 10.0  # timeout of a full probe: the model list of a cloud may be long
 QUICK_PROBE_S: Final = 2.0  # timeout of a probe that delays a request
-# A cached result must not be older if it decides whether a prompt is sent, or which timeout applies.
+# The maximum age of a cached result that decides whether a prompt is sent, or which timeout applies.
 MAX_AGE_S: Final = 5.0
 
-_LOADED_MODEL_PLACEHOLDER: Final = "local-model"  # a name in the configuration that means the loaded model
+_LOADED_MODEL_PLACEHOLDER: Final = "local-model"  # this configured name means the loaded model
 _MAX_LISTED_MODELS: Final = 12  # in a message
 _MAX_NAME_CHARS: Final = 200
 _SHUTDOWN_NOTICE_DAYS: Final = 90
@@ -63,9 +63,9 @@ class ProbeResult:
 
     Attributes:
         server: the server; None if no model server was recognised.
-        model: the model that a request would use; None if it is unknown or ambiguous.
+        model: the model that a request would use; None if unknown or ambiguous.
         error: the error that a request would raise now; None if it would succeed.
-        latency_s: the time until the server responded, in seconds; None if it did not.
+        latency_s: the seconds until the server responded; None if it did not.
     """
 
     server: Server | None
@@ -78,14 +78,11 @@ class ModelCatalog:
     """Probes one server, and caches its models and their capabilities.
 
     Args:
-        spec: the spec of the provider.
-        client: the client for the endpoint of the provider.
         kinds: the kinds of server to recognise at the endpoint, for example Ollama and vLLM.
-        model: the configured model; None if unset.
-        other_models: the other configured models, by the variables that name them.
         overrides: the capabilities that the operator configured. They win over every other source.
-        expires: whether cached results expire. False with cassettes (recorded responses), because the number of
-            probes must not depend on the time.
+        other_models: the other configured models, by the variables that name them.
+        expires: whether cached results expire. False with cassettes (recorded responses): the number of probes must not
+            depend on the time.
 
     Attributes:
         server: the server that the last successful probe found; None before that probe.
@@ -109,7 +106,7 @@ class ModelCatalog:
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
     def alternatives_hint(self, requested: str | None) -> str:
-        """Return a hint with the models of a local server and the command to download the requested one, else ""."""
+        """Return a hint: the models of a local server, and the command to download the requested one. "" if unknown."""
         return self._models_hint(requested, self.server) if requested and self.server and self._spec.local else ""
 
     def _models_hint(self, requested: str, server: Server) -> str:
@@ -122,16 +119,14 @@ class ModelCatalog:
         return ". ".join(filter(None, sentences))
 
     def _pull_command(self, model: str) -> str:
-        """Return a colon and the server's command to download a model; "" if the server has no such command."""
+        """Return a colon and the server's command to download a model; "" if it has none."""
         command = self._spec.server.pull_command
         return f": `{command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`" if command else ""
 
     def expect(self, name: str | None) -> tuple[str | None, str | None]:
-        """Return what the last probe says about a request for this model.
+        """Predict, from the last probe, the model that will answer a request, or the reason why the request will fail.
 
-        Returns:
-            The name of the model that would answer; None if unknown. The reason why the request would fail; None if no
-            reason is known. A loading model is not a failure, because the request waits for it.
+        None means unknown. A loading model is no such reason, because the request waits for it.
         """
         error = self._failure
         try:
@@ -146,7 +141,7 @@ class ModelCatalog:
         self._models.clear()
 
     async def health(self, timeout_s: float = LONG_PROBE_S) -> Health:
-        """Probe for at most ``timeout_s`` seconds, cache the result, and return the state of the server."""
+        """Probe for at most ``timeout_s`` seconds, and return the state of the server."""
         result = await self._probe(self._model, timeout_s)
         server = result.server or Server()
         # A server with several models is ready, although a request must name one
@@ -172,14 +167,9 @@ class ModelCatalog:
         )
 
     async def models(self, timeout_s: float = LONG_PROBE_S, *, all_models: bool = True) -> list[Model]:
-        """Probe, and return the chat models.
+        """Probe, and return the chat models. Raise LLMError if they could not be listed.
 
-        Args:
-            timeout_s: the time limit in seconds.
-            all_models: read the capabilities of every model, not only of the configured one.
-
-        Raises:
-            LLMError: the models could not be listed.
+        With ``all_models``, read the capabilities of every model, not only of the configured one.
         """
         result = await self._probe(self._model, timeout_s, all_models=all_models)
         if result.server and isinstance(result.error, errors.NotConfigured | errors.ModelNotFound | None):
@@ -204,10 +194,10 @@ class ModelCatalog:
         return name
 
     async def _find_loaded(self) -> str:
-        """Return the name of the loaded model, else of the only one. If the probe fails, use the cached result.
+        """Return the name of the loaded model, else of the only one. If the probe fails, return the cached name.
 
-        The request may still succeed: behind a load balancer, the probe may have reached a replica that has ended, and
-        the request may reach a replica that runs.
+        The request may still succeed. Behind a load balancer, the probe may reach a dead replica, but the request
+        a live one.
         """
         model = self._models.get(None)
         if model is None or not self._is_fresh(None, MAX_AGE_S):
@@ -230,7 +220,7 @@ class ModelCatalog:
 
         Args:
             name: the name of the model.
-            context_length: the context length to load it with, in tokens; None for the server's default.
+            context_length: in tokens; None for the server's default.
             keep_alive: how long the model stays loaded, in seconds or like "30m"; None for the server's default.
 
         Raises:
@@ -246,12 +236,12 @@ class ModelCatalog:
 
     @property
     def loads_models(self) -> bool:
-        """Return whether any request may have to wait, because the server loads models on request."""
+        """Return whether the server loads models on request. Return False with cassettes."""
         kind = self.server.kind if self.server else None
         return self._expires and any(spec.server.load_path for spec in (self._spec, kind) if spec)
 
     async def is_loading(self, name: str, timeout_s: float) -> bool:
-        """Probe whether a request for this model waits for a load. Return False if the probe fails."""
+        """Probe whether a request for this model would wait for a load. Return False if the probe fails."""
         result = await self._probe(name, timeout_s)
         model = result.model
         return isinstance(result.error, errors.ModelLoading) or (model is not None and model.loaded is False)
@@ -262,12 +252,10 @@ class ModelCatalog:
         return self.client.server_stopped or (model is not None and model.loaded is False)
 
     def other_model_name(self, requested: str, served: str | None) -> str | None:
-        """Return the name of the model that answered, according to the last probe; None if it is the requested one.
+        """Return the name of the model that answered; None if it is the requested model.
 
-        Args:
-            requested: the requested name.
-            served: the name in the response; None if it has none. If it is the requested name, the server's list of
-                models decides, because some servers echo the requested name.
+        ``served`` is the name in the response. Some servers repeat the requested name there, even if another model
+        answers. The model list of the last probe then decides.
         """
         model = self._models.get(requested) or Model(name=requested)
         if served in (None, requested) or model.has_name(str(served)):
@@ -275,7 +263,7 @@ class ModelCatalog:
         return None if model.has_name(requested) and served == model.name else served
 
     def mark_loaded(self, name: str, context_length: int | None = None) -> None:
-        """Record that this model is loaded, because it has responded. Record its context length if known."""
+        """Record that this model has responded, so it is loaded. ``context_length`` is in tokens; None if unknown."""
         known = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
             if model.has_name(name):
@@ -284,18 +272,13 @@ class ModelCatalog:
     async def describe(self, name: str, timeout_s: float = QUICK_PROBE_S, max_age_s: float = math.inf) -> Model:
         """Return this model from the cache, else from a probe.
 
-        If the probe fails, return the cached result of any age, else a model with only a name.
-
-        Args:
-            name: the name of the model.
-            timeout_s: the time limit of the probe in seconds.
-            max_age_s: the oldest cached result to use, in seconds. An older one is used only if the probe fails.
+        After a failed probe, return the cached result of any age, else a model with only a name.
 
         Raises:
             ConnectionFailed, ConnectTimeout: the server cannot be reached.
         """
         if not self._is_fresh(name, max_age_s):
-            with suppress(errors.NotRecorded):  # if the cassettes lack this probe, the model is unknown
+            with suppress(errors.NotRecorded):  # the cassettes lack this probe: the model is unknown
                 result = await self._probe(name, timeout_s)
                 if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
                     raise result.error
@@ -309,21 +292,20 @@ class ModelCatalog:
         return model is not None and (model.probed_at or -math.inf) >= time
 
     def _is_fresh(self, requested: str | None, max_age_s: float) -> bool:
-        """Return whether the cached result for a model is at most ``max_age_s`` old."""
         oldest = asyncio.get_running_loop().time() - max_age_s if self._expires else -math.inf
         return self.was_probed_since(requested, oldest)
 
     def lacking_capabilities(self, name: str | None = None) -> frozenset[str]:
         """Return the capabilities that a model lacks, according to the spec, the server or the operator.
 
-        The price map (LiteLLM's table of prices and capabilities) is not used, because it may be outdated.
+        The price map is not used, because it may be outdated.
         """
         return frozenset(flag for flag, value in self.capabilities(name, use_price_map=False).items() if value is False)
 
     def capabilities(self, name: str | None = None, *, use_price_map: bool = True) -> Capabilities:
         """Return the capabilities of a model, by default the configured one. No request is sent.
 
-        The sources are the spec, the price map (if ``use_price_map``), the server and the operator. Later sources win.
+        The sources are the spec, the price map, the server and the operator. Later sources win.
         """
         spec, name = self._spec, name or self._model
         model = self._models.get(self._normalize_name(name))
@@ -337,9 +319,9 @@ class ModelCatalog:
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
 
     def rejected(self, name: str) -> frozenset[str]:
-        """Return the parameters and levels of reasoning that a model rejects, and "reasoning" if it cannot think.
+        """Return the parameters and reasoning levels that a model rejects, and "reasoning" if it cannot think.
 
-        A model that can think according to the operator supports every level.
+        If the operator configured that the model can think, every level is supported.
         """
         rejected = model_prices.rejected_by(self._spec, name)
         if self.overrides.get("reasoning"):
@@ -347,24 +329,19 @@ class ModelCatalog:
         return rejected.union(["reasoning"] if self.capabilities(name)["reasoning"] is False else [])
 
     def _normalize_name(self, name: str | None) -> str | None:
-        """Return the requested name; None if it is empty, or means the loaded model."""
+        """Return the name; None if it is empty, or means the loaded model."""
         return None if not name or (name == _LOADED_MODEL_PLACEHOLDER and self._spec.local) else name
 
     async def _probe(self, requested: str | None, timeout_s: float, *, all_models: bool = False) -> ProbeResult:
-        """Probe the server, cache the result, and return it with any error.
-
-        Args:
-            requested: the requested model; None for the loaded model, else the only one.
-            timeout_s: the time limit in seconds.
-            all_models: read the capabilities of every model, not only of the chosen one.
+        """Probe the server for a model, by default the loaded one, else the only one. Cache the result.
 
         Raises:
-            NotRecorded: the cassettes have no response to this probe. No other LLMError is raised.
+            NotRecorded: the cassettes lack this probe. Any other LLMError is returned in the result.
         """
         loop = asyncio.get_running_loop()
         started, model = loop.time(), None
         if not self._spec.local:
-            # ``capabilities`` uses the price map. Load it in a thread: the first load takes 0.1 s
+            # Load the price map for ``capabilities``. The first load takes 0.1 s, so it runs in a thread
             await asyncio.to_thread(model_prices.price_map)
         server, error = await find_server(self._spec, self.client, self._kinds, started + timeout_s)
         unreachable = server is None and isinstance(error, errors.Unavailable)
@@ -393,12 +370,7 @@ class ModelCatalog:
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
 
     def _choose(self, server: Server, requested: str | None) -> Model:
-        """Choose the model: the requested one, else the loaded one, else the only one.
-
-        Raises:
-            ModelNotFound: the server does not have the requested model, or has no model.
-            NotConfigured: no model is requested, and the server has several.
-        """
+        """Choose the model: the requested one, else the loaded one, else the only one. Raise LLMError if this fails."""
         spec = self._spec
         if name := self._normalize_name(requested):
             model = server.find(name)
@@ -422,7 +394,7 @@ class ModelCatalog:
         raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._pull_command('MODEL') or ' first'}")
 
     async def _refuse_remote(self, name: str) -> None:
-        """Raise NotLocal if the server forwards this model's requests, or does not report whether it forwards them."""
+        """Raise NotLocal if the server forwards requests for this model, or does not report whether it does."""
         if self.server is None or not self._is_fresh(name, MAX_AGE_S):
             result = await self._probe(name, LONG_PROBE_S)
             if result.server is None and result.error:
@@ -443,11 +415,9 @@ class ModelCatalog:
         raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {forwarder.title} {fault}", hint=hint)
 
     def _shutdown_notices(self, server: Server, chosen: Model | None) -> Iterator[str]:
-        """Yield a sentence for each configured model that its vendor shuts down within 90 days, or has shut down.
+        """Yield a sentence for each configured model that its vendor has shut down, or shuts down within 90 days.
 
-        Args:
-            server: the server. The dates in its list of models win over the price map.
-            chosen: the model that a request would use; None if it is unknown or ambiguous.
+        A date in the server's model list wins over the price map. ``chosen`` is the model that a request would use.
         """
         spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the day of the user
         configured = {spec.variable("model"): chosen.name if chosen else None, **self._other_models}
@@ -461,7 +431,7 @@ class ModelCatalog:
                 yield f"the model {name} {'ended' if end < today else 'ends'} on {end}. Set {variables} to a newer one"
 
     def _remarks(self, result: ProbeResult) -> str:
-        """Return "ready" and remarks, for example a cold model, another model, or another kind of server."""
+        """Return "ready" and remarks, for example about a model that is not loaded, or another kind of server."""
         remarks = ["ready"]
         if result.model and result.model.loaded is False:
             remarks.append(f"cold: {result.model.name} is not loaded yet, the first request waits for it")

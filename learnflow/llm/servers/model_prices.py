@@ -1,7 +1,7 @@
 """Capabilities, prices and shutdown dates of cloud models, from the price map in LiteLLM's package.
 
-The map is read as a JSON file: LiteLLM is not imported, and nothing is downloaded. The model catalog uses it for
-clouds, because their lists of models do not report capabilities.
+The map is a JSON file. Reading it neither imports LiteLLM nor downloads anything. ``model_catalog`` uses it for clouds,
+because their model lists do not report capabilities.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SAMPLING: Final = ("temperature", "top_p", "top_k", "min_p")  # rejected if "su
 
 @cache
 def price_map() -> Mapping[str, Mapping[str, Any]]:
-    """Read the price map; empty if LiteLLM has no such file. The first call takes 0.1 s, later ones use a cache."""
+    """Read and cache the price map; empty if LiteLLM has no such file. The first call takes 0.1 s."""
     package = importlib.util.find_spec("litellm")  # does not import it
     for folder in (package and package.submodule_search_locations) or ():
         try:
@@ -51,23 +51,24 @@ def price_map() -> Mapping[str, Mapping[str, Any]]:
 def find_key(spec: ProviderSpec, model: str | None) -> str | None:
     """Return the key of a cloud's model in the price map; None for a local server, or if the map lacks the model.
 
-    A key with the prefix of the vendor wins over a plain name.
+    A key with the vendor's prefix wins over a plain name.
     """
     keys = (f"{spec.kind or spec.name}/{model}", f"{spec.litellm_provider}/{model}", model)
     return None if spec.local else next((key for key in keys if key in price_map()), None)
 
 
 def find_row(spec: ProviderSpec, model: str | None) -> Mapping[str, Any]:
-    """Return the row of a cloud's model in the price map; empty if there is none, see ``find_key``."""
+    """Return the row of a cloud's model in the price map; empty without a key, see ``find_key``."""
     return price_map().get(find_key(spec, model) or "", {})
 
 
 def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
-    """Return the capabilities and prices of a model in the price map. None means unknown."""
+    """Return the capabilities and the prices (US dollars per million tokens) of a model. None means unknown."""
     row = find_row(spec, model)
     context, output = row.get("max_input_tokens"), row.get("max_output_tokens")
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
+    # For some vendors, the map marks every model that reasons. A model with only other flags then does not reason
     flags = [key for key in row if key.startswith("supports_")]
     lacks_reasoning_flag = (
         spec.dialect.litellm_marks_reasoning and flags and not any("reasoning" in key for key in flags)
@@ -83,7 +84,7 @@ def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
 
 
 def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
-    """Return the sampling parameters and the levels of reasoning that a model rejects according to the price map."""
+    """Return the sampling parameters and reasoning levels that a model rejects, according to the price map."""
     row = find_row(spec, model)
     levels = row.get("reasoning_effort_levels") or REASONING_LEVELS
     rejected = {
@@ -91,6 +92,7 @@ def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
         for level in REASONING_LEVELS
         if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
     }
+    # Without a flag for the level "none", a model that rejects "minimal" always thinks
     always_thinks = (
         spec.dialect.litellm_marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected
     )
@@ -101,13 +103,8 @@ def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
 def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, reasoning: bool) -> bool:
     """Return whether a request needs the Responses API.
 
-    It does if the model has no other API, or if the request has tools and the model reasons.
-
-    Args:
-        spec: the provider's spec.
-        model: the model's name at the provider.
-        tools: the request has tools.
-        reasoning: whether reasoning is on: False only if the request turns it off.
+    It does if the model has no other API, or if the model reasons and the request has tools. ``reasoning`` is False
+    only if the request turns reasoning off.
     """
     row = find_row(spec, model)
     paths = row.get("supported_endpoints") or ()
@@ -119,7 +116,7 @@ def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, reasoning: b
 def shutdown_date(spec: ProviderSpec, model: str) -> date | None:
     """Return the day on which a vendor shuts a model down; None if unknown.
 
-    A name without its own date gets the last date of its snapshots (names that end with a day). If a snapshot has no
+    A model without its own date gets the last date of its snapshots (the same name and a day). If one of them has no
     date, the day is unknown.
     """
     if spec.local:

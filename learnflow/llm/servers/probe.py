@@ -1,7 +1,7 @@
-"""Read the kind, state, models and capabilities of a server from its pages: model lists, status, version.
+"""Read the kind, state, models and capabilities of a server from its pages: model list, status, version.
 
-A probe costs nothing, loads no model and sends no prompt. The proxies of the environment are not used for a local
-server.
+A probe costs nothing, loads no model and sends no prompt. For a local server, it ignores the proxies of the
+environment.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ..transport.untrusted import json_object, non_negative_int, parse_date, tex
 _METHOD_NOT_ALLOWED: Final = 405
 _LIST_KEYS: Final = ("data", "models")  # the key of a model list; a bare array counts as "data"
 _NAME_KEYS: Final = ("id", "model", "slug", "name")  # the key of a model's name; the first one wins
-# The share of the time limit that connecting may take. It is below 1, so that a dead address raises ConnectTimeout, and
-# a busy server FirstTokenTimeout.
+# The share of the timeout that connecting may take. It is below 1, so that a dead address raises ConnectTimeout, and a
+# busy server FirstTokenTimeout.
 _CONNECT_SHARE: Final = 0.9
 
 
 async def find_server(
     spec: ProviderSpec, client: Client, kinds: Sequence[ProviderSpec], deadline: float
 ) -> tuple[Server | None, LLMError | None]:
-    """Probe an endpoint. Return the server if one was recognised, and the error that a request would raise now.
+    """Probe an endpoint. Return the server if it was recognised, and the error that a request would raise now.
 
     Args:
         spec: the spec of the configured provider.
         client: the client for the endpoint.
-        kinds: the other kinds of server to recognise. They are ignored if the address is that of a cloud.
-        deadline: the time at which the probe ends, on the event loop's clock.
+        kinds: the other kinds of server to recognise. They are ignored for the address of a cloud.
+        deadline: the end of the probe in seconds, on the event loop's clock.
     """
     endpoint = client.endpoint
     paths = {path: endpoint.server_url + path for path in (spec.server.probe.pages if spec.server.probe else ())}
@@ -51,6 +51,7 @@ async def find_server(
         server = server or read_model_list(pages[model_list])
     if server and server.fault:
         return server, error_of(server)
+    # A spec with a parser has its own format of responses, which other kinds of server do not support
     if server and spec.dialect.parser and server.kind and server.kind.name != spec.name:
         what = f"the server is {server.kind.title}, not {spec.title}"
         hint = suggest_setting(spec, server.kind, endpoint.server_url)
@@ -65,7 +66,7 @@ async def find_server(
 
 
 async def read_capabilities(client: Client, server: Server, models: Iterable[Model], deadline: float) -> Server:
-    """Read the page that describes each of these models. Return the server with their capabilities."""
+    """Read the page about each of these models. Return the server with their capabilities."""
     probe = server.kind and server.kind.server.probe
     if not probe:
         return server
@@ -88,12 +89,7 @@ async def read_capabilities(client: Client, server: Server, models: Iterable[Mod
 
 
 async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """Send a request, and return the JSON object of the response; empty if the response is empty.
-
-    Args:
-        client: the client for the server.
-        path: the path of the URL.
-        body: the body of a POST; None for a GET.
+    """Send a POST with a body, else a GET. Return the JSON object of the response; empty if the response is empty.
 
     Raises:
         LLMError: the server cannot be reached, sent an error, or did not send JSON.
@@ -105,14 +101,14 @@ async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None
 
 
 def suggest_setting(spec: ProviderSpec, kind: ProviderSpec, server_url: str) -> str:
-    """Return the hint for a server of another kind than the configured one: the variables to set."""
+    """Return the hint if the server is of another kind than the configured provider: the variables to set."""
     if spec.kind:
         return f"Set {spec.variable('kind')}={kind.name}"
     return f"Use LLM_PROVIDER={kind.name} with {kind.variable('base_url')}={server_url}"
 
 
 def read_model_list(page: Page) -> Server | None:
-    """Return a server with the listed models and their context lengths; None if the page has no list of models."""
+    """Return a server with the listed models and their context lengths; None if the page has no model list."""
     rows = next((rows for key in _LIST_KEYS if (rows := page.rows(key)) is not None), None)
     named = [(next(filter(None, (text_or_none(row.get(key)) for key in _NAME_KEYS)), None), row) for row in rows or ()]
     return None if rows is None else Server(models=tuple(_listed_model(name, row) for name, row in named if name))
@@ -126,7 +122,7 @@ def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
 
 
 def error_of(subject: Server | Model | None) -> LLMError | None:
-    """Return the error for a server or model that reports that it cannot answer; None if it can."""
+    """Return the error for a server or a model that reports a fault; None if it reports none."""
     if subject is None or subject.fault is None:
         return None
     state, sentence = subject.fault
@@ -151,10 +147,9 @@ async def _has_chat_route(client: Client, deadline: float) -> bool:
 
 
 async def _fetch_pages(client: Client, urls: Iterable[str], deadline: float) -> dict[str, Page]:
-    """Read pages concurrently. Raise NotRecorded if a replay has none of these pages.
+    """Read pages concurrently. Raise NotRecorded if a replay (recorded responses) has none of them.
 
-    A replay (recorded responses instead of a server) may lack some of them, because its recording can be older than the
-    probe of a kind of server.
+    A replay may lack some pages, because a probe may be newer than the recording.
     """
     urls = list(dict.fromkeys(urls))
     pages = await asyncio.gather(*(_fetch_page(client, url, None, deadline) for url in urls))
@@ -165,7 +160,7 @@ async def _fetch_pages(client: Client, urls: Iterable[str], deadline: float) -> 
 
 
 async def _fetch_page(client: Client, url: str, body: Mapping[str, Any] | None, deadline: float) -> Page:
-    """Read one page. A failure is stored as the error of the page, and is not raised."""
+    """Read one page. A failure is returned as the error of the page."""
     endpoint, remaining_s = client.endpoint, deadline - asyncio.get_running_loop().time()
     query = f"?api-version={endpoint.version}" if endpoint.version else ""
     connect_s = max(0.001, remaining_s * _CONNECT_SHARE)
@@ -193,7 +188,7 @@ async def _read_page(client: Client, request: HttpRequest) -> Page:
 
 
 def _recognise_kind(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | None:
-    """Return the server if these pages are those of this kind of server, else None."""
+    """Return the server if its pages are those of this kind of server, else None."""
     if kind.server.probe is None:
         return None
     try:
