@@ -1,4 +1,4 @@
-"""The classes of the providers. Each vendor has a file; ``registry`` has the specs, and ``build``."""
+"""The classes of the providers. Each vendor has a file with its spec; ``registry`` has all specs, and ``build``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class AzureProvider(VendorProvider):
     """Azure OpenAI. ``model`` is the name of a deployment. See ``BaseProvider``.
 
     OpenAI's API is used if the address contains ``/openai/v1``, or if the API version is ``v1``, ``latest`` or
-    ``preview``. Otherwise it is Azure's API with a dated version.
+    ``preview``. Otherwise Azure's own API with a dated version is used.
     """
 
     spec = SPECS["azure"]

@@ -1,8 +1,8 @@
 """Anthropic, at its OpenAI-compatible address (platform.claude.com/docs/en/api/openai-sdk, read 2026-11).
 
-The server silently ignores ``seed``, penalties and ``reasoning_effort``. Therefore this spec does not support them. The
-server supports ``thinking``. It enforces a schema with ``strict``, but does not enforce ``json_object``. Newer models
-reject a prefill (a last message of the assistant, which the model continues).
+The server silently ignores ``seed``, penalties and ``reasoning_effort``, so this spec does not support them. The server
+supports ``thinking``. It enforces a schema with ``strict``, but does not enforce ``json_object``. Newer models reject a
+prefill (a last message of the assistant, which the model continues).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Azure OpenAI. It has two APIs: its own with a dated version, and OpenAI's."""
+"""Azure OpenAI, which has two APIs: Azure's own, with a dated version, and OpenAI's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPEC: Final = ProviderSpec(
     otel_name="azure.ai.openai",
     api=Api(
         api_path="",
-        has_aliases=True,  # the names of deployments
+        has_aliases=True,  # requests use the names of deployments
         litellm_path="/openai",
         default_version="2024-10-21",
         key_header="api-key",
@@ -33,7 +33,7 @@ SPEC: Final = ProviderSpec(
         chat_path="/openai/deployments/{model}/chat/completions?api-version={version}",
         responses_path="/openai/responses?api-version={version}",
         models_path="/openai/models",
-        lists_all_models=False,  # its list has the models that can be deployed, not the deployments
+        lists_all_models=False,  # the list has the models that can be deployed, not the deployments
     ),
     dialect=Dialect(reasoning=REASONING_EFFORT, litellm_marks_reasoning=True, ignores_prefill=True),
     settings=(*SETTINGS, "api", "api_version"),

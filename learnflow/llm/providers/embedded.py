@@ -1,8 +1,7 @@
-"""The embedded provider: llama.cpp's server in a child process (xllamacpp).
+"""The embedded provider: llama.cpp's server in a child process, from the package xllamacpp.
 
-The server listens on loopback and requires a random key. While it is not running, the transport itself responds to
-probes. Its responses are those of llama.cpp in router mode (a server of several models) with a cold model (one that is
-not loaded). Therefore a probe never starts the server.
+The server listens on loopback and requires a random key. A probe (a GET of its status) never starts it. Until it is
+ready, ``EmbeddedTransport`` responds to probes like llama.cpp in router mode with a model that is not loaded.
 
 Tested with xllamacpp 2026.10.11549 and 2026.5.9093.
 """
@@ -45,16 +44,15 @@ from . import embedded_model, llamacpp
 from .model_store import DEFAULT_MODEL
 
 _DEFAULT_SLOTS: Final = 2
-_DEFAULT_CONTEXT: Final = 8192  # tokens of a slot, which handles one request at a time
-_RESTART_PAUSE_S: Final = 10.0  # after a failed start, requests fail without another start
-_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # after three ends, requests fail until 30 s after the first start
-_STOP_TIMEOUT_S: Final = 2.0  # a process that has not ended by then is killed
+_DEFAULT_CONTEXT: Final = 8192  # tokens per slot (one of the concurrent requests)
+_RESTART_PAUSE_S: Final = 10.0  # after a failed start, requests fail at once
+_MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # a fourth start fails until 30 s after the first
+_STOP_TIMEOUT_S: Final = 2.0  # then the process is killed
 _MAX_LOG_CHARS: Final = 300  # per line
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED: Final = (-9, 137)  # exit codes after SIGKILL
-# Held by a start and by ``os.fork()``. A fork thus waits until the new server process is stored, so that the forked
-# child can close the pipes of that process.
+# ``os.fork()`` waits until a start has stored its process, so that the forked child can close the pipes of the process.
 _lock: Final = threading.Lock()
 
 
@@ -63,12 +61,9 @@ class ServerConfig:
     """The configuration of a server. Providers with equal configurations share one server.
 
     Attributes:
-        provider: the name of the provider in ``LLM_PROVIDER``.
-        model: the path of the GGUF file.
         alias: the name of the model in requests.
         context: the context length of a slot in tokens. llama.cpp lowers it to the model's maximum.
         slots: the number of concurrent requests.
-        threads: the number of computing threads.
     """
 
     provider: str
@@ -83,9 +78,8 @@ class EmbeddedServer:
     """A llama.cpp server in a child process.
 
     Attributes:
-        config: the configuration of the server.
         key: the API key that the server requires.
-        users: the open transports that have started or used the server. The last one that closes stops the server.
+        users: the open transports that have used the server. The last one that closes stops the server.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -94,16 +88,16 @@ class EmbeddedServer:
         self.users: WeakSet[EmbeddedTransport] = WeakSet()
         self._process: subprocess.Popen[bytes] | None = None
         self._address_future: Future[str] | None = None  # resolved when the model is loaded
-        self._failure: tuple[float, LLMError] | None = None  # the time and the error of the last failed start
+        self._failure: tuple[float, LLMError] | None = None  # of the last failed start
         self._started_at: deque[float] = deque(maxlen=_MAX_STARTS)
 
     def __deepcopy__(self, _: object) -> EmbeddedServer:
-        """Return the server itself, so that a copied provider uses the same process."""
+        """Return this object, so that a copied provider uses the same process."""
         return self
 
     @property
     def pid(self) -> int | None:
-        """Return the process id; None if the process does not run."""
+        """Return the process id; None if no process runs."""
         process = self._process
         return process.pid if process and process.poll() is None else None
 
@@ -129,14 +123,12 @@ class EmbeddedServer:
         return None
 
     async def ensure_started(self, load_timeout_s: float) -> str:
-        """Start the server unless it is running, and return its address.
-
-        Args:
-            load_timeout_s: the time limit of the start in seconds.
+        """Start the server unless it is running or starting. Return its address when it is ready.
 
         Raises:
             NotConfigured: the server ended before it was ready.
-            ConnectionFailed: the server was killed or stopped during the start, or ended too often.
+            ConnectionFailed: the process could not be created, was killed (also after ``load_timeout_s``) or stopped,
+                or ended too often.
         """
         with _lock:
             if self._address_future is None or not (self.running or self.starting):
@@ -147,13 +139,13 @@ class EmbeddedServer:
         try:
             return await asyncio.wrap_future(address_future)
         except LLMError as error:
-            raise copy.copy(error) from None  # several requests raise it
+            raise copy.copy(error) from None  # several requests wait for the same start
 
     def _start(self, load_timeout_s: float) -> Future[str]:
-        """Start the process, and a thread that waits until the server is ready."""
+        """Start the process, and a thread that waits for it."""
         if self._process:
             _end(self._process)  # it has ended, but its pipe is open
-        # -P: do not import from the folder of the program, because it has modules named like libraries (openai).
+        # -P: without it, the modules in this folder would hide libraries of the same name (openai).
         command, pipe = [sys.executable, "-P", str(_PROGRAM)], subprocess.PIPE
         try:
             process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)  # noqa: S603  # a constant command
@@ -169,8 +161,8 @@ class EmbeddedServer:
     def _finish_start(
         self, process: subprocess.Popen[bytes], address_future: Future[str], load_timeout_s: float
     ) -> None:
-        """Wait until the server is ready or has ended. Resolve the future with the address or the error."""
-        assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018  # they are pipes
+        """Wait for the server's report. Resolve the future with the address or the error."""
+        assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018  # ``_start`` created pipes
         explanation = list[str]()
         reader = threading.Thread(target=_read_log, args=(process.stderr, explanation), daemon=True)
         reader.start()
@@ -179,7 +171,7 @@ class EmbeddedServer:
         with suppress(OSError, ValueError):  # the process has ended, or was stopped
             config = {**asdict(self.config), "model": str(self.config.model), "key": self.key}
             process.stdin.write(json.dumps(config).encode() + b"\n")
-        # Only the last line is the report. Modules that are imported at the start may print lines before it
+        # The last line is the report of ``embedded_server``. Imported modules may print lines before it.
         with process.stdout:
             report = json_object(process.stdout.read().strip().rpartition(b"\n")[2]) or {}
         timer.cancel()
@@ -197,9 +189,9 @@ class EmbeddedServer:
         address_future.set_exception(error)
 
     def wait_ended(self) -> bool:
-        """Wait up to two seconds for the end of the process, and return whether it has ended.
+        """Wait up to two seconds for the process to end. Return whether it has ended.
 
-        Call it after a ConnectError: a server that is exiting refuses connections before its process has ended.
+        Call this after a ConnectError: a server that exits refuses connections before its process ends.
         """
         process = self._process
         with suppress(subprocess.TimeoutExpired):
@@ -208,7 +200,7 @@ class EmbeddedServer:
         return self.pid is None
 
     def stop(self) -> None:
-        """Stop the server, and wait until its process has ended."""
+        """Stop the server. Return when its process has ended."""
         with _lock:
             process, self._process, self._address_future = self._process, None, None
             self._started_at.clear()  # a stop by the application is not a fault
@@ -216,16 +208,19 @@ class EmbeddedServer:
             _end(process)
 
     def forget(self) -> None:
-        """Drop the copied references to the process, in the child of a fork. The parent ends the process."""
+        """Forget the process, in the child of a fork. Only the parent ends the process.
+
+        Close the copied pipes, because an open copy of stdin would keep the server running.
+        """
         if process := self._process:
             for pipe in filter(None, (process.stdin, process.stderr)):
                 pipe.close()
-            process.returncode = 0  # so that Popen does not wait for it: it is not a child of this process
+            process.returncode = 0  # Popen must not wait for it: it is not a child of this process
         self._process = self._address_future = None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Close the stdin of a process, which then exits. Kill it if it does not."""
+    """Close the stdin of a server process, which then exits. Kill it after a timeout."""
     if process.stdin:
         process.stdin.close()
     try:
@@ -255,10 +250,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def _read_log(pipe: IO[bytes], explanation: list[str]) -> None:
-    """Log the lines of llama.cpp at DEBUG. Store the line that explains a failed start in ``explanation``.
+    """Log the lines of llama.cpp. Store the line that may explain a failed start in ``explanation``.
 
-    The list then has one line: the first error, because later errors only report that the model was not loaded. Without
-    an error it is the last line.
+    This line is the first error, else the last line. Later errors only report that the model was not loaded.
     """
     with pipe:
         for raw in iter(lambda: pipe.readline(_MAX_LOG_CHARS), b""):
@@ -269,7 +263,7 @@ def _read_log(pipe: IO[bytes], explanation: list[str]) -> None:
 
 
 def _start_error(exit_code: int | None, message: str, explanation: list[str]) -> LLMError:
-    """Return the error of a server that ended before it was ready."""
+    """Return the error for a failed start."""
     if exit_code in _KILLED:
         return errors.ConnectionFailed(
             "the embedded server was killed while it loaded its model: out of memory, or LLM_LOAD_TIMEOUT has passed",
@@ -288,7 +282,7 @@ def _start_error(exit_code: int | None, message: str, explanation: list[str]) ->
 
 
 class EmbeddedTransport(httpx.AsyncBaseTransport):
-    """The transport of one provider to an embedded server. Its first request starts the server."""
+    """The transport of one provider to an embedded server."""
 
     def __init__(self, server: EmbeddedServer, load_timeout_s: float) -> None:
         self.server = server
@@ -297,20 +291,20 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
 
     @property
     def server_stopped(self) -> bool:
-        """Return whether the server is not running. The next request starts it."""
+        """Return whether the server is stopped, or still loads its model."""
         return not self.server.running
 
     async def ensure_started(self) -> str:
-        """Start the server unless it is running, and return its address. Raise LLMError if the start fails."""
+        """Return the address of the server, which is started if necessary. Raise LLMError if the start fails."""
         self.server.users.add(self)
         self._address = await self.server.ensure_started(self._load_timeout_s)
         return self._address
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request. If the server is not running, a POST starts it, and a GET gets the response of a cold server.
+        """Send a request. Start the server if necessary, except for a GET, which is a probe.
 
         Raises:
-            LLMError: the start failed.
+            LLMError: the server cannot be started.
         """
         if request.method == "GET" and self.server_stopped:
             return self._cold_response(request.url.path)
@@ -322,7 +316,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
             return await self._send(request)
 
     async def aclose(self) -> None:
-        """Close the idle connections. Stop the server if no other transport uses it."""
+        """Stop the server if no other transport uses it. Close the idle connections."""
         self.server.users.discard(self)
         if not self.server.users:
             await asyncio.to_thread(self.server.stop)
@@ -332,13 +326,13 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
     async def _send(self, request: httpx.Request) -> httpx.Response:
         address = httpx.URL(await self.ensure_started())
         if request.url.path == llamacpp.SPEC.server.load_path:
-            return httpx.Response(200, json={"success": True})
+            return httpx.Response(200, json={"success": True})  # the start has loaded the model
         request.url = request.url.copy_with(scheme=address.scheme, host=address.host, port=address.port)
         request.headers["host"] = f"{address.host}:{address.port}"
         return await NETWORK.handle_async_request(request)
 
     def _cold_response(self, path: str) -> httpx.Response:
-        """Return the response of llama.cpp in router mode with a cold model. Raise LLMError if no start is possible."""
+        """Return llama.cpp's response for a model that is not loaded. Raise LLMError if a POST would fail now."""
         if failure := self.server.failure:
             raise failure
         if path != "/v1/models":
@@ -377,7 +371,7 @@ class EmbeddedProvider(BaseProvider):
         slots: the number of concurrent requests. Default: ``EMBEDDED_SLOTS``, else 2.
         threads: the number of computing threads. Default: ``EMBEDDED_THREADS``, else the cores that this process may
             use.
-        base_url, api_key, vision_model: must be None. Every provider has these arguments.
+        base_url, api_key, vision_model: must be None. Only other providers use these arguments.
         times: see ``BaseProvider``.
 
     Raises:
@@ -409,7 +403,7 @@ class EmbeddedProvider(BaseProvider):
                 f"For a running server use {self.spec.variable('kind') if self.spec.kind else 'LLM_PROVIDER'}=llamacpp",
             )
         replay = active.current(common)
-        # A replay has no default model: the recorded model list determines it.
+        # In a replay (responses from files), the recorded model list determines the default.
         key, model = None, model or own.model or (None if replay else DEFAULT_MODEL)
         alias = embedded_model.alias_of(model) if model else None
         if not active.is_replay(replay):
@@ -426,21 +420,21 @@ class EmbeddedProvider(BaseProvider):
 
     @property
     def pid(self) -> int | None:
-        """Return the process id of the server; None if it does not run."""
+        """Return the process id of the server; None if no process runs."""
         return self._transport.server.pid if self._transport else None
 
     @property
     def cassette_folder(self) -> str:
-        """Return the name of the folder with llama.cpp's cassettes."""
+        """Return the name of the folder with llama.cpp's cassettes (recorded responses)."""
         return llamacpp.SPEC.name
 
     @property
     def address(self) -> str:
-        """Return the key of the circuit breaker, which the providers of one server share."""
+        """Return the key of the circuit breaker. All providers of one server share it."""
         return f"{self.endpoint.base_url} ({id(self._transport.server)})" if self._transport else super().address
 
     async def prepare(self) -> None:
-        """Import LiteLLM, and start the server. Return when it is ready. Raise LLMError if the start fails."""
+        """Import LiteLLM, and start the server. Return when the server is ready. Raise LLMError if the start fails."""
         await asyncio.gather(super().prepare(), self._start_server())
 
     async def _start_server(self) -> None:
@@ -449,6 +443,6 @@ class EmbeddedProvider(BaseProvider):
                 await self._transport.ensure_started()
 
     async def aclose(self) -> None:
-        """Close the connections. Stop the server if no other provider uses it. The next request starts it again."""
+        """Close the connections. Stop the server if no other provider uses it. A later request starts it again."""
         if self._transport:
             await self._transport.aclose()

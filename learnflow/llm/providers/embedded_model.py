@@ -1,4 +1,4 @@
-"""The requirements of an embedded server: a model file, xllamacpp and CPU cores."""
+"""The requirements of the embedded llama.cpp server: a model file, the package xllamacpp, and CPU cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_NAME_CHARS: Final = 60
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use, by its affinity and the quota of its container."""
+    """Return the number of cores that this process may use, by its CPU affinity and the container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota_us, period_us = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split())
@@ -30,11 +30,7 @@ def available_cores() -> int:
 
 
 def find_file(spec: ProviderSpec, model: str) -> Path:
-    """Return the file of a model.
-
-    Args:
-        spec: the spec of the provider, for errors.
-        model: the path of a GGUF, or the name of a model in the store.
+    """Return the GGUF file of ``model``, which is a path or a name in the store (``model_store``).
 
     Raises:
         NotConfigured: the file does not exist.
@@ -61,7 +57,7 @@ def _is_path(model: str) -> bool:
 
 
 def alias_of(model: str) -> str:
-    """Return the name of a model in requests: the name in the store, or the name of the file without its suffix."""
+    """Return the model's name in requests: its name in the store, or the name of its file without the suffix."""
     return printable(Path(model).stem, _MAX_PATH_CHARS) if _is_path(model) else model
 
 

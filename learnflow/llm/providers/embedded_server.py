@@ -1,10 +1,10 @@
 """The program of the child process: serve one GGUF file with llama.cpp's server until the parent process ends.
 
-The parent starts this file by its path. The file imports no other module of the package, because the package may be
-vendored into an application under another name.
+The parent starts this file by its path. The file imports no other module of the package, because an application may
+include the package under another name.
 
-    stdin   one JSON line: model, alias, context (tokens of a slot), slots, threads, key. The server stops when stdin
-            is closed.
+    stdin   one JSON line: model, alias, context (tokens per slot), slots (concurrent requests), threads, key. The
+            server stops when stdin is closed.
     stdout  one JSON line with ``address`` when the server is ready, or with ``error`` if it could not be started.
     stderr  the log of llama.cpp.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 
 def _stop_with_parent() -> None:
-    """End this process when stdin is closed, which happens even if the parent is killed."""
+    """End this process when stdin is closed. The system closes stdin even if the parent is killed."""
     while sys.stdin.buffer.read(4096):
         pass
     os._exit(0)  # at once, even if llama.cpp's threads are busy
@@ -40,9 +40,8 @@ def server_parameters(xllamacpp: Any, config: dict[str, Any]) -> Any:
     parameters.api_keys = [config["key"]]
     parameters.use_jinja = True
     parameters.endpoint_slots = True
-    parameters.fit_params = (
-        False  # a context that does not fit in memory is an error; the default silently serves a smaller one
-    )
+    # A context that does not fit in memory must be an error. By default, llama.cpp silently serves a smaller one.
+    parameters.fit_params = False
     if hasattr(parameters, "ui"):  # not in xllamacpp 2026.5
         parameters.ui = False
     return parameters
@@ -50,14 +49,15 @@ def server_parameters(xllamacpp: Any, config: dict[str, Any]) -> Any:
 
 def main() -> None:
     """Serve, and report the address or the error on stdout."""
-    # A terminal and systemd send signals to all processes. Only the parent handles them, so that it can finish answers.
+    # A terminal and systemd send signals to parent and child. The child ignores them, so that the parent can finish
+    # answers.
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     config = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     report = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # later output of libraries goes to stderr
+    os.dup2(2, 1)  # libraries that print to stdout now print to stderr
     try:
         import xllamacpp  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415
 

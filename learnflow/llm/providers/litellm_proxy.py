@@ -1,6 +1,6 @@
-"""LiteLLM's proxy (1.106.2), recognised by ``/health/readiness``.
+"""LiteLLM's proxy (tested with 1.106.2), recognised by ``/health/readiness``.
 
-It forwards every request, and does not report to which server.
+The proxy forwards every request, and does not report to which server. Therefore all its models count as remote.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""llama.cpp's server (0c1e570), recognised by a header of its responses.
+"""llama.cpp's server (tested with commit 0c1e570), recognised by a header, or by fields of its model list.
 
-``/props`` has the features of the chat template, and the context length of a slot (one of the concurrent requests). A
-server in router mode has several models. There, a request for ``/props?model=`` loads the model, unless it has
+``/props`` has the features of the chat template, and the context length of a slot (one of the concurrent requests).
+
+In router mode, a server has several models. There, ``/props?model=`` loads the model, unless the query also has
 ``autoload=false``.
 """
 
@@ -48,17 +49,17 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
 
 
 def is_llamacpp_page(page: Page) -> bool:
-    """Return whether llama.cpp's server sent a page. llama.cpp also serves pages of other APIs, such as Ollama's."""
+    """Return whether llama.cpp sent a page. It also serves pages of other APIs, such as Ollama's."""
     return page.headers.get("server") == HEADERS["server"]
 
 
 def cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]:
-    """Return the model list of a router with one model that is not loaded.
+    """Return the model list of a server in router mode. Its only model is not loaded.
 
     Args:
         name: the name of the model.
         context: the context length in tokens.
-        loading: whether the model is being loaded.
+        loading: whether the server is loading the model.
     """
     status = {"value": "loading" if loading else "unloaded"}
     return {"data": [{"id": name, "owned_by": _OWNER, "meta": {"n_ctx": context}, "status": status}]}
@@ -81,7 +82,7 @@ def _parse_model(row: Mapping[str, Any]) -> Model:
 
 
 def _find_fault(state: Mapping[str, Any]) -> tuple[State, str] | None:
-    """Return the state and a sentence if a router reports that the model cannot answer; None if it can."""
+    """Return the state and a sentence if the model cannot answer; None if it can. Only router mode reports a state."""
     if state.get("failed"):
         return "down", "the server could not load this model: check its log"
     return ("loading", "the server is loading this model") if state.get("value") == "loading" else None
@@ -93,7 +94,7 @@ def _vision(architecture: Any) -> bool | None:
 
 
 def _build_model_request(model: Model) -> tuple[str, None] | None:
-    """Return the path of the page with the context length; None if the length is known or the model not loaded."""
+    """Return the path of the model's page; None if the context length is known, or the model is not loaded."""
     is_unknown = model.loaded and model.capabilities.get("context_served") is None
     return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if is_unknown else None
 
@@ -133,7 +134,7 @@ SPEC: Final = ProviderSpec(
         compose_service="llamacpp",
         context_option="--ctx-size",
         count_tokens=_count_tokens,
-        load_path="/models/load",  # exists in router mode only; in the other mode, the model is always loaded
+        load_path="/models/load",  # in router mode only; in the other mode, the model is always loaded
         pull_command="llama-server -hf {model}",
         probe=Probe(
             pages=("/v1/models", "/props", "/health"),

@@ -1,4 +1,4 @@
-"""llama-swap (0bdb372), recognised by ``owned_by`` in its model list."""
+"""The proxy llama-swap (tested with commit 0bdb372), recognised by ``owned_by`` in its model list."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def _type(row: Mapping[str, Any]) -> Any:
 def _parse_model(row: Mapping[str, Any], local_names: set[Any]) -> Model:
     meta = object_at(row, "meta", "llamaswap")
     status = text_or_none(object_at(row, "status").get("value"))
-    # A "peer" is another machine. A "selector" is local if all its targets are. The targets of a "profile" are unknown.
+    # A row of type "peer" is a model of another machine. A "selector" is local if all its targets are. The targets of a
+    # "profile" are unknown, so it counts as remote.
     targets = set(text_list(meta.get("targets"))) if _type(row) == "selector" else set()
     selects_local = bool(targets) and targets <= local_names
     context = non_negative_int(row.get("context_length")) or None
@@ -54,7 +55,7 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(default_url="http://localhost:8080/v1", lists_all_models=False, has_aliases=True),
     server=ServerSupport(
-        # Its list marks the models of other machines. With LLM_LOCAL_ONLY a model that is not listed is an error.
+        # The list marks the models of other machines. With LLM_LOCAL_ONLY, a request for an unlisted model is an error.
         forwards_requests=True,
         probe=Probe(pages=(_MODELS,), parse_pages=_parse_pages),
     ),

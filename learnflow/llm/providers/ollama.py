@@ -1,6 +1,4 @@
-"""Ollama (tested with 0.24 and 0.33) and its own API: probe, context length, continuation and stream.
-
-A continuation is a request for the rest of an answer that broke off.
+"""Ollama (tested with 0.24 and 0.33) through its own API, instead of OpenAI's API at ``/v1``.
 
 ``/api/tags`` reports capabilities since 0.30. ``/api/show`` reads the file of a model without loading the model.
 """
@@ -35,8 +33,8 @@ _CLOUD: Final = re.compile(r"[:-]cloud$")
 _DEFAULT_CONTEXT: Final = 4096
 # Ollama ends an answer that repeats one token more than 30 times (llm/server.go, since 0.30 llm/llama_server.go).
 _MAX_EQUAL_TOKENS: Final = 30
-# Options with which Ollama starts the runner (the process) of a model. Another value reloads the model. ``shift`` is
-# one since 0.30. ``num_ctx`` is one, too, but is chosen for each request.
+# Ollama starts the process of a model with these options. A request with another value reloads the model. ``shift`` is
+# such an option since 0.30. ``num_ctx`` is one, too, but is chosen for each request.
 _LAUNCH_OPTIONS: Final = {"shift": False}
 _DEFAULT_TAG: Final = ":latest"
 _THINK_TAG: Final = "<think>"
@@ -56,7 +54,7 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
 
 
 def _parse_listed_model(row: Mapping[str, Any], loaded: Mapping[str, int | None] | None) -> Model:
-    """Return a model of ``/api/tags``. ``loaded`` has the context lengths of the loaded models; None if unknown."""
+    """Return a model listed by ``/api/tags``. ``loaded`` has the context lengths of the loaded models, if known."""
     name, features = str(row["name"]), row.get("capabilities")
     remote = bool(row.get("remote_host") or row.get("remote_model") or _CLOUD.search(name))
     return Model(
@@ -74,7 +72,7 @@ def _parse_listed_model(row: Mapping[str, Any], loaded: Mapping[str, int | None]
 
 
 def _parse_features(features: Any) -> dict[str, Any]:
-    """Return the capabilities according to a model's list of features; empty without a list."""
+    """Return the capabilities for a model's list of features; none if there is no list."""
     if not isinstance(features, list):
         return {}
     return {"vision": "vision" in features, "tools": "tools" in features, "reasoning": "thinking" in features}
@@ -100,11 +98,11 @@ def _add_details(model: Model, page: Mapping[str, Any]) -> Model:
 
 
 def _choose_context_length(needed: int, loaded: int | None, trained: int | None) -> int | None:
-    """Choose ``num_ctx`` for a request of ``needed`` tokens. A value other than the loaded one reloads the model.
+    """Choose ``num_ctx`` (the context length) for a request of ``needed`` tokens; None for the default.
 
-    Return the loaded context length if it is enough. Otherwise return the next power of two, so that a slightly longer
-    prompt does not reload the model again. The result is at most the model's maximum (``trained``), but at least the
-    loaded one.
+    A change of ``num_ctx`` reloads the model. Therefore return the loaded length if it is enough. Otherwise return the
+    next power of two, so that a slightly longer prompt does not reload the model again. The result is at most the
+    model's maximum (``trained``), but at least the loaded length.
     """
     if needed <= (loaded or _DEFAULT_CONTEXT):
         return loaded
@@ -119,11 +117,11 @@ def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> 
 
 
 def _drops_prompts(version: str | None, own_api: bool) -> bool:
-    """Return whether a low number of prompt tokens shows that Ollama dropped the beginning of the prompt.
+    """Return whether a low number of prompt tokens means that Ollama dropped the beginning of the prompt.
 
-    At ``/v1`` every version drops the beginning. At Ollama's own API the number is reliable since 0.4, and nothing is
-    dropped since 0.12.6, which supports ``truncate`` and ``shift`` (commit 6544e1473). A version that cannot be parsed
-    counts as new.
+    At ``/v1``, every version drops the beginning. At Ollama's own API, the number is reliable since 0.4. Nothing is
+    dropped there since 0.12.6, which supports ``truncate`` and ``shift`` (commit 6544e1473). A version that cannot be
+    parsed counts as new.
     """
     if not own_api:
         return True
@@ -135,10 +133,11 @@ def _drops_prompts(version: str | None, own_api: bool) -> bool:
 async def _build_continuation(
     client: Client, model: str, messages: list[dict[str, Any]], body: Mapping[str, Any], attempt: Attempt
 ) -> HttpRequest:
-    """Return the request that continues an answer: the prompt as rendered by the server, followed by the answer so far.
+    """Return the request that continues an interrupted answer.
 
-    The continuation is exact with any template. On Ollama 0.33 and 0.24, 224 of 224 answers that were cut at a chunk
-    boundary and continued were the same as an unbroken stream.
+    Its prompt is the text that the server renders from the messages, followed by the answer so far. The continuation is
+    exact with any chat template. On Ollama 0.33 and 0.24, 224 of 224 answers that were cut at a chunk boundary and
+    continued equalled the unbroken stream.
 
     Raises:
         Unsupported: the messages have images or tool calls, or this version cannot render its template.
@@ -167,7 +166,7 @@ async def _build_continuation(
 
 
 async def _render(client: Client, body: Mapping[str, Any]) -> str:
-    """Return the prompt that the server renders with its template. Raise LLMError if it cannot render one."""
+    """Return the prompt that the server renders with its template. Raise LLMError if the server cannot."""
     request = {**body, "stream": False, "_debug_render_only": True}
     rendered_prompt = None
     with suppress(errors.Misconfigured, errors.ErrorBody):  # the response is not JSON, or an error object
@@ -183,7 +182,7 @@ def _has_more_than_text(message: Mapping[str, Any]) -> bool:
 
 
 class NDJSONParser(StreamParser):
-    """A parser of lines with JSON objects. The last line has ``"done": true``; a buffered response is one line."""
+    """A parser of JSON lines. The last line has ``"done": true``. A response without streaming is a single line."""
 
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
@@ -207,7 +206,7 @@ class NDJSONParser(StreamParser):
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         pieces = [call for call in message.get("tool_calls") or () if call is not None]
         calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call))
-        # Named as in OpenAI's format, which LiteLLM converts to "thinking" in later requests
+        # Use the name in OpenAI's format. LiteLLM converts it to "thinking" in later requests
         collect_extra(self.extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
             self.has_end_mark = True
@@ -246,8 +245,8 @@ SPEC: Final = ProviderSpec(
         format_options=_format_options,
         tool_choices=("auto", "none"),
         reasoning={level: {"think": level} for level in (False, True, "low", "medium", "high", "max")},
-        # By default Ollama silently drops the beginning of a long prompt, and shifts the context while it answers. With
-        # these fields it returns an error (0.33); older versions ignore them.
+        # By default, Ollama silently drops the beginning of a long prompt, and old tokens when the answer fills the
+        # context (``shift``). With these fields it returns an error (0.33); older versions ignore them.
         body_fields={"truncate": False, **_LAUNCH_OPTIONS},
         direct_chat_path="/api/chat",
         supports_stream_usage=False,

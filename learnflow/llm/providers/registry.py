@@ -1,8 +1,10 @@
-"""The specs of providers by name, and ``build``, which creates a provider by its name.
+"""The specs of providers, and ``build``, which creates a provider by its name.
 
-A spec (``ProviderSpec``) describes a vendor or a kind of server: its API, features and defaults.
+A spec (``ProviderSpec``) describes the API, features and defaults of a vendor or a kind of server. A name is one of:
 
-A name belongs to a vendor with a class, to a vendor in LiteLLM's table, or to an endpoint that the operator configured.
+- a vendor with a class in ``providers``,
+- a vendor without a class, from LiteLLM's table (``vendors.json``), or one of two proxies,
+- an endpoint: a server that the operator named and configured with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``.
 """
 
 from __future__ import annotations
@@ -49,11 +51,11 @@ _VENDORS: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anth
 SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _VENDORS})
 CUSTOM: Final = custom.SPEC  # any other server with OpenAI's API
 EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server responds
-# The kinds of server that probes recognise, in the order of the attempts. Proxies are first: they forward the probes of
-# other kinds to the server behind them. llama.cpp is next: it imitates other pages, but its responses have its header.
+# The kinds of server that probes recognise, in the order in which they are tried. Proxies are first: they forward the
+# probes of other kinds to the server behind them. llama.cpp is next: it imitates other pages, but sends its own header.
 KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
-CLASSES: Final[dict[str, type[BaseProvider]]] = {}  # by the name of their spec, filled by ``providers``
+CLASSES: Final[dict[str, type[BaseProvider]]] = {}  # by the name of the spec, filled by ``providers/__init__.py``
 _KIND_NAMES: Final = "ollama, vllm, llamacpp, lmstudio, embedded, custom or any provider's name"
 _PROXY_HINT: Final = (
     "A vendor without OpenAI's API, such as Bedrock, Vertex AI or Cohere, needs a proxy that has it: "
@@ -66,7 +68,7 @@ _TABLE: Final = Path(__file__).with_name("vendors.json")  # written by `make ven
 
 @cache
 def vendor_specs() -> Mapping[str, ProviderSpec]:
-    """Return the specs of the vendors without a class: those of LiteLLM's table (``vendors.json``), and two proxies."""
+    """Return the specs without a class: the vendors of ``vendors.json``, llama-swap and LiteLLM's proxy."""
     vendors = [_spec_of_row(row) for row in json.loads(_TABLE.read_text(encoding="utf-8"))]
     return MappingProxyType({spec.name: spec for spec in (*vendors, llamaswap.SPEC, litellm_proxy.SPEC)})
 
@@ -100,11 +102,10 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
 
 
 def spec_of(name: str, *, has_address: bool = False, default_kind: str | None = None) -> ProviderSpec:
-    """Return the spec of a provider, which is a vendor or an operator's endpoint.
+    """Return the spec of a vendor or an endpoint, by its name in lower or upper case.
 
     Args:
-        name: the provider's name, in lower or upper case.
-        has_address: whether the caller has the address, so that ``<NAME>_BASE_URL`` is not required.
+        has_address: whether the caller has the address. If so, ``<NAME>_BASE_URL`` is not required.
         default_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
 
     Raises:
@@ -116,10 +117,10 @@ def spec_of(name: str, *, has_address: bool = False, default_kind: str | None = 
 
 
 def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) -> ProviderSpec:
-    """Return the spec of an operator's endpoint.
+    """Return the spec of an endpoint.
 
-    The ``provider`` of the error is None if the name is invalid or unknown. It is the name if the kind of the endpoint
-    is missing or unknown.
+    Raises:
+        NotConfigured: the name is invalid or unknown (``error.provider`` is None), or the kind is missing or unknown.
     """
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"
@@ -145,19 +146,19 @@ def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) ->
 
 
 def spec_of_kind(kind: str | None) -> ProviderSpec | None:
-    """Return the spec for a value of ``<NAME>_KIND``; None if the value is unknown or not set."""
+    """Return the spec of a vendor or a kind of server; None if ``kind`` is unknown or None."""
     name = (kind or "").strip().lower()
     return SPECS.get(name) or vendor_specs().get(name)
 
 
 def _is_recorded(name: str) -> bool:
-    """Return whether the replayed cassettes include this provider, which then needs no address."""
+    """Return whether the replayed cassettes (recorded responses) include this provider. It then needs no address."""
     cassettes = active.current(settings.load())
     return bool(cassettes and cassettes.providers and name in cassettes.providers)
 
 
 def check_provider_name(name: str) -> None:
-    """Raise NotConfigured if a name is invalid or unknown. Other faults of the configuration are not checked."""
+    """Raise NotConfigured if a name is invalid or unknown. Ignore other faults of the configuration."""
     try:
         spec_of(name)
     except NotConfigured as error:
@@ -166,7 +167,7 @@ def check_provider_name(name: str) -> None:
 
 
 class VendorProvider(BaseProvider):
-    """Base class of the vendors. Its probes recognise every kind of server."""
+    """Base class of the vendors. Its probes recognise every kind of server in ``KINDS``."""
 
     _server_kinds = KINDS
 
@@ -182,10 +183,10 @@ def build(
     """Create a provider. The defaults of the arguments come from the environment.
 
     Args:
-        name: the name of a vendor, or of an endpoint with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``.
+        name: the name of a vendor, or of an endpoint (a server with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``).
         base_url, model, api_key: see ``BaseProvider``.
         default_kind: the kind of the endpoint if ``<NAME>_KIND`` is not set.
-        others: the other keywords of the provider's class.
+        others: other keywords of the provider's class.
 
     Returns:
         The provider. No request was sent.
@@ -198,7 +199,7 @@ def build(
 
 
 def provider_of(spec: ProviderSpec, *arguments: str | None, **keywords: Any) -> BaseProvider:
-    """Create a provider with this spec. A spec without a class (an endpoint, LiteLLM's table) gets a new class."""
+    """Create a provider with this spec, and its class if it has none (an endpoint, or LiteLLM's table)."""
     kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
     if getattr(kind, "spec", None) is not spec:
         kind = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})

@@ -1,4 +1,7 @@
-"""vLLM (0.32), recognised by ``owned_by`` and ``/version``. ``max_model_len`` is the served context length."""
+"""vLLM (tested with 0.32), recognised by ``owned_by`` and ``/version``.
+
+``max_model_len`` is the served context length.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
         pages["/v1/models"],
     )
     rows, error = model_list.rows("data") or [], model_list.error
-    # If vLLM rejects the key, it sends this error, and its health page is an empty 200.
+    # If vLLM rejects the key, its model list is this error, and its health page is an empty 200.
     rejects_key = isinstance(error, errors.AuthenticationFailed) and error.server_message == "Unauthorized"
     rejects_key = rejects_key and health.error is None and not health.body
     if not version or not (rejects_key or any(row.get("owned_by") == "vllm" for row in rows)):
@@ -30,7 +33,7 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
         for row in rows
         if (name := text_or_none(row.get("id")))
     )
-    # An error with a message is that of vllm-router: it lists its dead servers, while others still respond
+    # A health error with a message is that of vllm-router: it lists the dead servers, while others still respond
     failed = isinstance(health.error, errors.Overloaded | errors.ServerFailed) and not health.error.server_message
     sentence = "the engine is dead according to /health: check the server's log and restart it"
     return Server(version=version, models=models, fault=("down", sentence) if failed else None)

@@ -1,6 +1,6 @@
 """Yandex Cloud's language models, at their OpenAI-compatible address (yandex.cloud/docs, read 2026-11).
 
-A model's name holds the folder: ``gpt://<folder>/yandexgpt/latest``. The key is an API key of a service account.
+A model's name contains the folder: ``gpt://<folder>/yandexgpt/latest``. The key is an API key of a service account.
 """
 
 from __future__ import annotations
