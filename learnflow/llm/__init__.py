@@ -1,7 +1,7 @@
 """One interface to cloud and local language models, which returns complete answers or raises typed errors.
 
-The classes of providers are in ``learnflow.llm.providers``. Each name in ``__all__`` is imported on first use,
-because an import takes up to a second.
+The classes of providers are in ``learnflow.llm.providers``. Each name in ``__all__`` is imported on first use, because
+the imports take up to a second.
 """
 
 from __future__ import annotations

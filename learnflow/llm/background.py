@@ -1,6 +1,6 @@
 """An event loop in a thread, in which ``sync`` and the LangChain model run their blocking calls.
 
-Connections stay open between calls. The thread is a daemon, so that the process can end at any time.
+The loop stays open, so that the next call can reuse connections.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .process import after_fork
 
 _T = TypeVar("_T")
 _END: Final = object()
-_STOP_S: Final = 1.0  # time limit for cancelling the running calls at the end of the process
+_STOP_S: Final = 1.0  # time limit for cancelling the running calls, then for the thread's end
 
 
 class Background:
-    """An event loop in a daemon thread. The first call starts the thread.
+    """An event loop in a daemon thread, so that the process can end at any time. The first call starts the thread.
 
-    The thread stops when the interpreter exits. Later calls, from ``atexit`` handlers or ``__del__``, run their
-    coroutine in the calling thread.
+    The thread stops when the interpreter exits. Later calls (in ``atexit`` handlers or ``__del__``) run in the calling
+    thread.
     """
 
     def __init__(self) -> None:
@@ -50,11 +50,11 @@ class Background:
             future.cancel()  # after Ctrl-C, stop the request. No effect on a finished future
 
     def iterate(self, items: AsyncGenerator[_T, None]) -> BlockingIterator[_T]:
-        """Return an iterator over an asynchronous generator."""
+        """Return a blocking iterator over an asynchronous generator."""
         return BlockingIterator(self, items)
 
     def start(self, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
-        """Start a coroutine in the loop, and return its future. After ``stop``, run it in the calling thread instead.
+        """Start a coroutine in the loop, and return its future. After ``stop``, run it in the calling thread.
 
         Raises:
             InvalidRequest: called in the thread of this loop, or after ``stop`` in the thread of another running loop.
@@ -84,10 +84,10 @@ class Background:
 
 
 class BlockingIterator(Iterator[_T], Generic[_T]):
-    """An iterator over an asynchronous generator, which runs in the loop of a ``Background``.
+    """An iterator over an asynchronous generator that runs in the loop of a ``Background``.
 
-    One thread at a time may read it, and any thread may close it. A forked child process cannot read the iterator of
-    its parent, and ``close`` does nothing there.
+    One thread at a time may read the iterator, and any thread may close it. In a forked child process, a read raises
+    InvalidRequest, and ``close`` does nothing.
     """
 
     def __init__(self, background: Background, items: AsyncGenerator[_T, None]) -> None:
@@ -100,7 +100,7 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
 
     @property
     def is_inherited(self) -> bool:
-        """Return whether the parent process created the iterator. Its event loop does not run in this process."""
+        """Return whether the parent process created the iterator. The loop of the parent does not run here."""
         return self._process != os.getpid()
 
     def __next__(self) -> _T:
@@ -137,7 +137,7 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
         return cast(_T, item)
 
     def close(self) -> None:
-        """End the iteration and close the generator. A thread that reads it gets StopIteration."""
+        """End the iteration and close the generator. A read in another thread raises StopIteration."""
         if self.is_inherited:
             return
         self._closed = True
@@ -175,7 +175,7 @@ async def _cancel_all() -> None:
 
 
 def _run_now(runner: asyncio.Runner, coroutine: Coroutine[Any, Any, _T]) -> Future[_T]:
-    """Run a coroutine in the calling thread. Return its future, which is done."""
+    """Run a coroutine in the calling thread, and return its finished future."""
     future: Future[_T] = Future()
     try:
         future.set_result(runner.run(coroutine))

@@ -43,14 +43,11 @@ Method: TypeAlias = Literal["generate", "stream", "complete"]
 
 
 class DefaultFloat(float):
-    """A default of this package or of an application's configuration.
-
-    Unlike a caller's value, it may be removed from a request.
-    """
+    """A default of this package or of an application. Unlike a caller's value, it may be removed from a request."""
 
 
 class _DefaultInt(int):
-    """A default value of this package. The class distinguishes it from an equal value of the caller."""
+    """A default of this package, like ``DefaultFloat``."""
 
 
 DEFAULT_TEMPERATURE: Final[float] = DefaultFloat(0.7)
@@ -60,26 +57,23 @@ DEFAULT_MAX_TOKENS: Final[int] = _DefaultInt(1000)
 class AtMost(int):
     """A value for ``max_tokens`` that may be lowered.
 
-    It is lowered if the prompt and the answer would exceed the served context length, and removed if the model rejects
-    it. Each change emits an event.
+    It is lowered if the prompt and the answer would exceed the served context length. It is removed if the model
+    rejects it. Each change emits an event.
     """
 
 
 def may_be_left_out(value: object) -> bool:
-    """Return whether a value may be removed from the request if the model does not support it.
-
-    This is true for a default and for ``AtMost``. Any other value of the caller is never removed.
-    """
+    """Return whether a value is a default or an ``AtMost``. Only these are removed if a model does not support them."""
     return isinstance(value, (DefaultFloat, _DefaultInt, AtMost))
 
 
 def describe_limit(max_tokens: int | None, usage: Usage, context_setting: str) -> tuple[str, str]:
-    """Return the token limit at which an answer ended, and how to avoid it, for a message.
+    """Return the token limit at which an answer ended, and the action that avoids it, as texts for an error.
 
     Args:
-        max_tokens: the limit of the request; None if it has none.
+        max_tokens: the limit of the request, in tokens.
         usage: the numbers of tokens that the server reported.
-        context_setting: the setting for a larger context length; "" if it is unknown.
+        context_setting: the setting for a larger context length; "" if unknown.
     """
     tokens = usage.completion_tokens
     if max_tokens is None or (tokens or max_tokens) < max_tokens:
@@ -99,17 +93,17 @@ class Options(TypedDict, Generic[Parsed], total=False):
         tools, tool_choice, stop, seed, top_p, top_k, min_p, frequency_penalty, presence_penalty: see OpenAI's API.
             ``top_k`` and ``min_p`` are extensions of some servers.
         n: the number of answers. Only 1 is supported.
-        reasoning: True and False turn thinking on and off. A string is a level. The valid levels depend on the vendor.
+        reasoning: True or False turns thinking on or off. A string is a level. The valid levels depend on the vendor.
         timeout: the time limit of the call in seconds.
-        session: the name of a group of requests with the same beginning of the prompt. It is sent to clouds that route
-            the requests of a group to one prompt cache.
+        session: a name for a group of requests with the same beginning of the prompt. It is sent to clouds
+            that route such a group to one prompt cache.
         headers: additional headers of the request, for a single provider. A router refuses them. In a value,
             ``{session}`` is replaced by ``session``. Without ``session``, a header with ``{session}`` is not sent.
         extra_body: fields that are added to the body of the request unchanged.
         after: the text of an answer that was interrupted, for example ``LLMError.partial``. The answer continues it,
             and ``max_tokens`` limits both together. "" begins a new answer. ``after`` cannot be combined with schemas
             and tools.
-        include_prior: a stream also yields the text of ``after``. By default, it yields only the new text.
+        include_prior: whether a stream also yields the text of ``after``, before the new text.
         resume: the action of a router if a stream breaks after text was emitted, see ``RouterProvider``.
         metadata: labels of the request, for example ``node`` or ``user``. Events, log lines and spans contain them;
             metrics contain only ``node``. They are not sent to a provider.
@@ -141,7 +135,7 @@ class Options(TypedDict, Generic[Parsed], total=False):
 class TimeOptions(TypedDict, total=False):
     """The timeouts of a provider in seconds, and its limits; see ``timeouts.Timeouts``.
 
-    A missing keyword is read from the environment (``LLM_CONNECT_TIMEOUT``, ``<NAME>_MAX_CONCURRENCY`` and so on).
+    The defaults are variables of the environment (``LLM_CONNECT_TIMEOUT``, ``<NAME>_MAX_CONCURRENCY`` and so on).
     """
 
     connect_timeout: parameters.Seconds
@@ -175,13 +169,11 @@ class Call:
 
     Attributes:
         prompt, model, temperature, max_tokens: see ``LLMProvider.generate``.
-        options: the optional keywords except ``metadata``, ``after`` and ``include_prior``, see ``Options``.
-        method: the name of the called method.
-        metadata: the labels of the request.
-        after: the text that the answer continues, see ``Options``.
-        include_prior: whether a stream also yields the text of ``after``.
-        recorded: the pieces of text that a previous equal call recorded in the journal (files with the text of
-            unfinished answers, see ``LLM_JOURNAL``). They follow ``after``. None if the answer is not recorded.
+        options: the other keywords of ``Options``.
+        method: the method that was called.
+        metadata, after, include_prior: see ``Options``.
+        recorded: the pieces of an unfinished answer to an equal call, from the folder ``LLM_JOURNAL``. They follow
+            ``after``. None if answers are not recorded.
     """
 
     prompt: Prompt = field(repr=False)
@@ -196,7 +188,11 @@ class Call:
     recorded: Sequence[str] | None = field(default=None, repr=False)
 
     def checked(self) -> Call:
-        """Return the call without keywords that are None. Raise InvalidRequest if a value is invalid."""
+        """Return the call without keywords that are None, and with ``metadata`` and ``after`` in their own fields.
+
+        Raises:
+            InvalidRequest: a value is invalid, or keywords cannot be combined.
+        """
         from .parameters import check_keywords  # noqa: PLC0415  # it imports pydantic
 
         arguments = {name: getattr(self, name) for name in ("prompt", "model", "temperature", "max_tokens")}
@@ -212,12 +208,12 @@ class Call:
 
     @property
     def prior_text(self) -> str:
-        """Return the text that the answer continues; "" to begin one."""
+        """Return the text that the answer continues; "" if a new answer begins."""
         return self.after + "".join(self.recorded or ())
 
     @property
     def prior_source(self) -> Source:
-        """Return the source of ``prior_text``, see ``Resumed``."""
+        """Return the source of ``prior_text`` for the event ``Resumed``. "call" is the keyword ``after=``."""
         return "journal" if self.recorded else "call"
 
     @property
@@ -227,7 +223,7 @@ class Call:
 
     @property
     def is_continuable(self) -> bool:
-        """Return whether an interrupted answer can be continued. JSON and buffered tool calls cannot."""
+        """Return whether an interrupted answer can be continued. JSON cannot. With tools, only a stream can."""
         return self.format_keyword is None or (self.format_keyword != "response_format" and not self.buffered)
 
     @property
@@ -240,11 +236,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place within the concurrency limit of a server address. A request occupies it until it ends.
+    """A permit for one request to a server address, within the concurrency limit. The request holds it until the end.
 
     Attributes:
         address: the address of the server.
-        loop: the event loop of the request that has the slot.
+        loop: the event loop of the request.
         waited_s: the seconds that the request waited for the slot.
     """
 
@@ -260,14 +256,14 @@ class Attempt:
     Attributes:
         number: the number of the attempt in the request, from 1.
         request: the number of the request in this process.
-        max_first_token_s: an upper limit for the provider's timeout to the first token, in seconds; None if only that
-            timeout applies.
-        prefix: the interrupted text, which is sent as a prefill (a last message of the assistant, which the server
-            continues); None without a prefill.
+        max_first_token_s: an upper limit for the provider's first-token timeout, in seconds. With this limit, a router
+            leaves time for other providers.
+        prefix: the text of an interrupted answer. It is sent as a prefill, a last message of the assistant that the
+            server continues. None for a new answer, or if the prompt has the text.
         thinking: the thinking before ``prefix``.
         slot: the slot that the router has acquired; None if the attempt must acquire one.
-        metadata: the labels of the request.
-        failed_attempts: the failed attempts of the request.
+        metadata: see ``Options``.
+        failed_attempts: the list to which the router or the provider adds failed attempts.
     """
 
     number: int = 1
@@ -314,8 +310,8 @@ class LLMProvider(Protocol):
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
             model: the name of the model at the provider. None means the configured model, for images ``vision_model``.
-                If no model is configured, the loaded one is used, else the only one. A router sends the name to the
-                providers that have the model. Other providers use their default model.
+                If no model is configured, the loaded one is used, else the server's only one. A router sends the name
+                to the providers that have the model. Other providers use their default model.
             temperature: the sampling temperature. The default is removed if the model rejects it.
             max_tokens: the longest answer, in tokens. A text that ends there is returned, with a warning event. A tool
                 call or incomplete JSON raises AnswerTruncated. The default is removed if the model rejects it.
@@ -342,9 +338,9 @@ class LLMProvider(Protocol):
 
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
-            model: the model's name at the provider; None for the configured one, see ``generate``.
-            temperature: the sampling temperature. The default is removed if the model rejects it.
-            max_tokens: the longest answer, in tokens. The default is removed if the model rejects it.
+            model: the name of the model at the provider, see ``generate``.
+            temperature: the sampling temperature, see ``generate``.
+            max_tokens: the longest answer, in tokens, see ``generate``.
             more: the keywords of ``Options``, for example ``tools`` or ``timeout`` (seconds).
 
         Returns:
@@ -369,9 +365,9 @@ class LLMProvider(Protocol):
 
         Args:
             prompt: a text, or OpenAI-style messages with text and image parts.
-            model: the model's name at the provider; None for the configured one, see ``generate``.
-            temperature: the sampling temperature. The default is removed if the model rejects it.
-            max_tokens: the longest answer, in tokens. The default is removed if the model rejects it.
+            model: the name of the model at the provider, see ``generate``.
+            temperature: the sampling temperature, see ``generate``.
+            max_tokens: the longest answer, in tokens, see ``generate``.
             more: the keywords of ``Options``, for example ``tools``, ``response_format`` or ``timeout`` (seconds).
 
         Returns:

@@ -1,6 +1,6 @@
-"""The response of a provider as values: the completion, and the events of a stream.
+"""The values that a provider returns: ``Completion``, and the events of a stream.
 
-Sends no request. Every module may import it.
+No repr shows text of an answer, because a repr may be logged.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ Parsed = TypeVar("Parsed", default=Any)
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
 Source: TypeAlias = Literal["stream", "call", "journal"]
 
-# The fields of a message and of a tool call in OpenAI's API. All others are "extra" fields, which are sent back only to
-# the server that sent them.
+# The fields of a message and of a tool call in OpenAI's API. A server may add others, such as a signature of the
+# thinking. These "extra" fields are sent back only to the server that sent them.
 MESSAGE_FIELDS: Final = frozenset({"role", "content", "name", "tool_calls", "function_call", "refusal", "audio"})
 CALL_FIELDS: Final = frozenset({"index", "id", "type", "function"})
-ORIGIN_FIELD: Final = "learnflow_origin"  # in a message: the ``Completion.origin`` of the extra fields; never sent
+ORIGIN_FIELD: Final = "learnflow_origin"  # a field for ``Completion.origin``, which is not sent
 
 
 class ServedModel(str):  # noqa: SLOT000  # a str cannot have slots
     """The name of the model that answered: the name in the response, else the requested one.
 
     Attributes:
-        requested: the requested name.
-        served: the name in the response; None if it has none.
+        served: the name in the response; None if the response has none.
     """
 
     requested: str
     served: str | None
 
     def __new__(cls, requested: str, served: str | None = None) -> Self:
-        """Create the string from ``served``, or from ``requested`` if the response has no name."""
+        """Create the string from ``served``, else from ``requested``."""
         self = super().__new__(cls, served or requested)
         self.requested, self.served = requested, served
         return self
@@ -50,7 +49,7 @@ class ServedModel(str):  # noqa: SLOT000  # a str cannot have slots
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The numbers of tokens that the server reported; None for a number that it did not report."""
+    """The token counts that the server reported. A count is None if it was not reported."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -59,20 +58,18 @@ class Usage:
     cached_tokens: int | None = None
 
     def __add__(self, other: Usage) -> Usage:
-        """Add each number; None if either operand lacks it."""
+        """Add each count. The sum is None if either operand is."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Usage(*(None if None in pair else sum(pair) for pair in pairs))
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call of the model. The repr shows neither arguments nor extra fields.
+    """A tool call of the model.
 
     Attributes:
-        id, name: the id of the tool call and the name of the tool.
-        arguments: the parsed JSON.
-        extra: the fields of the call that OpenAI's API does not define, such as a signature. Some servers require them
-            in the next turn; see ``Completion.message``.
+        extra: the fields that OpenAI's API does not define, such as a signature. Some servers require them in the next
+            turn; see ``Completion.message``.
     """
 
     id: str
@@ -82,13 +79,10 @@ class ToolCall:
 
 
 class CallId(str):  # noqa: SLOT000  # a str cannot have slots
-    """The id of a tool call, with the message that contained the call.
+    """The id of a tool call. ``answer`` is the ``Completion.message`` that contained the call.
 
-    A caller may build the next prompt by hand. If it uses this object as the id, the extra fields of the message are
-    sent as with ``Completion.message``.
-
-    Attributes:
-        answer: the message, see ``Completion.message``.
+    A caller may build the next prompt without ``Completion.message``. If the prompt contains this object as the id,
+    ``restore_extra`` still finds the extra fields.
     """
 
     answer: Mapping[str, Any] = MappingProxyType({})
@@ -99,19 +93,16 @@ class Completion(Generic[Parsed]):
     """A complete answer and its metadata; ``Completion[Quiz]`` if the call had ``response_format=Quiz``.
 
     Attributes:
-        text: the text of the answer, without thinking.
-        reasoning: the model's thinking; None if the response has none.
+        reasoning: the model's thinking, which ``text`` does not contain; None if the response has none.
         parsed: the instance if ``response_format`` was a pydantic class, the parsed JSON if it was a dict. None without
             ``response_format``, or if the model called tools instead.
-        finish: "stop", "length" (the caller's ``max_tokens`` was reached) or "tool_calls".
-        model: the name of the model, see ``ServedModel``.
+        finish: "stop", "length" (a token limit was reached) or "tool_calls".
         cost: the cost in US dollars, 0.0 for a local server; None if unknown.
         first_token_s, total_s: seconds from the request to the first token and to the end.
         attempts: the number of attempts, including failed ones.
-        resumed: the number of continuations: of a broken stream, of ``after=``, or of a text in ``LLM_JOURNAL``.
-        extra: the fields of the message that OpenAI's API does not define, for example ``reasoning_content`` or
-            ``reasoning_details``.
-        origin: identifies the provider and the address that sent ``extra``; None if unknown.
+        resumed: how often a provider continued an earlier text; see ``Resumed``.
+        extra: the fields of the message that OpenAI's API does not define, for example ``reasoning_content``.
+        origin: an identifier of the provider and address that sent ``extra``; None if unknown.
     """
 
     text: str
@@ -131,13 +122,13 @@ class Completion(Generic[Parsed]):
     origin: str | None = None
 
     def without_text(self) -> Completion:
-        """Return a copy without text of the answer, for log events."""
+        """Return a copy without the answer, for log events."""
         return replace(cast(Completion, self), text="", reasoning=None, parsed=None, tool_calls=(), extra={})
 
     def message(self) -> dict[str, Any]:
-        """Return the answer as a message, for the prompt of the next turn. It may be stored as JSON.
+        """Return the answer as a message for the next prompt. The message may be stored as JSON.
 
-        The message has the fields of ``extra``. They are sent only to the provider and the address that sent them.
+        The extra fields in the message are sent back only to the provider and address that sent them.
         """
         calls = []
         for call in self.tool_calls:
@@ -147,14 +138,14 @@ class Completion(Generic[Parsed]):
         has_extra = self.extra or any(call.extra for call in self.tool_calls)
         return message | ({ORIGIN_FIELD: self.origin} if self.origin and has_extra else {})
 
-    def __repr__(self) -> str:  # without the answer, which must not get into a log
+    def __repr__(self) -> str:
         length = f"{len(self.text)} characters in {self.total_s:.2f} s"
         return f"<Completion {self.provider} {str(self.model)!r} finish={self.finish} {length}>"
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """A piece of the answer's text. The repr shows only its length."""
+    """A piece of the answer's text."""
 
     text: str
 
@@ -164,7 +155,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """A piece of the model's thinking. The repr shows only its length."""
+    """A piece of the model's thinking."""
 
     text: str
 
@@ -174,11 +165,11 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A piece of a tool call. The repr does not show the arguments.
+    """A piece of a tool call.
 
     Attributes:
         index: the position of the tool call in the answer, from 0.
-        id, name: the id of the tool call and the name of the tool. All pieces of a tool call have both.
+        id, name: the same in every piece of the tool call.
         arguments: the next piece of the JSON text. Join all pieces before you parse it.
     """
 
@@ -193,9 +184,9 @@ class Waiting:
     """The request is waiting. The event is emitted once a second during the wait.
 
     Attributes:
-        reason: "queue" (until the concurrency limit permits the request), "load" (until a model is loaded), or "retry"
-            (until the next attempt).
-        provider: the name of the provider that the request waits for, or several names ("gpu1+gpu2").
+        reason: "queue" for a place within the concurrency limit, "load" for the load of a model, or "retry" for the
+            next attempt.
+        provider: the provider, or several ("gpu1+gpu2").
         model: the requested model; None if it is not chosen yet.
     """
 
@@ -206,12 +197,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Failover:
-    """A provider failed, and the router sends the request to the next one.
-
-    Attributes:
-        provider, to: the names of the failed provider and of the next one.
-        error: the failure.
-    """
+    """A provider failed, and the router sends the request to the next one."""
 
     provider: str
     to: str
@@ -226,12 +212,11 @@ class Resumed:
     """A provider continues an interrupted text.
 
     Attributes:
-        provider: the name of the provider that continues it.
         characters: the length of the text before the continuation.
-        in_words: whether a prompt requested the continuation in words. This is the case if the provider does not
-            support prefill (the beginning of the answer in the request, which the server continues).
-        source: the source of the text: "stream" (the stream broke), "call" (``after=``), or "journal"
-            (``LLM_JOURNAL``).
+        in_words: whether an instruction in the prompt requested the continuation. Otherwise the request ended with the
+            interrupted text, as the beginning of the answer (a prefill).
+        source: the origin of the text: "stream" (a stream that broke), "call" (the caller's ``after=``), or "journal"
+            (a file in ``LLM_JOURNAL``).
     """
 
     provider: str
@@ -251,11 +236,9 @@ Event: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | Waiting | Failov
 
 
 def add_extra(message: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of an assistant's message with the extra fields of the answer and of its tool calls.
+    """Return a copy of an assistant's message with the extra fields of ``answer`` and of its tool calls.
 
-    Args:
-        message: the message, which may lack the extra fields.
-        answer: the answer as a message, see ``Completion.message``. Its tool calls are matched by their ids.
+    ``answer`` is the same message, from ``Completion.message``. Tool calls are matched by id.
     """
     extra = {name: value for name, value in answer.items() if name not in MESSAGE_FIELDS}
     answer_calls = {call["id"]: call for call in answer.get("tool_calls", ())}
@@ -264,11 +247,9 @@ def add_extra(message: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str
 
 
 def restore_extra(message: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Return a copy of a message with the extra fields that this provider sent, and without those of other providers.
+    """Return a copy of a message, for a request to the provider with this ``Completion.origin``.
 
-    Args:
-        message: a message of the caller's prompt, perhaps from ``Completion.message``.
-        origin: identifies the provider and its address, see ``Completion.origin``.
+    The copy has the extra fields that this provider sent, and none from another provider.
     """
     calls: list[Mapping[str, Any]] = list(message.get("tool_calls") or ())
     answer: Mapping[str, Any] = next((call["id"].answer for call in calls if isinstance(call.get("id"), CallId)), {})

@@ -1,6 +1,6 @@
 """Find model servers: probe the configured addresses and the default ports concurrently.
 
-The kind of a server is determined by its responses, not by its port. A cloud is probed only if it is named, or if its
+Responses, not ports, determine the kind of a server (Ollama, vLLM …). A cloud is probed only if it is named, or if its
 key is set.
 """
 
@@ -31,7 +31,7 @@ NO_SERVER: Final = "no provider is named, and no model server is ready on this m
 _EMBEDDED_HINT: Final = (
     "The embedded model is small. Set LLM_PROVIDER to a server or a cloud, or EMBEDDED_MODEL to a larger GGUF"
 )
-_LOOPBACK: Final = "127.0.0.1"  # not "localhost", which would wait for a lookup if the name servers are down
+_LOOPBACK: Final = "127.0.0.1"  # "localhost" would wait for a DNS lookup if the name servers are down
 _DOCKER_HOST: Final = "host.docker.internal"
 _announced_models: Final = register("embedded models announced", set[str | None](), learned=True)
 
@@ -41,9 +41,8 @@ class Candidate:
     """A provider that could be used, with the result of its probe.
 
     Attributes:
-        health: the result of the probe.
-        provider: the provider; None if it cannot be created.
-        configured: whether its address or its name is configured.
+        provider: the provider; None if its settings are invalid or incomplete.
+        configured: whether settings name the provider, its address or its key. False for a default address.
         kind: the detected kind of server, if ``<NAME>_KIND`` is missing or invalid; else None.
     """
 
@@ -54,7 +53,7 @@ class Candidate:
 
     @property
     def responded(self) -> bool:
-        """Return whether a model server responded."""
+        """Return whether a model server responded, and has valid settings."""
         health = self.health
         known = health.server is not None or health.state in ("ready", "loading", "model_missing")
         return self.provider is not None and known and health.state != "misconfigured"
@@ -68,17 +67,14 @@ class Candidate:
 async def scan(
     timeout_s: float = 1.0, named: Iterable[str] = (), *, clouds: bool = True, embedded: bool = False
 ) -> list[Candidate]:
-    """Probe all addresses concurrently.
+    """Probe all addresses concurrently, and return the candidates in the order of ``providers.registry``.
 
     Args:
-        timeout_s: the timeout of the scan in seconds.
+        timeout_s: the timeout of each probe in seconds.
         named: the names of providers to probe even if they are not configured.
         clouds: whether to probe configured clouds.
-        embedded: whether to add the embedded model (a small model that this package runs itself) if no provider is
-            named, no local server is configured and none responds.
-
-    Returns:
-        The candidates, in the order of the registry (the known vendors and kinds of servers).
+        embedded: whether to add the embedded model, which this package runs itself. It is added only if ``named`` is
+            empty, and no local server is configured or responds.
     """
     named = set(named)
     cassettes = active.current(settings.load())
@@ -98,7 +94,7 @@ async def scan(
         configured = bool(base_url or (provider_settings.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
             probes.append(_probe_configured(name, timeout_s))
-        # Skip loopback for a named provider without an address: ``_probe_configured`` probes it already
+        # Skip loopback for a named provider without an address, because ``_probe_configured`` probes it
         default_hosts = hosts if base_url or name not in named else hosts - {_LOOPBACK}
         urls = [url for url in _default_addresses(spec, default_hosts) if url not in probed]
         probed.update(urls)  # several kinds have the same default port
@@ -115,7 +111,10 @@ async def scan(
 
 
 async def _probe_embedded(candidates: Iterable[Candidate], timeout_s: float) -> list[Candidate]:
-    """Return the embedded model, unless a local server is configured or responds, or the model is not installed."""
+    """Return the embedded model, unless a local server is configured or responds.
+
+    If the model cannot be used, its error is returned only if one of its settings is set.
+    """
     if any(item.responded or (item.configured and _is_local(item.health.provider)) for item in candidates):
         return []
     try:
@@ -127,14 +126,14 @@ async def _probe_embedded(candidates: Iterable[Candidate], timeout_s: float) -> 
 
 
 async def _resolvable_hosts(timeout_s: float) -> set[str]:
-    """Return the names of compose services, and of the Docker host, that resolve in this container."""
+    """Return the names of the Docker host and of compose services that resolve in this container."""
     names = [_DOCKER_HOST, *(spec.server.compose_service for spec in SPECS.values() if spec.server.compose_service)]
     lookups = await asyncio.gather(*(network.resolve(name, timeout_s / 2) for name in names), return_exceptions=True)
     return {name for name, addresses in zip(names, lookups, strict=True) if isinstance(addresses, list)}
 
 
 def _default_addresses(spec: ProviderSpec, hosts: set[str]) -> list[str]:
-    """Return the addresses with the default port of a local server on these hosts."""
+    """Return the default addresses of a local server on ``hosts``; [] if it has none."""
     if not spec.local or not spec.api.default_url:
         return []
     port = urlsplit(spec.api.default_url).port
@@ -150,7 +149,6 @@ async def _probe_configured(name: str, timeout_s: float) -> Candidate:
 
 
 def _invalid_candidate(name: str, error: LLMError) -> Candidate:
-    """Return the candidate for a provider with invalid or incomplete settings."""
     spec = _spec_or_none(name)
     known = spec.capabilities if spec else default_capabilities()
     health = Health(
@@ -160,7 +158,7 @@ def _invalid_candidate(name: str, error: LLMError) -> Candidate:
 
 
 async def _probe_without_kind(name: str, timeout_s: float) -> Candidate | None:
-    """Probe an endpoint without ``<NAME>_KIND``, to suggest the kind. Return None if it has another fault."""
+    """Probe an endpoint with a missing or invalid ``<NAME>_KIND``, to suggest one. None if it has another fault."""
     spec = endpoint_spec(CUSTOM, name)
     try:
         provider_settings = settings.load_provider(spec)
@@ -187,9 +185,8 @@ async def _probe_default(spec: ProviderSpec, url: str, timeout_s: float) -> Cand
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     provider = _create_unconfigured(spec, url)
-    health = await provider.catalog.health(
-        timeout_s
-    )  # not refresh(), which would emit an event for a provider that the application does not use
+    # Not refresh(), which would emit an event for a provider that the application does not use
+    health = await provider.catalog.health(timeout_s)
     kind = _detected_kind(provider)
     if kind and kind is not spec:
         provider = _create_unconfigured(kind, url)
@@ -198,7 +195,7 @@ async def _probe_default(spec: ProviderSpec, url: str, timeout_s: float) -> Cand
 
 
 def _detected_kind(provider: BaseProvider) -> ProviderSpec | None:
-    """Return the kind of server that the last probe found; None if it found no server."""
+    """Return the kind of server that the last probe found; None without a server."""
     server = provider.catalog.server
     return (server.kind or CUSTOM) if server else None
 
@@ -213,12 +210,12 @@ def _create_unconfigured(spec: ProviderSpec, url: str) -> BaseProvider:
 
 
 def _normalize(url: str) -> str:
-    """Normalize a URL, so that two URLs of one server are equal."""
+    """Normalize a URL, so that the URLs of one server are equal."""
     return url.replace("//localhost:", "//127.0.0.1:").removesuffix("/v1")
 
 
 def _without_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return one candidate for each provider and address, in the order of the registry. A configured one wins."""
+    """Return one candidate for each provider and address, in the order of the registry. Prefer a configured one."""
     unique: dict[tuple[str, str], Candidate] = {}
     for candidate in sorted(candidates, key=lambda item: not item.configured):
         health = candidate.health
@@ -228,7 +225,6 @@ def _without_duplicates(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def _spec_or_none(name: str) -> ProviderSpec | None:
-    """Return the spec of a name; None if it is unknown, or a setting is missing or invalid."""
     with suppress(LLMError):
         return spec_of(name)
     return None
@@ -236,13 +232,13 @@ def _spec_or_none(name: str) -> ProviderSpec | None:
 
 def _is_local(name: str) -> bool:
     spec = _spec_or_none(name)
-    return spec is None or spec.local  # a provider without a spec counts as local, so that the scan lists its error
+    return spec is None or spec.local  # without a spec, it counts as local, so that the scan lists its error
 
 
 def select_usable(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return the local servers that are ready, those with a loaded model first.
 
-    Servers for which a request needs ``model=`` are returned only if there is no other.
+    Omit the servers that require ``model=`` in a request, unless there is no other.
     """
     ready = [item for item in candidates if item.provider and item.provider.spec.local and item.health.ready]
     unambiguous = [item for item in ready if item.health.model] or ready
@@ -250,13 +246,7 @@ def select_usable(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 async def find_providers(*, embedded: bool = True) -> list[BaseProvider]:
-    """Find the providers to use if no provider is named.
-
-    Args:
-        embedded: whether to use the embedded model if no server responds.
-
-    Returns:
-        One or more providers.
+    """Find the local servers to use if no provider is named. ``embedded`` permits the embedded model.
 
     Raises:
         NotConfigured: no server is ready. The error lists the probed addresses.
@@ -271,16 +261,16 @@ async def find_providers(*, embedded: bool = True) -> list[BaseProvider]:
             _announced_models.add(provider.model)
             hint = f"{_EMBEDDED_HINT}. {_keys_hint()}".strip().removesuffix(".")
             events.emit(events.NothingConfigured(provider=provider.name, model=provider.model, hint=hint))
-    # The scan recorded no probe, but cassettes need one.
+    # Cassettes need a probe, but the scan recorded none
     if any(provider.runner.client.transport for provider in providers):
         await asyncio.gather(*(provider.refresh() for provider in providers))
     return providers
 
 
 def make_finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
-    """Return a function that finds the providers of a router. The router calls it again if none of them is available.
+    """Return a function that finds the providers of a router. The router calls it again if all become unavailable.
 
-    After it has found a server, it does not return the embedded model, which would silently replace that server.
+    Once a server was found, the embedded model does not silently replace it.
     """
     found_server = False
 
@@ -294,13 +284,12 @@ def make_finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
 
 
 def _keys_hint() -> str:
-    """Return a hint with the clouds for which a key is set; "" if there are none."""
+    """Return a hint with the clouds that have a key; "" if there are none."""
     keys = [spec.name for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key]
     return f"A key is set for {', '.join(keys)}: LLM_PROVIDER={keys[0]} would use it. " if keys else ""
 
 
 def _no_server_error(candidates: Iterable[Candidate]) -> NotConfigured:
-    """Return the error if no provider is named and no server is ready."""
     healths = [candidate.health for candidate in candidates]
     tried = "; ".join(
         f"{item.provider} at {item.base_url}: {item.state}" if item.base_url else f"{item.provider}: {item.detail}"

@@ -80,7 +80,7 @@ class FailedAttempt:
 
 
 def _describe_attempts(attempts: Iterable[FailedAttempt]) -> Iterator[str]:
-    """Yield the failed attempts for a message. Successive attempts with the same error are one."""
+    """Yield a text for each failed attempt. Successive attempts with the same error have one text."""
     for _, group in groupby(attempts, lambda attempt: replace(attempt, seconds=0.0)):
         first, *others = group
         seconds = sum(attempt.seconds for attempt in (first, *others))
@@ -90,8 +90,8 @@ def _describe_attempts(attempts: Iterable[FailedAttempt]) -> Iterator[str]:
 class LLMError(Exception):
     """Base class of all errors of this package.
 
-    ``str()`` states the provider, the model, the fault, the HTTP status and the action. It contains no key, prompt or
-    answer. The text that arrived is in ``partial``, ``thinking`` and ``partial_calls``. No message or repr shows it.
+    ``str()`` and ``repr()`` state the provider, the model, the fault, the HTTP status and the action. They contain no
+    key, prompt or answer. The answer so far is in ``partial``, ``thinking`` and ``partial_calls``.
 
     Attributes:
         what: the fault, without the provider and the model, which ``str()`` adds.
@@ -101,18 +101,17 @@ class LLMError(Exception):
         retryable: whether the same request to the same provider may succeed later.
         failover: whether another provider may be able to serve the request.
         retry_after: the delay that the server requested, in seconds; None if it sent none.
-        server_message: the server's message, in one line of at most 300 characters, with keys removed. It may repeat
+        server_message: the server's message, in one line of at most 300 characters, with keys removed. It may quote
             the prompt.
-        quotable: whether ``server_message`` is known to contain nothing of the request. Only then ``str()`` shows it.
+        quotable: whether ``server_message`` certainly quotes nothing of the request. ``str()`` shows it only then.
         code: the server's error code ("context_length_exceeded"); None if it sent none.
         params: the parameters that the server or LiteLLM named as the cause.
-        partial: the text that arrived.
-        thinking: the thinking that arrived.
+        partial, thinking: the text and the thinking that arrived.
         partial_calls: the tool calls that arrived, with "id", "name" and "arguments" (JSON text). The last one may be
             incomplete.
         tokens: the approximate number of tokens that arrived.
-        discards_text: whether the text that arrived must be discarded: no continuation makes it a valid answer.
-        finished: whether the server marked the answer as complete. The fault is then in its content.
+        discards_text: whether ``partial`` must be discarded, because no continuation makes it a valid answer.
+        finished: whether the server marked the answer as complete. The content of the answer is then faulty.
         attempts: the failed attempts of the request.
     """
 
@@ -173,7 +172,7 @@ class LLMError(Exception):
 
 
 def clear_cause(error: LLMError) -> LLMError:
-    """Remove the cause and the context of an error, and return it. Errors of other libraries quote prompts and keys."""
+    """Remove the cause and the context of an error, which may quote prompts and keys. Return the error."""
     error.__cause__ = error.__context__ = None
     return error
 
@@ -250,7 +249,7 @@ class ContextOverflow(CapabilityError):
 
     @property
     def prompt_fits(self) -> bool:
-        """Return whether the prompt alone may fit. If so, the prompt with ``max_tokens`` is too long."""
+        """Return whether the prompt may fit with a smaller ``max_tokens``."""
         return self.context_length is None or (self.prompt_tokens or 0) < self.context_length
 
 
@@ -315,7 +314,7 @@ class QuotaExceeded(Unavailable):
 
 
 class ServerFailed(Unavailable):
-    """The server failed (any other 5xx)."""
+    """The server failed (408, or a 5xx without a more specific class)."""
 
     fault = "the server failed"
     advice = "Check the server's log"
@@ -352,11 +351,11 @@ class DeadlineExceeded(TimedOut):
 class NotRecorded(LLMError):
     """The cassettes of ``LLM_REPLAY`` lack the request, or a test forbids real requests.
 
-    Cassettes are files of recorded responses. The router tries another provider only if that provider may have been
-    used when the cassettes were recorded.
+    Cassettes are files of recorded responses. If a router may have used another provider when they were recorded,
+    the router tries that provider.
 
     Attributes:
-        was_skipped: whether the router then tried another provider. If so, the error does not fail a test.
+        was_skipped: whether the router tried another provider after this error. The error then fails no test.
     """
 
     failover = False
@@ -375,7 +374,10 @@ class AnswerCut(BrokenAnswer):
 
 
 class NotContinued(AnswerCut):
-    """The continuation does not begin with the end of the delivered text."""
+    """The continuation does not repeat the end of the delivered text.
+
+    Without this repetition, the two texts cannot be joined.
+    """
 
     retryable = False
     advice = "The delivered text is in .partial; send the request again for a complete answer"
@@ -390,7 +392,7 @@ class FinishMissing(BrokenAnswer):
 
 
 class AnswerNotDone(BrokenAnswer):
-    """The last line of the stream has ``"done": false``."""
+    """The stream of Ollama's API ended with ``"done": false``."""
 
     advice = "The process of the model has died, or the model repeats one token. Check the log of the server, and retry"
 
@@ -430,10 +432,10 @@ class MalformedAnswer(BrokenAnswer):
 
 
 class AnswerTruncated(BrokenAnswer):
-    """JSON, a tool call or an empty answer ended at ``max_tokens`` or a full context.
+    """``max_tokens`` or a full context ended JSON or a tool call, or left the answer empty.
 
-    An empty answer means that thinking used all tokens, or that the server dropped an incomplete tool call. A retry
-    would end at the same limit. ``failover`` is False if JSON or a tool call ended at ``max_tokens``.
+    An answer is empty if thinking used all tokens, or if the server dropped an incomplete tool call. A retry would end
+    at the same limit. ``failover`` is False if JSON or a tool call ended at ``max_tokens``.
     """
 
     discards_text = True
@@ -463,8 +465,8 @@ class SchemaMismatch(BrokenAnswer):
     """The answer does not match ``response_format``.
 
     Attributes:
-        reason: the fault of a complete answer, in words for the model. No message or repr shows it, because it may
-            quote the answer.
+        reason: why a complete answer does not match, for a correction by the model. ``str()`` does not show it,
+            because it may quote the answer.
         answer: the completion that does not match; None if the answer is incomplete.
     """
 

@@ -1,8 +1,7 @@
 """Log events: frozen dataclasses that describe requests, attempts and changes of state.
 
-The adapter and the router emit events. Some events are logged. All are sent to the sinks (functions that an
-application adds). A sink that raises does not fail the request. Events contain no text of prompts or answers, except
-``ContentRecorded``.
+Every event is sent to the sinks, which are functions that an application adds. Some events are also logged. No event
+contains text of a prompt or an answer, except ``ContentRecorded``.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from .stream import Emit, Work
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 @dataclass(frozen=True, kw_only=True)
 class BaseEvent:
-    """Base of the events of this module. Its subclasses become frozen dataclasses without a decorator of their own."""
+    """Base of the events. Each subclass becomes a frozen dataclass."""
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
@@ -37,10 +36,10 @@ class RequestStarted(BaseEvent):
     """A request begins. Not logged.
 
     Attributes:
-        request: the number of the request, unique in this process.
-        provider: the names of the providers in the chain, in order of preference.
+        request: a number that is unique in this process.
+        provider: the names of the router's providers, in order of preference.
         model: the requested model; None for the default models.
-        metadata: the caller's labels of the request.
+        metadata: the caller's labels, see ``base.Options``.
     """
 
     request: int
@@ -55,8 +54,6 @@ class AttemptStarted(BaseEvent):
     Attributes:
         attempt: the number of the attempt in its request, from 1.
         model: the model of the attempt; None if it is not chosen yet.
-        address: the address of the server.
-        sampling: the sampling parameters of the caller.
     """
 
     request: int
@@ -69,14 +66,19 @@ class AttemptStarted(BaseEvent):
 
 
 class RequestQueued(BaseEvent):
-    """A request waited ``seconds`` for a slot, because the provider has a concurrency limit. Not logged."""
+    """A request waited ``seconds`` for a slot within the provider's concurrency limit. Not logged."""
 
     provider: str
     seconds: float
 
 
 class AttemptEnded(BaseEvent):
-    """Base of the events at the end of an attempt. ``total_s`` includes the wait for a slot."""
+    """Base of the events at the end of an attempt.
+
+    Attributes:
+        total_s: the seconds of the attempt, with its wait for a slot (see ``RequestQueued``). If the router waited for
+            the slot before the attempt, that wait is not included.
+    """
 
     provider: str
     total_s: float
@@ -113,7 +115,6 @@ class RequestEnded(BaseEvent):
 
     Attributes:
         outcome: the completion or the error; None if the caller cancelled the request.
-        attempts: the number of attempts.
     """
 
     request: int
@@ -122,10 +123,11 @@ class RequestEnded(BaseEvent):
 
 
 class TokenLimitReached(BaseEvent):
-    """A text ended at ``max_tokens``. It was returned to the caller, although it may be incomplete.
+    """A text ended at a token limit. It was returned to the caller, although it may be incomplete.
 
     Attributes:
-        hint: the limit, whether it is the default, and what to do.
+        max_tokens: the limit of the request; None if it has none. The text then ended because the context was full.
+        hint: the reached limit, and what to do.
     """
 
     provider: str
@@ -138,8 +140,7 @@ class OtherModelAnswered(BaseEvent):
     """The response names another model than the requested one. Emitted once for each provider object and model.
 
     Attributes:
-        model: the requested model.
-        served: the model in the response.
+        model, served: the requested model, and the model in the response.
     """
 
     provider: str
@@ -151,9 +152,8 @@ class RequestAdjusted(BaseEvent):
     """A request was changed, for example because the model refused a parameter.
 
     Attributes:
-        change: a description of the change.
-        is_limit_low: the adjusted ``max_tokens`` is less than a quarter of the requested one. The event is then logged
-            as a warning.
+        is_limit_low: whether ``max_tokens`` was lowered to less than a quarter of the requested one. The event is then
+            logged as a warning.
     """
 
     provider: str
@@ -163,11 +163,11 @@ class RequestAdjusted(BaseEvent):
 
 
 class FailedOver(BaseEvent):
-    """After a ``Failover``, the next provider sent the first piece of its answer. Not logged.
+    """After a ``Failover``, another provider sent its first text or completed the answer. Not logged.
 
     Attributes:
-        provider, to: the names of the failed provider and of the next one.
-        seconds: the time from the failure to the first piece.
+        provider, to: the provider that failed first, and the one that responded.
+        seconds: the time from that failure to the response.
     """
 
     provider: str
@@ -176,11 +176,11 @@ class FailedOver(BaseEvent):
 
 
 class StreamContinued(BaseEvent):
-    """A continuation has ended. Not logged. Its beginning is the event ``Resumed``.
+    """The continuation of an interrupted text has ended. Not logged.
 
     Attributes:
-        outcome: "whole" if it is complete, "mismatched" if it did not begin with the required overlap (the end of the
-            interrupted text), "broken" if its attempt failed.
+        outcome: "whole" if the continuation is complete. "mismatched" if it did not repeat the end of the interrupted
+            text, as required. "broken" if its attempt failed for another reason.
     """
 
     provider: str
@@ -188,7 +188,7 @@ class StreamContinued(BaseEvent):
 
 
 class HealthChecked(BaseEvent):
-    """A provider was probed. ``state`` is a state of ``Health``. Not logged."""
+    """A provider was probed. ``state`` is ``Health.state``. Not logged."""
 
     provider: str
     state: str
@@ -198,9 +198,8 @@ class BreakerOpened(BaseEvent):
     """A circuit breaker opened.
 
     Attributes:
-        model: the model that it covers; None for all models of the address.
-        error: the failure that opened it.
-        seconds: how long it stays open.
+        model: the model that the breaker covers; None for all models of the server's address.
+        seconds: how long the breaker stays open.
     """
 
     provider: str
@@ -217,11 +216,10 @@ class BreakerClosed(BaseEvent):
 
 
 class ProviderUnusable(BaseEvent):
-    """A provider of a chain has an invalid or missing setting. Only the other providers get requests.
+    """A provider of a router has an invalid or missing setting. Only the other providers get requests.
 
     Attributes:
-        error: the fault.
-        hint: the fault and the variable to set.
+        hint: the message of ``error``, with the advice.
     """
 
     provider: str
@@ -260,7 +258,7 @@ class JournalFailed(BaseEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContentRecorded:
-    """A prompt and its answer. Only sinks of ``add_content_sink`` receive it. Its repr shows no text."""
+    """A prompt and its answer. Only sinks of ``add_content_sink`` receive it."""
 
     request: int
     attempt: int
@@ -305,7 +303,7 @@ def add_sink(sink: Sink) -> Callable[[], None]:
     """Add a function that receives every event.
 
     Args:
-        sink: called with each event, in the task or thread that emits it. If it raises, the request continues.
+        sink: called in the task or thread that emits the event. If it raises, the request still continues.
 
     Returns:
         A function that removes the sink.
@@ -317,7 +315,7 @@ def add_content_sink(sink: Callable[[ContentRecorded], None]) -> Callable[[], No
     """Add a function that receives prompts and answers.
 
     Args:
-        sink: called after each successful attempt.
+        sink: called after each successful attempt. If it raises, the request still continues.
 
     Returns:
         A function that removes the sink.
@@ -353,15 +351,8 @@ async def run_attempt(
 ) -> Completion:
     """Run an attempt, and emit the events of its beginning and its end.
 
-    Args:
-        provider: the name of the provider.
-        address: the address of the server.
-        sampling: the sampling parameters.
-        attempt: the attempt. Its numbers and metadata label the events.
-        model_and_max_tokens: returns the model and ``max_tokens`` of the request, or None for what is not chosen yet.
-        work: runs the attempt.
-        receiver: receives the events of the stream.
-        context_setting: the name of the setting that increases the context length. A hint may mention it.
+    ``receiver`` gets the events of the stream. ``model_and_max_tokens`` is a function, because the attempt may choose
+    both after its beginning. ``context_setting`` names the setting that increases the context length, for a hint.
     """
     started = time.monotonic()
     labels: dict[str, Any] = {"provider": provider, "attempt": attempt.number, "request": attempt.request}
@@ -391,12 +382,7 @@ async def run_attempt(
 async def run_request(chain: str, model: str | None, attempt: Attempt, work: Work, receiver: Emit) -> Completion:
     """Run a request, and emit the events of its beginning and its end.
 
-    Args:
-        chain: the names of the providers.
-        model: the requested model.
-        attempt: the first attempt. Its request number and metadata label the events.
-        work: runs the request.
-        receiver: receives the events of the stream.
+    ``receiver`` gets the events of the stream. ``attempt`` is the first attempt.
     """
     emit(RequestStarted(request=attempt.request, provider=chain, model=model, metadata=attempt.metadata))
     outcome: Completion | LLMError | None = None
@@ -425,7 +411,7 @@ def emit(event: LogEvent) -> None:
 
 
 def _call_sink(sink: Callable[[Any], None], event: object) -> None:
-    """Call a sink. If it raises, log only the classes of event and error, because their text may contain a prompt."""
+    """Call a sink. If it raises, log only the classes, because the text of the error may contain a prompt."""
     try:
         sink(event)
     except Exception as error:  # noqa: BLE001  # an application's sink may raise anything
@@ -442,9 +428,9 @@ def _log(event: LogEvent) -> None:
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
-    """Return the fields of the log line of an event. An error is replaced by its class and status.
+    """Return the fields of the log line of an event, without empty values.
 
-    A completion is replaced by its usage, finish reason, first-token time and cost. Empty values are omitted.
+    An error is replaced by the name of its class, and a completion by its numbers.
     """
     values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
     completion, error = values.pop("completion", None), values.get("error")

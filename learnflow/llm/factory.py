@@ -1,6 +1,6 @@
 """``get_provider()`` creates a provider from the environment, and ``discover()`` finds servers.
 
-The functions import other modules when they are called, because the import of httpx and pydantic is slow.
+The functions import most modules when they are called, because the import of httpx and pydantic is slow.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -> RouterProvider:
     """Return a router over the named providers, by default those of ``LLM_PROVIDERS`` or ``LLM_PROVIDER``.
 
-    If no provider is named, the first request finds the local servers that are ready. A cloud is used only if named.
+    If neither the call nor the environment names a provider, the first request finds the local servers that are ready.
+    A cloud is used only if named.
 
     Args:
-        name: the name of a provider, or several names in order of preference, separated by commas.
-        keywords: the keywords of ``BaseProvider``, such as ``model``, ``base_url`` and ``headers``. They require
-            exactly one provider.
+        name: the name of a provider, or several names in order of preference, separated by commas. "+" joins equal
+            providers, as in "gpu1+gpu2,openai".
+        keywords: the keywords of ``BaseProvider``, such as ``model``. They require exactly one provider.
 
     Returns:
-        A router over one or more providers. No request was sent.
+        A router. No request was sent.
 
     Raises:
         NotConfigured: a name is unknown, every provider lacks its address or its key, or a keyword is invalid.
@@ -55,7 +56,7 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
 
 
 def is_configured() -> bool:
-    """Return whether the environment or a test names a provider."""
+    """Return whether the environment names a provider, or a test uses ``override``."""
     from . import settings  # noqa: PLC0415  # see above
 
     return bool(_overrides or settings.load().chain)
@@ -64,11 +65,11 @@ def is_configured() -> bool:
 async def discover(within: float = 1.0) -> list[Health]:
     """Find the model servers that respond.
 
-    The configured addresses and the default ports on loopback are probed. In a container, the services of the compose
-    file and the Docker host are probed, too.
+    Probe the configured addresses and the default ports on loopback. In a container, also probe the Docker host and
+    the services of the compose file.
 
     Args:
-        within: the timeout of the search in seconds.
+        within: the timeout of the probes in seconds.
 
     Returns:
         The health of each server, the ready ones first.
@@ -81,7 +82,7 @@ async def discover(within: float = 1.0) -> list[Health]:
 
 @contextmanager
 def override(provider: LLMProvider) -> Iterator[None]:
-    """Return a context manager in which ``get_provider()`` uses this provider. For tests."""
+    """Let ``get_provider()`` use this provider inside the context manager. For tests."""
     _overrides.append(provider)
     try:
         yield

@@ -20,7 +20,7 @@ _format: Final = ["text"]
 
 
 def set_format(name: str) -> None:
-    """Set the format of lines in the standard logging: "json", or text. A configured structlog has its own format."""
+    """Set the format of lines in the standard logging: "json", or text. It does not affect a configured structlog."""
     _format[:] = [name]
 
 
@@ -34,8 +34,8 @@ def write_line(level: Level, event: str, **fields: Any) -> None:
 
 
 def _logger_for(level: Level) -> Any:
-    """Return the logger; None if the level is disabled. An unconfigured structlog prints to stdout and is not used."""
-    structlog: Any = sys.modules.get("structlog")  # an application that configures it has imported it
+    """Return the logger; None if the level is disabled. An unconfigured structlog is not used: it prints to stdout."""
+    structlog: Any = sys.modules.get("structlog")  # if the application configures it, it is imported
     if structlog and structlog.is_configured():
         return structlog.get_logger(_NAME)
     is_enabled = _STANDARD_LOGGER.isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
@@ -44,7 +44,7 @@ def _logger_for(level: Level) -> Any:
 
 @cache
 def _create_logger(format_name: str) -> Any:
-    """Return a logger that writes lines in this format to the standard logging."""
+    """Create a logger that writes lines in this format to the standard logging."""
     import structlog  # noqa: PLC0415  # the import takes 0.2 s
     from structlog import processors, stdlib  # noqa: PLC0415
 

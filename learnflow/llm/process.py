@@ -1,6 +1,7 @@
 """The state of this process: circuit breakers, context lengths, DNS results, connection pools, sinks of log events.
 
-Each module registers its collections. ``state()`` returns their sizes, and ``forget()`` clears them for tests.
+Each module registers its collections. For tests, ``state()`` returns the sizes of all collections, and ``forget()``
+clears those that requests have filled (learned state).
 """
 
 from __future__ import annotations
@@ -17,36 +18,33 @@ _collections: Final[dict[str, tuple[Any, bool]]] = {}
 
 
 def register(name: str, values: _C, *, learned: bool = False) -> _C:
-    """Register a collection, and return it.
+    """Register a collection under a name for ``state()``, and return it.
 
-    Args:
-        name: the key of the collection in ``state()``.
-        values: the collection.
-        learned: whether ``forget()`` clears it, because earlier requests filled it.
+    ``learned`` means that requests fill the collection, and that ``forget()`` clears it.
     """
     _collections[name] = values, learned
     return values
 
 
 def state() -> dict[str, int]:
-    """Return the size of each registered collection by its name, for example "breakers" or "pools"."""
+    """Return the size of each registered collection by its name."""
     return {name: len(values) for name, (values, _) in _collections.items()}
 
 
 def forget() -> None:
-    """Clear learned state: breakers, context lengths, DNS results. Connections, sinks and switches remain."""
+    """Clear learned state, such as breakers and DNS results. Connections, sinks and switches remain."""
     for values, learned in _collections.values():
         if learned:
             values.clear()
 
 
-# Tasks that close streams and connections after the caller has dropped them. asyncio has only weak references to tasks,
-# and an event loop must not be closed before they have ended.
+# Tasks that close dropped streams and connections. The set holds them, because asyncio has only weak references to
+# tasks. An event loop must not be closed before its tasks here have ended.
 ending_tasks: Final = register("tasks that are ending", set[asyncio.Future[Any]]())
 
 
 async def wait_for_ending_tasks() -> None:
-    """Wait for the tasks in ``ending_tasks`` of this event loop."""
+    """Wait for the tasks of this event loop in ``ending_tasks``."""
     await asyncio.sleep(0)  # a stream that was just dropped adds its task now
     while tasks := [future for future in ending_tasks if future.get_loop() is asyncio.get_running_loop()]:
         await asyncio.wait(tasks)
@@ -54,7 +52,7 @@ async def wait_for_ending_tasks() -> None:
 
 
 class SharedTasks:
-    """Tasks with names. Concurrent callers in one event loop share the running task with the same name."""
+    """Tasks by name. Callers in one event loop share a running task with the same name."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
@@ -65,14 +63,14 @@ class SharedTasks:
         return task is None or task.done() or task.get_loop() is not asyncio.get_running_loop()
 
     def start(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
-        """Start a task, unless one with this name is running, and return it. Await it with ``asyncio.shield``."""
+        """Return the running task with this name, else start one. Await it with ``asyncio.shield``: it is shared."""
         if self.is_idle(name):
             self._tasks[name] = asyncio.create_task(work())
         return self._tasks[name]
 
 
 def after_fork(reset: Callable[[], None]) -> None:
-    """Call a function in each child process of a fork. Windows has no fork."""
+    """Call ``reset`` in each forked child process. Windows has no fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=reset)
 
@@ -82,13 +80,13 @@ class Switches:
     """Overrides of the configuration for this process. Tests and the command line set them.
 
     Attributes:
-        allowed_origins: the origins to which connections are allowed; None for all.
-        max_retries: the maximum number of retries, which are then sent without a pause; None for the configured number.
-        today: the date to use as the current one; None to use the real date.
-        is_command: whether a command of ``learnflow-llm`` runs. It does not serve metrics, because the application may
-            use their port. It does not wait for a server that restarts, unless LLM_PATIENCE is set.
-        collected_faults: the dict that collects the faults of invalid variables, which then count as unset; None to
-            raise an error instead.
+        allowed_origins: the origins (scheme, host and port) that may receive requests; None for all.
+        max_retries: an upper limit for the retries, which then have no pauses; None for the configured number.
+        today: the current date; None for the real one.
+        is_command: whether a command of ``learnflow-llm`` runs. A command serves no metrics, because the application
+            may use the port. A command does not wait for a restarting server, unless LLM_PATIENCE is set.
+        collected_faults: collects the faults of invalid variables and unreadable files by name. These then count as
+            unset. None to raise an error instead.
     """
 
     allowed_origins: set[tuple[str, str, int]] | None = None

@@ -1,7 +1,7 @@
 """``ProviderSpec`` describes a vendor. ``Server`` and ``Model`` are the result of a probe.
 
-Each file in ``providers`` has the spec of one vendor. The spec also holds the vendor's functions, so that the other
-packages work with any vendor and import none.
+A probe reads a server's pages, for example its list of models. Each module in ``providers`` has the spec of one
+vendor. The spec also holds the vendor's functions, so that other packages do not import the vendor's module.
 """
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ class Model:
     """A model that a server reports.
 
     Attributes:
-        name: the value for ``model=``.
-        aliases: other values for ``model=``.
-        loaded: whether it is in memory; None if the server does not report it.
-        chat: whether it is a chat model, and not for example an embedding model.
-        remote: whether the server forwards requests for it to another machine, as for Ollama's cloud models.
-        fault: the state of the model and an explanation if it cannot respond now; None if it can.
-        end_date: the day on which the model is shut down; None if the server does not announce it.
+        name, aliases: the values for ``model=``.
+        loaded: whether the model is in memory; None if unknown.
+        chat: False for example for an embedding model.
+        remote: whether the server forwards the model's requests to another machine, as for Ollama's cloud models.
+        fault: why the model cannot respond now: a state and an explanation. None if it can.
+        end_date: the announced day on which the model is shut down, if any.
         capabilities: the capabilities that the server reports, by name.
-        probed_at: the time of the last probe for it, on the clock of the event loop; None before the first one.
+        probed_at: the time of the last probe, on the clock of the event loop.
     """
 
     name: str
@@ -54,25 +53,27 @@ class Model:
     probed_at: float | None = None
 
     def has_name(self, name: str) -> bool:
-        """Return whether this is its name or an alias."""
+        """Return whether ``name`` is the model's name or an alias."""
         return name == self.name or name in self.aliases
 
     def resembles(self, name: str) -> bool:
-        """Return whether this is its name, ignoring case and a prefix like "models/" or a publisher."""
+        """Return whether ``name`` is the model's name, ignoring case.
+
+        It may omit a prefix of the model's name, such as "models/" or a publisher.
+        """
         return f"/{self.name}".casefold().endswith(f"/{name}".casefold())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """The properties that a server reports.
+    """The properties that a server reports. None means unknown.
 
     Attributes:
-        kind: the spec of this kind of server; None if its pages match no kind.
-        version: its version; None if it does not report it.
-        slots: its concurrency limit; None if it does not report it.
-        models: its models.
-        accepts_any_name: whether its only model responds to requests with any ``model=``.
-        fault: the state of the server and an explanation if it cannot respond now; None if it can.
+        kind: the spec of this kind of server.
+        version, models: the version of the server, and all its models.
+        slots: the concurrency limit.
+        accepts_any_name: whether the server ignores ``model=`` and responds with its only model.
+        fault: why the server cannot respond now: a state and an explanation. None if it can.
     """
 
     kind: ProviderSpec | None = None
@@ -88,7 +89,10 @@ class Server:
         return [model for model in self.models if model.chat]
 
     def find(self, name: str) -> Model | None:
-        """Return the model with this name, else one that resembles it, else the only one if any name is accepted."""
+        """Return the model with this name, else the only one that resembles it.
+
+        Return None if several models resemble it, or none. If the server accepts any name, return its only model.
+        """
         if exact := next((model for model in self.models if model.has_name(name)), None):
             return exact
         matches = self.models if self.accepts_any_name else [model for model in self.models if model.resembles(name)]
@@ -97,16 +101,16 @@ class Server:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """The response to a request of a probe. ``body`` is its JSON object, which is empty if there is an ``error``."""
+    """The response to a request of a probe. ``body`` is its JSON object, or {} if the response has none."""
 
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     error: LLMError | None = None
 
     def rows(self, key: str) -> list[Mapping[str, Any]] | None:
-        """Return the objects in the list ``key``; [] if it is ``null``, None if it is missing or not a list.
+        """Return the objects in the list ``key`` of the body. A string in the list becomes an object with this "id".
 
-        A text in the list is returned as an object with this "id".
+        Return [] if the value is ``null``. Return None if the page has an error, or no such list.
         """
         rows = self.body.get(key, False)
         if self.error or not (rows is None or isinstance(rows, list)):
@@ -116,14 +120,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """The probe that recognises a kind of server.
+    """The requests that recognise a kind of server, and the functions that parse their responses.
 
     Attributes:
-        pages: the paths to GET. Reading them must be free, and must not load a model.
-        parse_pages: a function that parses the pages, by path. It returns None if they are of another kind of server.
-        build_model_request: a function that returns the path of the page about a model, and the body to POST (None for
-            a GET). It returns None if there is no such page.
-        parse_model_page: a function that adds the properties on that page to a model.
+        pages: the paths to GET. These requests must cost nothing, and load no model.
+        parse_pages: parses the pages, by path. It returns None for another kind of server.
+        build_model_request: returns the path of the page about a model, and the body to POST (None for a GET). It
+            returns None without such a page.
+        parse_model_page: returns the model with the properties on its page.
     """
 
     pages: tuple[str, ...]
@@ -139,21 +143,21 @@ class Api:
     Attributes:
         default_url: the base URL if none is configured; None if it must be configured.
         api_path: the path of the API on the server.
-        litellm_path: the path that LiteLLM appends to the base URL, or the beginning of this path. It is cut from a
-            configured URL.
+        litellm_path: the path that LiteLLM appends to the base URL, or the first part of this path. If a configured
+            URL contains it, the URL is cut before it.
         removed_suffixes: the endings that are removed from the path of a configured URL.
-        cloud_host: the host of the vendor's cloud, for which the default scheme is https; None without a cloud.
+        cloud_host: the host of the vendor's cloud, if the server is usually local. The default scheme for this
+            host is https.
         default_version: the default version of the API; None if the vendor requires no version.
         key_header, key_scheme: the header with the key, and its authentication scheme ("Bearer").
-        headers: further headers. ``{session}`` in a value is replaced by the call's ``session=``. In a call without
-            ``session=``, a header with ``{session}`` is not sent.
-        choose_variant: a function that returns the spec for a base URL and an API version; None if the vendor has
-            only one spec.
+        headers: further headers. The call's ``session=`` replaces ``{session}`` in a value. Without ``session=``, a
+            header with ``{session}`` is not sent.
+        choose_variant: returns the spec for a base URL and an API version, if the vendor has several specs (Azure).
         chat_path: the path of chat requests, with ``{model}`` and ``{version}``; None for LiteLLM's path.
-        responses_path: the path of requests to the Responses API, with ``{version}``; None if the vendor does not have
-            it, or if chat completions serve all its models.
+        responses_path: the path of the Responses API, with ``{version}``. None if the vendor does not have this API, or
+            if chat completions serve all its models.
         models_path: the path of the list of models.
-        lists_all_models: whether the list has every valid model. A request for another model is then an error.
+        lists_all_models: whether this list is complete. A request for another model is then an error.
         has_aliases: whether the operator chooses the names of models. The name in a response may then differ.
     """
 
@@ -178,29 +182,29 @@ class Api:
 class Dialect:
     """The format of requests and responses.
 
+    A prefill is a message of the assistant at the end of the prompt. The answer should continue it.
+
     Attributes:
         parser: the ``StreamParser`` for responses; None for OpenAI's format.
-        parameters: the supported keywords.
-        content_parts: the supported types of content parts.
-        downloads_images: whether the server downloads images by URL. If not, only data URLs are sent.
+        parameters, content_parts: the supported keywords, and the supported types of content parts.
+        downloads_images: whether the server downloads images by URL. If not, images must be data URLs.
         tool_choices: the supported values of ``tool_choice``; None for all values.
         schema_modes: the supported ways to request a schema, the best first. "prompt" adds it to the prompt.
-        reasoning: the fields of the body for each value of ``reasoning=``; empty if thinking cannot be controlled.
-        litellm_marks_reasoning: whether LiteLLM's price map marks all thinking models of the vendor. If so, a listed
-            model without a mark cannot think. A marked model without the levels "minimal" and "none" always thinks.
-        session_field: the name of the field for ``session=``; None if it is not sent in the body.
+        reasoning: the body's fields for each value of ``reasoning=``; empty if thinking cannot be controlled.
+        litellm_marks_reasoning: whether LiteLLM's price map marks all thinking models of the vendor. A listed model
+            without a mark then cannot think. A marked model without the levels "minimal" and "none" always thinks.
+        session_field: the body's field for ``session=``.
         body_fields: the fields that are added to every body.
-        format_options: a function that returns the ``options`` object of the body, given the sampling parameters and
-            the context length. None if the parameters are fields of the body, as in OpenAI's API.
+        format_options: returns the body's ``options`` for the sampling parameters and the context length in tokens.
+            None if these are fields of the body, as in OpenAI's API.
         direct_chat_path: the path of text-only chat requests. This package writes them itself until LiteLLM is
             imported, because the import takes seconds (ADR 10). None if LiteLLM changes such requests.
         supports_stream_usage: whether the server supports ``stream_options``.
-        ignores_prefill: whether the server is known to ignore a prefill (a last message of the assistant, which the
-            answer should continue) in a request without ``continue_final_message``. It then starts a new answer.
-        supports_prefill: whether the server is known to continue a prefill in a request with
-            ``continue_final_message``.
-        build_continuation: a function that returns the request to continue a broken answer, given the client, model,
-            messages, body and attempt. None if prefill or a prompt continues the answer.
+        ignores_prefill: whether the server is known to ignore a prefill without ``continue_final_message``. It then
+            starts a new answer.
+        supports_prefill: whether the server is known to continue a prefill with ``continue_final_message``.
+        build_continuation: returns the request to continue a broken answer, given the client, model, messages, body and
+            attempt. None if a prefill or a prompt continues the answer.
     """
 
     parser: type[Any] | None = None
@@ -222,37 +226,35 @@ class Dialect:
 
     @property
     def can_continue(self) -> bool:
-        """Return whether the server can continue a broken answer. If not, a prompt requests it."""
+        """Return whether the server can continue a broken answer. If not, the router requests it in a prompt."""
         return self.supports_prefill or self.build_continuation is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSupport:
-    """The features of a local server beyond chat.
+    """The features of a local server beyond chat. By default, None means that the server lacks the feature.
 
     Attributes:
-        probe: the probe that recognises the server; None if it has no distinctive pages.
-        forwards_requests: whether it can forward requests to another machine. The probe then sets ``Model.remote``.
-        locality_caveat: why prompts may reach another machine even if the address is local; None if they cannot.
-        load_path: the path that loads a model (POST ``{"model": …}``); None if the server cannot load models.
-        launch_options: the fields that the request to load a model must share with chat requests. If they differ, the
-            server loads the model again.
-        load_with_keep_alive: a function that returns the path and body of a request to load a model for a time, given
-            the model's name and ``keep_alive``. None if the server does not support it.
-        pull_command: the server's command to download ``{model}``; None if it has no such command.
-        count_tokens: a function that returns the number of tokens of a prompt, given the client, the model, the
-            messages and the tools. None if the server cannot count.
-        choose_context_length: a function that returns the context length to request, or None for the server's default.
-            Its arguments are the tokens of prompt and answer, the loaded context length, and the model's maximum. The
-            attribute is None if requests cannot set the context length.
-        context_option: the server's own option for the context length, for a hint; "" if requests set it.
-        drops_prompts: a function that returns whether the server silently drops the beginning of a long prompt, and
-            then reports a low number of prompt tokens. Its arguments are the server's version, and whether the server's
-            own API is used instead of OpenAI's. None if the server never drops it.
-        compose_service: the name of the server in the compose file; None if it is not in the file.
-        start_command: the commands that start it with a small model, as shown in hints.
-        down_hint: the hint if it does not respond; None for the default hint with its address.
-        server_variables: the environment variables of the server itself that begin with the provider's name.
+        probe: how to recognise the server; None if it has no distinctive pages.
+        forwards_requests: whether the server may forward requests to another machine, see ``Model.remote``.
+        locality_caveat: why prompts may reach another machine even if the address is local.
+        load_path: the path that loads a model (POST ``{"model": …}``).
+        launch_options: the fields that load requests must share with chat requests. If they differ, the server loads
+            the model again.
+        load_with_keep_alive: returns the path and body of a request that loads a model for a time. Its arguments are
+            the model's name and this time (``keep_alive``).
+        pull_command: the command to download ``{model}``.
+        count_tokens: returns the number of tokens of a prompt, given the client, model, messages and tools.
+        choose_context_length: returns the context length to request in tokens, or None for the server's default. Its
+            arguments are the tokens of prompt and answer, the loaded context length, and the model's maximum.
+        context_option: the server's own option for the context length, for hints; "" if requests set it.
+        drops_prompts: returns whether the server silently drops the beginning of a long prompt, and then reports a low
+            number of prompt tokens. Its arguments are the server's version, and whether requests use the server's own
+            API instead of OpenAI's.
+        compose_service: the name of the server in the compose file.
+        start_command: the commands that start the server with a small model, for hints.
+        down_hint: the hint if the server does not respond; None for the default hint.
+        server_variables: the server's own environment variables that begin with the provider's name.
     """
 
     probe: Probe | None = None
@@ -274,23 +276,23 @@ class ServerSupport:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProviderSpec:
-    """The spec of one provider.
+    """The spec of one provider: of a vendor, or of an endpoint.
+
+    An endpoint is a server with a name of the operator's choice. Its spec is a copy, see ``endpoint_spec``.
 
     Attributes:
         name: the value for ``LLM_PROVIDER``.
         title: the name in messages.
         litellm_provider: the provider in LiteLLM that writes requests and maps errors.
-        otel_name: the value of OpenTelemetry's ``gen_ai.provider.name``; None if it is ``name``.
-        kind: the ``name`` of the copied spec, if this is the spec of an operator's endpoint (a server with a name of
-            the operator's choice); None for other specs.
-        is_tested: whether tests cover the spec; False if it comes from LiteLLM's table of vendors.
-        tested_versions: the versions of a real server that the spec was tested with; None if it was tested only with
-            cassettes (files of responses) that were written from the vendor's documents.
-        local: whether the server is usually local: it then requires no key, and has longer timeouts.
-        api, dialect, server: the other groups of properties.
+        otel_name: OpenTelemetry's ``gen_ai.provider.name``; None if it is ``name``.
+        kind: the ``name`` of the copied spec for an endpoint; None for a vendor.
+        is_tested: whether tests cover the spec. Specs from LiteLLM's table of vendors are untested.
+        tested_versions: the versions of the real server that the tests used. None if the tests used only cassettes
+            (files of responses) written from the vendor's documents.
+        local: whether the server is usually local. It then requires no key, and has longer timeouts.
         settings: the supported fields of ``ProviderSettings``. Their variables are ``<NAME>_<SETTING>``.
-        other_variable_names: the names of the same variables in other tools, by setting. They are read if
-            ``<NAME>_<SETTING>`` is not set.
+        other_variable_names: the names of the same variables in other tools, by setting. In the same source (the
+            environment or a file), ``<NAME>_<SETTING>`` has precedence.
         example_model: the model in ``env.example``.
         max_concurrency: the default concurrency limit; None for no limit.
         known_capabilities: the capabilities that are certain without a probe.
@@ -315,7 +317,7 @@ class ProviderSpec:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Return the capabilities before a probe: ``known_capabilities``, else defaults or None (unknown)."""
+        """Return ``known_capabilities``, with a default or None (unknown) for each other capability."""
         return default_capabilities(local=self.local, **self.known_capabilities)
 
     @property
@@ -325,7 +327,7 @@ class ProviderSpec:
 
     @property
     def context_setting(self) -> str:
-        """Return the variable or the server's option for a larger context length; "" if it is unknown."""
+        """Return the variable, or the server's option, that sets the context length; "" if neither is known."""
         has_variable = self.starts_server or self.server.choose_context_length
         return self.variable("context") if has_variable else self.server.context_option
 
@@ -340,7 +342,7 @@ class ProviderSpec:
 
 @lru_cache(maxsize=256)
 def endpoint_spec(spec: ProviderSpec, name: str) -> ProviderSpec:
-    """Return a copy of a vendor's spec for an operator's endpoint. The prefix of its variables is the new name."""
+    """Return a copy of a vendor's spec for an operator's endpoint. Its variables begin with the endpoint's name."""
     return replace(
         spec,
         name=name,

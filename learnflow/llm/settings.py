@@ -1,7 +1,7 @@
 """The settings: every environment variable of this package, validated.
 
-``settings_sources`` has the sources: the environment, ``.env`` files, and Docker's secrets. An invalid value raises
-``NotConfigured`` with the name of its variable.
+``settings_sources`` reads the variables from the environment, ``.env`` files and Docker's secrets. An invalid value
+raises ``NotConfigured``, which names the variable.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
 
 def _parse_networks(value: object) -> object:
-    """Parse networks that are separated by commas. Raise ValueError if one is invalid."""
+    """Parse networks, separated by commas. Raise ValueError if one is invalid."""
     names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
     return tuple(str(ipaddress.ip_network(name)) for name in names if name)  # type: ignore[attr-defined]
 
@@ -55,15 +55,15 @@ def _enables_content(value: object) -> bool:
 
 
 def parse_chain(text: str) -> list[tuple[str, ...]]:
-    """Parse the names of providers, "a+b,c". A comma separates ranks, which are positions in the order of preference.
+    """Parse "a+b,c" into ranks: ``[("a", "b"), ("c",)]``.
 
-    "+" joins the providers of one rank.
+    A rank has the providers that are equally preferred. An earlier rank is preferred to a later one.
     """
     return [parse_rank(rank) for rank in text.split(",") if rank.strip()]
 
 
 def parse_rank(text: str) -> tuple[str, ...]:
-    """Parse the names of one rank, "a+b". If there is no name, return the text, which is then reported as invalid."""
+    """Parse the names of one rank, "a+b". Without a name, return the text, so that an error can quote it."""
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 
 
@@ -83,33 +83,31 @@ class Settings(EnvSettings):
     """The global variables. Each field is a variable, in upper case.
 
     Attributes:
-        llm_provider: the provider: a name of the tables in docs/providers.md, or a name of your own
-            (`GPU1_BASE_URL` is the address of `gpu1`).
-        llm_providers: several providers in order of preference: a comma begins the next rank, `+` joins providers of
-            the same rank (`gpu1+gpu2,openai`). Overrides `LLM_PROVIDER`, except
-            that a variable of the process's environment overrides one of a file.
-        llm_fallback_enabled: if `false`, only the first rank is used.
-        llm_connect_timeout: seconds for each step of connecting: name look-up, TCP and TLS.
-        llm_first_token_timeout: seconds until the first token. Unset: 60, and 180 for self-hosted servers, which
-            may have to read a long prompt.
-        llm_gap_timeout: seconds between two tokens. Unset: 30, and 120 for self-hosted servers.
+        llm_provider: the provider: a name from docs/providers.md, or a name of your own (`GPU1_BASE_URL` is the
+            address of `gpu1`).
+        llm_providers: several providers, separated by commas, the preferred one first. `+` joins equal providers:
+            `gpu1+gpu2,openai`. Overrides `LLM_PROVIDER`, unless only `LLM_PROVIDER` is in the process's environment.
+        llm_fallback_enabled: if `false`, only the providers before the first comma of `LLM_PROVIDERS` are used.
+        llm_connect_timeout: seconds for each step of connecting: DNS, TCP and TLS.
+        llm_first_token_timeout: seconds until the first token. Unset: 60, or 180 for a self-hosted server, which may
+            have to read a long prompt.
+        llm_gap_timeout: seconds between two tokens. Unset: 30, or 120 for a self-hosted server.
         llm_deadline: seconds for a request with all its providers and retries; `timeout=` of a call overrides it.
         llm_load_timeout: seconds for loading a model.
-        llm_reask: how often an answer that fails its schema is sent back to the model with the reason, before the
-            next provider gets the request. 0: never.
+        llm_reask: how often an answer that does not match the schema is sent back to the model, with the reason. After
+            that, the next provider gets the request. 0: never.
         llm_retries: how often a request is retried after a transient failure, if no other provider can serve it.
-        llm_patience: seconds for which a self-hosted server that refuses connections is retried, if no other
-            provider can serve the request. The server may be restarting. 0: only `LLM_RETRIES` retries.
+        llm_patience: seconds for which a self-hosted server that refuses connections is retried. The server
+            may be restarting. Used only if no other provider can serve the request. 0: only `LLM_RETRIES` retries.
             `learnflow-llm` commands do not wait unless this variable is set.
-        llm_spill: if all providers of a rank are full, a request waits for one of them (`no`), goes to another rank but
-            not from a local provider to a cloud (`local`), or goes to any rank (`cloud`).
+        llm_spill: what happens to a request if its provider, or all of the providers joined by `+`, have reached the
+            concurrency limit. `no`: it waits. `local`: it goes to another provider, but not from a local one to a
+            cloud. `cloud`: it goes to any other provider.
         llm_routing: the order of the providers: `order` (as named), `latency`, `cost`, `local-first`, or
-            `warm-first` (loaded models before models that must be loaded, even if the loaded ones are in a cloud).
+            `warm-first` (as named, but a loaded model, even in a cloud, comes before one that must be loaded).
         llm_local_only: if `true`, no byte leaves this machine and its private network.
-        llm_local_networks: further networks that count as private, separated by commas, for example a VPN:
-            `100.64.0.0/10`.
-        llm_log_format: the format of the log lines: `text` (`event='llm.failover' provider='gpu1'`) or `json` (an
-            object with level and time).
+        llm_local_networks: further private networks, separated by commas, for example a VPN: `100.64.0.0/10`.
+        llm_log_format: `text` (`event='llm.failover' provider='gpu1'`), or `json` (an object with level and time).
         llm_log_content: if `true`, prompts and answers are logged, at DEBUG.
         llm_metrics_port: serves metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra
             `[prometheus]`). Unset: no metrics.
@@ -117,17 +115,17 @@ class Settings(EnvSettings):
             Outside a container, set 0.0.0.0 if Prometheus runs in Docker.
         llm_opentelemetry: if `true`, spans and metrics go to the application's OpenTelemetry (extra
             `[opentelemetry]`).
-        otel_instrumentation_genai_capture_message_content: OpenTelemetry's own variable: if `true`, prompts and
-            answers are recorded on spans.
-        llm_replay: folder of cassettes that are replayed without a server, a key or a network. Unset: requests are
-            sent to the servers.
+        otel_instrumentation_genai_capture_message_content: OpenTelemetry's variable: if `true`, spans contain prompts
+            and answers.
+        llm_replay: folder of cassettes (recorded responses). They are replayed without a server, a key or a network.
+            Unset: requests are sent to the servers.
         llm_replay_mode: `play` replays the cassettes; `record` sends the requests and records the responses in
             `LLM_REPLAY`.
         llm_models_dir: the folder in which `learnflow-llm pull` stores models. `~` expands. Unset:
             `learnflow-llm/models` in the user's cache folder.
-        llm_journal: folder in which the text of unfinished answers is recorded, so that an equal request of a later
-            process continues them. `~` expands. It contains texts of your users. Unset: nothing is recorded.
-        llm_journal_sync: if `true`, each record is written to the disk (fsync), so that it survives a power cut.
+        llm_journal: folder for the text of unfinished answers. An equal request of a later process continues the
+            answer. `~` expands. The folder contains texts of your users. Unset: nothing is recorded.
+        llm_journal_sync: if `true`, each record in `LLM_JOURNAL` survives a power cut (fsync).
         llm_journal_ttl: seconds after which an unfinished answer in `LLM_JOURNAL` is deleted instead of continued.
     """
 
@@ -161,7 +159,7 @@ class Settings(EnvSettings):
 
     @property
     def chain(self) -> list[tuple[str, ...]]:
-        """Return the names of the providers, a tuple for each rank. ``LLM_PROVIDERS`` wins over ``LLM_PROVIDER``."""
+        """Return the names of the providers, a tuple for each rank (providers that are equally preferred)."""
         ranks = parse_chain(self.llm_providers or self.llm_provider or "")
         return ranks if self.llm_fallback_enabled else ranks[:1]
 
@@ -171,27 +169,24 @@ class ProviderSettings(EnvSettings):
 
     Attributes:
         base_url: the address of the server; `/v1` and a slash at the end are optional.
-        kind: the kind of server: a name of the tables in docs/providers.md. Required if the name of the provider is
-            your own.
-        model: the model of calls without `model=`. Unset, on a self-hosted server: the loaded model, or the only
-            one.
+        kind: the kind of server: a name from docs/providers.md. Required if the provider has a name of your own.
+        model: the model of calls without `model=`. Unset, on a self-hosted server: the loaded model, or the only one.
         vision_model: the model of requests with images. Unset: `<NAME>_MODEL`.
         api_key: the API key. It is sent only to `<NAME>_BASE_URL`, or to the provider's default address.
-        headers: additional headers of every request to the server: `Name: value; Name: value`, or a JSON object.
-            `{session}` is the `session=` of the call. The values are secrets, and are sent only where the key is sent.
-        api: the API of all requests: `chat` (chat completions) or `responses` (OpenAI's Responses API). Unset: chat
-            completions, unless the model or the request needs the Responses API.
+        headers: additional headers of every request: `Name: value; Name: value`, or a JSON object. `{session}` is
+            the `session=` of the call. The values are secrets, and are sent only to the address that gets the key.
+        api: the API of all requests: `chat` (chat completions) or `responses` (OpenAI's Responses API). Unset:
+            `responses` only if the model or the request needs it.
         api_version: the version of the API, for a provider that has versions.
-        context: the served context length in tokens, if the server does not report it. It is sent if the API has such
-            a parameter.
+        context: the served context length in tokens, if the server does not report it. It is sent if the API has a
+            parameter for it.
         max_concurrency: the concurrency limit; further requests wait.
-        slots: for a server that the package starts: its number of concurrent requests. Unset: 2.
-        threads: for a server that the package starts: its number of computing threads. Unset: the cores that the
-            process may use.
-        capabilities: capabilities that the server does not report, separated by commas: `vision`, `tools`,
-            `json_schema`, `reasoning`, `prefill`, with `no-` if the model does not support it; `max_output=TOKENS`;
-            `cost=DOLLARS/DOLLARS` for a million prompt and answer tokens; `no-finish`: the server never sends a
-            finish reason.
+        slots: the number of concurrent requests of a server that the package starts. Unset: 2.
+        threads: the number of computing threads of a server that the package starts. Unset: the cores that the process
+            may use.
+        capabilities: what the server does not report, separated by commas: `vision`, `tools`, `json_schema`,
+            `reasoning`, `prefill` (`no-vision` and so on if unsupported); `max_output=TOKENS`; `cost=DOLLARS/DOLLARS`
+            for a million prompt tokens and a million answer tokens; `no-finish` if the server sends no finish reason.
     """
 
     base_url: str | None = None
@@ -215,16 +210,20 @@ class ProviderSettings(EnvSettings):
 
 
 def load() -> Settings:
-    """Read the global settings, and set the format of the log. Raise NotConfigured if a value is invalid."""
+    """Read the global settings, and set the format of the log.
+
+    Raises:
+        NotConfigured: a value is invalid.
+    """
     common = _read(Settings, lambda field: (field.upper(),), None)
     if common.llm_provider and common.llm_providers and find_chain().name == "LLM_PROVIDER":
-        common.llm_providers = None
+        common.llm_providers = None  # the source of LLM_PROVIDER has precedence
     log.set_format(common.llm_log_format)
     return common
 
 
 def find_chain() -> settings_sources.SetVariable:
-    """Return LLM_PROVIDERS or LLM_PROVIDER, the one that is used. One of them must be set.
+    """Return the variable that is used: LLM_PROVIDERS or LLM_PROVIDER. One of them must be set.
 
     The environment wins over files, so that ``LLM_PROVIDER=…`` before a command works beside an LLM_PROVIDERS in
     ``.env``. In one source, LLM_PROVIDERS wins.
@@ -233,7 +232,7 @@ def find_chain() -> settings_sources.SetVariable:
 
 
 def load_provider(spec: ProviderSpec) -> ProviderSettings:
-    """Read the settings of one provider. Raise NotConfigured with the variable if a value is invalid."""
+    """Read the settings of one provider. Raise NotConfigured if a value is invalid."""
     return _read(ProviderSettings, spec.variable_names, spec.name)
 
 
@@ -248,12 +247,16 @@ def node_models() -> dict[str, str]:
 def _read(
     settings_class: type[_SettingsT], names_of: Callable[[str], Sequence[str]], provider: str | None
 ) -> _SettingsT:
-    """Read settings.
+    """Read and validate the variables of a settings class.
 
     Args:
-        settings_class: the class of the settings.
+        settings_class: the class.
         names_of: returns the names of the variable for a field, the preferred one first.
         provider: the name of the provider, for an error.
+
+    Raises:
+        NotConfigured: a value is invalid. ``learnflow-llm doctor`` collects the faults in ``switches`` instead. The
+            variable then counts as unset.
     """
     sources, variables = settings_sources.read_sources(), dict[str, Any]()
     for name in settings_class.model_fields:

@@ -1,7 +1,7 @@
-"""Read the sources of settings: the environment of the process, ``.env`` and ``.env.local``, and Docker's secrets.
+"""Read the sources of settings: the environment of the process, ``.env``, ``.env.local``, and Docker's secrets.
 
-It also decides which source may provide the API key and headers for an address. Only this module and ``settings`` read
-the environment.
+The module also checks whether a key or header may be sent to an address from another source. Only this module and
+``settings`` read the environment.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|HEADERS", re.
 
 
 class SetVariable(NamedTuple):
-    """A variable that is set, and the source with its value."""
+    """A variable that is set, and the source of its value."""
 
     name: str
     source: str
@@ -58,15 +58,15 @@ def read_sources() -> Sources:
 
 
 def unreadable_lines() -> list[tuple[str, int]]:
-    """Return each line of the ``.env`` files that sets no variable and is no comment: the file and the line number."""
+    """Return the file and the number of each line in the ``.env`` files that cannot be parsed."""
     return [(name, line) for name in _FILES for line in _read_env_file(name)[1]]
 
 
 def find_variables(names: Sequence[str], sources: Sources) -> Iterator[SetVariable]:
     """Yield the variables with these names that are set, in order of precedence.
 
-    The environment comes first, then the two ``.env`` files, then the secrets. In each of these three groups, variables
-    are in the order of ``names``. If both files set the same variable, ``.env`` comes first.
+    The environment comes first, then both files, then the secrets. Each of the three groups keeps the order of
+    ``names``. If both files set a variable, ``.env`` comes first.
     """
     for group in ((ENVIRONMENT,), _FILES, (str(SECRETS_FOLDER),)):
         for name, source in product(names, group):
@@ -76,11 +76,11 @@ def find_variables(names: Sequence[str], sources: Sources) -> Iterator[SetVariab
 
 
 def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
-    """Return a secret of a provider, and a hint if it must not be sent to the configured address.
+    """Return a secret of a provider, and a hint if the secret must not be sent to the configured address.
 
-    A ``.env`` file in the working directory may come from an untrusted repository. It must not redirect a secret of the
-    environment to another server. If the address is set in a file, the secret must be written in a file, too, and not
-    be copied from the environment (``${...}``).
+    A ``.env`` file in the working directory may come from an untrusted repository. Its address must not receive a
+    secret of the environment. If a file sets the address, the secret must also be written in a file. It must not be
+    copied from the environment (``${...}``).
 
     Args:
         spec: the provider's spec.
@@ -110,7 +110,7 @@ def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
 
 
 def _has_secret(variable: SetVariable) -> bool:
-    """Return whether a variable of a file contains a secret of the environment, possibly through another variable."""
+    """Return whether a variable of a file includes a secret of the environment, even through another variable."""
     raw_value = _raw_value(variable)
     if any(_SECRET_NAME.search(name) for name in re.findall(r"\$\{[^}]*", raw_value)):
         return True
@@ -119,7 +119,7 @@ def _has_secret(variable: SetVariable) -> bool:
 
 
 def _read_text(file: Path) -> str:
-    """Return the text of a file; "" if there is none."""
+    """Return the text of a file; "" if there is no file."""
     try:
         size = file.stat().st_size if file.is_file() else 0
         if size <= _MAX_FILE_BYTES:
@@ -140,7 +140,7 @@ def _read_env_file(name: str) -> tuple[dict[str, str], list[int]]:
 
 @lru_cache(maxsize=8)  # every provider reads the files, and parsing thousands of lines takes a second
 def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
-    """Return the values as written, and the numbers of unreadable lines. Log these numbers once."""
+    """Return the values as written, and the numbers of unreadable lines. The cache also prevents repeated warnings."""
     values, unreadable = dict[str, str](), list[int]()
     for line in parse_stream(io.StringIO(text)):
         if line.key and line.value is not None and re.fullmatch(r"[\w.]+", line.key):  # a key such as //NAME is invalid
@@ -149,15 +149,15 @@ def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
             statement = line.original.string
             unreadable.append(line.original.line + statement[: -len(statement.lstrip())].count("\n"))
     if unreadable:
-        # The settings are not loaded yet.
+        # Set the log format here, because the settings are not loaded yet
         log.set_format(os.environ.get("LLM_LOG_FORMAT") or values.get("LLM_LOG_FORMAT", ""))
         log.write_line("warning", "llm.env_lines_unreadable", file=name, lines=unreadable[:_MAX_LINES_LOGGED])
     return values, unreadable
 
 
 def _resolve(written: Mapping[str, str]) -> dict[str, str]:
-    """Return the values of a file with variables (``${...}``) replaced by their values."""
-    values, known = dict(written), dict[str, str | None](os.environ if written else {})  # most calls have no file
+    """Return the values of a file with each ``${...}`` replaced."""
+    values, known = dict(written), dict[str, str | None](os.environ if written else {})  # no copy without a file
     for name, value in written.items():
         if "$" in value:
             values[name] = "".join(atom.resolve(known) for atom in parse_variables(value))
@@ -166,7 +166,7 @@ def _resolve(written: Mapping[str, str]) -> dict[str, str]:
 
 
 def _raw_value(variable: SetVariable) -> str:
-    """Return the value as written in its ``.env`` file, with ``${...}``; "" for a variable of another source."""
+    """Return the value as written in its ``.env`` file, with ``${...}``; "" if the source is no such file."""
     if variable.source not in _FILES:
         return ""
     return str(_with_upper_names(_read_env_file(variable.source)[0]).get(variable.name, ""))
@@ -182,7 +182,7 @@ def proxies() -> dict[str, str]:
 
 
 def proxy_for(scheme: str, host: str) -> str | None:
-    """Return the proxy for a host (``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``); None without a proxy."""
+    """Return the proxy for a host, from ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``; None for no proxy."""
     proxy = proxies().get(scheme) or proxies().get("all")
     if not proxy or urllib.request.proxy_bypass(host):
         return None
@@ -190,7 +190,7 @@ def proxy_for(scheme: str, host: str) -> str | None:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder. Raise NotConfigured if the user has no home directory."""
+    """Return the user's cache folder. Raise NotConfigured without a home directory."""
     variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
     configured = Path(os.environ.get(variable, ""))
     if configured.is_absolute():  # the XDG specification requires that relative paths are ignored

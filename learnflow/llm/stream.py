@@ -1,7 +1,6 @@
-"""``TextStream``, which a caller reads, and ``Work`` and ``Emit``, which connect it with a request.
+"""``TextStream``, the stream that a caller reads, and ``Work``, the coroutine function that runs its request.
 
-``Work`` is the coroutine function that runs a request: it emits events and returns the completion. A provider
-returns a ``Work`` for each call. Every module may import this one.
+A provider returns a ``Work`` for each call. The ``Work`` gets an ``Emit``, and calls it with each event.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ MAX_READ_AHEAD: Final = 64  # events in the buffer; if it is full, no more is re
 
 
 class Emit:
-    """The argument of ``Work``: a request calls it with each event. This base class drops the events.
+    """The receiver of a request's events. This base class drops them.
 
     Attributes:
-        all_events: the caller reads all events, not only text.
-        stopped: the caller closed the stream, or left ``async for`` early.
+        all_events: whether the caller reads all events, not only text.
+        stopped: whether the caller closed the stream, or left ``async for`` early.
     """
 
     all_events: bool = False
@@ -37,26 +36,22 @@ class Emit:
         """Emit an event."""
 
     def drop_text(self) -> None:
-        """Discard the text so far, before the answer starts again. Call it only if the caller has received no text."""
+        """Discard the text so far, because the answer starts again. Call it only if the caller has received no text."""
 
     async def drain(self) -> None:
         """Wait until the buffer has space."""
 
     def waiting(self, event: Waiting) -> AbstractContextManager[None]:  # noqa: ARG002  # the base class emits nothing
-        """Return a context manager for a wait. It emits ``event`` after each second without an event."""
+        """Emit ``event`` after each second without an event, inside the returned context manager."""
         return nullcontext()
 
 
 Work: TypeAlias = Callable[[Emit], Coroutine[Any, Any, Completion]]
-"""A coroutine function that runs a request. It returns the completion, or raises an LLMError."""
+"""A coroutine function that runs a request. It returns the completion, or raises an ``LLMError``."""
 
 
 class Relay(Emit):
-    """Base of the wrappers around an ``Emit``. It forwards events, ``drain`` and ``waiting``.
-
-    Args:
-        emit: the wrapped ``Emit``.
-    """
+    """Base of the wrappers around an ``Emit``. It forwards events, ``drain`` and ``waiting``."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -76,11 +71,7 @@ class Relay(Emit):
 
 
 class Transcript(Relay):
-    """A wrapper that records what a request emits.
-
-    Attributes:
-        calls: the tool calls by their index, each with its pieces joined; see ``LLMError.partial_calls``.
-    """
+    """A wrapper that records text, thinking and tool calls. ``calls`` has the tool calls by their index."""
 
     def __init__(self, emit: Emit) -> None:
         super().__init__(emit)
@@ -115,18 +106,12 @@ class Transcript(Relay):
 
 
 class _Channel(Emit):
-    """The task of a request, and the buffer between it and the reader.
-
-    Args:
-        work: the request.
-        all_events: buffer all events, not only text.
+    """The task of a request, and the buffer of events between the task and the reader of the stream.
 
     Attributes:
-        events: the events that were not read yet.
-        task: runs the request.
-        outcome: the completion or the exception of the request; None while it runs.
-        is_abandoned: there is no reader any more.
-        reader_future: the future on which the reader waits for an event; None if it does not wait.
+        outcome: the completion or the exception of the request; None while the request runs.
+        is_abandoned: whether the stream was closed or dropped before the task had ended.
+        reader_future: the future on which the reader waits for an event; None if the reader is not waiting.
     """
 
     def __init__(self, work: Work, *, all_events: bool) -> None:
@@ -135,10 +120,10 @@ class _Channel(Emit):
         self.outcome: Completion | BaseException | None = None
         self.is_abandoned = False
         self.reader_future: asyncio.Future[None] | None = None
-        self._writer_future: asyncio.Future[None] | None = None
+        self._writer_future: asyncio.Future[None] | None = None  # ``drain`` waits for it
         self._loop = asyncio.get_running_loop()
         self._wait_event: Waiting | None = None
-        self._silent_since = math.inf
+        self._silent_since = math.inf  # the time of the last event, else of the first wait
         self._timer: asyncio.TimerHandle | None = None
         self._reader_cancelled = False
         self._reading_task = asyncio.current_task()
@@ -155,14 +140,14 @@ class _Channel(Emit):
         _wake(self.reader_future)
 
     async def drain(self) -> None:
-        if self.is_abandoned:  # a library suppressed the CancelledError. Raise it again: no reader empties the buffer
+        if self.is_abandoned:  # no reader empties the buffer, and a library has suppressed the CancelledError
             raise asyncio.CancelledError
         while len(self.events) >= MAX_READ_AHEAD:
             self._writer_future = self._loop.create_future()
             await self._writer_future
 
     async def wait_for_event(self) -> None:
-        """Wait for an event, or for the end of the request."""
+        """Wait for an event or for the end of the request."""
         while not self.events and self.outcome is None:
             self.reader_future = self._loop.create_future()
             try:
@@ -178,9 +163,9 @@ class _Channel(Emit):
         return event
 
     def mark_stopped(self) -> None:
-        """Set ``stopped``, unless the stream ends because the task that reads it was cancelled.
+        """Set ``stopped``, unless the task that reads the stream was cancelled.
 
-        The journal (``LLM_JOURNAL``) deletes the text of a stopped stream. It keeps that of a cancelled reading task.
+        The journal (``LLM_JOURNAL``) deletes the text of a stopped stream, and keeps the text after a cancellation.
         """
         tasks = self._reading_task, asyncio.current_task(self._loop)
         self.stopped = not (self._reader_cancelled or any(task and task.cancelling() for task in tasks))
@@ -189,7 +174,6 @@ class _Channel(Emit):
         self._reading_task, self._reader_cancelled = None, task.cancelled()
 
     async def _run(self, work: Work) -> None:
-        """Run the request, and store its outcome."""
         try:
             self.outcome = await work(self)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the reader raises it
@@ -211,7 +195,7 @@ class _Channel(Emit):
             self._wait_event = outer
 
     def _schedule(self) -> None:
-        """Schedule the next Waiting event. One timer spans consecutive waits: many short ones also emit an event."""
+        """Schedule the next Waiting event. The timer outlasts a wait, so that many short waits also emit an event."""
         delay = max(_WAITING_INTERVAL_S / 10, self._silent_since + _WAITING_INTERVAL_S - self._loop.time())
         self._timer = self._loop.call_later(delay, self._tick) if self._wait_event else None
 
@@ -229,15 +213,15 @@ def _wake(future: asyncio.Future[None] | None) -> None:
 class TextStream(AsyncIterator[str]):
     """An asynchronous iterator over the text of one response. Use ``events()`` to read all events.
 
-    A stream can be iterated once. ``completion`` is set when it has ended. The end of ``async with``, ``aclose()`` and
-    a cancellation of the reading task close the connection at once, so that the server stops generating. If
-    ``async for`` is left early, the connection is closed when the stream is garbage-collected.
+    A stream can be iterated once. The server stops generating when the connection is closed. ``aclose()``, the end of
+    ``async with`` and a cancellation of the reading task close it at once. If ``async for`` is left early, the
+    connection is closed when the stream is garbage-collected.
 
-    The request runs in its own task, which starts when the first piece is read. The task copies the context variables
-    of that moment. It reads ahead until 64 events are in the buffer.
+    The request runs in its own task, which starts with the first read and copies the context variables of that moment.
+    The task reads ahead until 64 events are in the buffer.
 
     Args:
-        work: the request.
+        work: runs the request.
     """
 
     def __init__(self, work: Work) -> None:
@@ -302,8 +286,8 @@ class TextStream(AsyncIterator[str]):
     def events(self) -> AsyncGenerator[Event, None]:
         """Return an iterator over all events (``Event``). The last one is ``Finished``.
 
-        The joined ``TextDelta`` events are the completion's text: emitted text is final. Read a stream by its events or
-        by its text, not both. ``aclose()`` of the iterator closes the connection.
+        Read either the events or the text of a stream. Emitted text is never withdrawn. The joined ``TextDelta`` events
+        are the completion's text, but without ``after=`` (see ``Options``). ``aclose()`` closes the connection.
 
         Raises:
             InvalidRequest: on the first event, if the stream was started before.
@@ -325,7 +309,6 @@ class TextStream(AsyncIterator[str]):
         await self._close()
 
     async def _close(self) -> None:
-        """Cancel the task of the request, and wait for its end."""
         self._closed, channel = True, self._channel
         if channel and not (channel.task.done() or channel.task.get_loop().is_closed()):
             channel.is_abandoned = True
@@ -345,14 +328,14 @@ class TextStream(AsyncIterator[str]):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an exception in the block, do not call ``mark_stopped``: the journal keeps the text
         await (self.aclose() if kind in (None, GeneratorExit) else self._close())
 
 
 class _Events(AsyncGenerator[Event, None]):
-    """An iterator over the events of a stream. A generator function would be exhausted after a cancelled read.
+    """An iterator over the events of a stream.
 
-    Args:
-        stream: the stream.
+    A read after a cancelled one raises InvalidRequest. A generator function would end without an error instead.
     """
 
     def __init__(self, stream: TextStream) -> None:
@@ -378,7 +361,7 @@ class _Events(AsyncGenerator[Event, None]):
 
 
 def _abandon(task: asyncio.Task[None]) -> None:
-    """Cancel the task of a dropped stream, and hold a reference to it until it has ended."""
+    """Cancel the task of a dropped stream, and hold a reference to the task until its end."""
     ending_tasks.add(task)
     task.add_done_callback(ending_tasks.discard)
     task.cancel()

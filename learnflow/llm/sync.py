@@ -1,7 +1,7 @@
-"""The calls of a provider without ``async``, for scripts, Flask, Django and notebooks.
+"""A provider with blocking calls, for scripts, Flask, Django and notebooks.
 
-Every call runs in the event loop of a background thread. A call therefore also works if the calling thread runs an
-event loop, as in a notebook.
+Every call runs in the event loop of a background thread. Therefore, calls also work if the calling thread runs an event
+loop, as in a notebook.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .stream import TextStream as AsyncTextStream
 
 
 class TextStream:
-    """An iterator over the text of an answer. Leaving a ``with`` block, or Ctrl-C, stops the request at the server."""
+    """An iterator over the text of an answer. The end of a ``with`` block, or Ctrl-C, cancels the request."""
 
     def __init__(self, stream: AsyncTextStream) -> None:
         self._stream = stream
-        self._text = BACKGROUND.iterate(cast(AsyncGenerator[str, None], stream))  # it has __anext__ and aclose
+        self._text = BACKGROUND.iterate(cast(AsyncGenerator[str, None], stream))  # only __anext__ and aclose are used
         self._events: BlockingIterator[Event] | None = None
 
     def __repr__(self) -> str:
@@ -41,14 +41,14 @@ class TextStream:
         return next(self._text)
 
     def events(self) -> Iterator[Event]:
-        """Return an iterator over the events; see ``learnflow.llm.TextStream.events``. Read either events or text."""
+        """Return an iterator over the events, see ``learnflow.llm.TextStream.events``. Read either events or text."""
         self._events = BACKGROUND.iterate(self._stream.events())
         return self._events
 
     def close(self) -> None:
-        """Close the connection, so that the server stops generating. A reading thread gets no more pieces."""
+        """Close the connection, so that the server stops generating. If another thread reads, its iteration ends."""
         if self._text.is_inherited:
-            return  # the request belongs to the parent process
+            return  # after a fork, the request belongs to the parent process
         BACKGROUND.run(self._stream.aclose())
         (self._events or self._text).close()
 
@@ -62,8 +62,10 @@ class TextStream:
 class Provider:
     """A provider with blocking calls. Every error is an ``LLMError``.
 
+    ``LLMProvider`` describes the arguments of the calls in detail.
+
     Args:
-        provider: the provider that the calls use.
+        provider: the provider to call.
     """
 
     def __init__(self, provider: LLMProvider) -> None:
@@ -74,7 +76,7 @@ class Provider:
 
     @property
     def name(self) -> str:
-        """Return the name in ``LLM_PROVIDER``, logs and errors."""
+        """Return the provider's name in settings, logs and errors."""
         return self.provider.name
 
     def generate(
@@ -88,11 +90,11 @@ class Provider:
         """Send a prompt and return the text of the answer.
 
         Args:
-            prompt: a text, or OpenAI-style messages with text and image parts.
-            model: the model's name at the provider; None for the configured one, see ``LLMProvider.generate``.
-            temperature: the sampling temperature. The default is removed if the model rejects it.
-            max_tokens: the longest answer, in tokens. The default is removed if the model rejects it.
-            more: the keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). Tools are not supported.
+            prompt: a text, or OpenAI-style messages.
+            model: the name of the model; None for the default.
+            temperature: the sampling temperature.
+            max_tokens: the longest answer, in tokens.
+            more: keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). Tools are not supported.
 
         Returns:
             The complete text. An incomplete answer raises an error.
@@ -114,11 +116,11 @@ class Provider:
         """Return a stream of the answer. The request is sent when the first piece is read.
 
         Args:
-            prompt: a text, or OpenAI-style messages with text and image parts.
-            model: the model's name at the provider; None for the configured one, see ``LLMProvider.generate``.
-            temperature: the sampling temperature. The default is removed if the model rejects it.
-            max_tokens: the longest answer, in tokens. The default is removed if the model rejects it.
-            more: the keywords of ``Options``, for example ``tools`` or ``timeout`` (seconds).
+            prompt: a text, or OpenAI-style messages.
+            model: the name of the model; None for the default.
+            temperature: the sampling temperature.
+            max_tokens: the longest answer, in tokens.
+            more: keywords of ``Options``, for example ``tools`` or ``timeout`` (seconds).
 
         Returns:
             The stream. Iterating it yields text, ``events()`` yields every event. ``completion`` is set at the end.
@@ -143,11 +145,11 @@ class Provider:
         """Send a prompt and return the answer with its metadata.
 
         Args:
-            prompt: a text, or OpenAI-style messages with text and image parts.
-            model: the model's name at the provider; None for the configured one, see ``LLMProvider.generate``.
-            temperature: the sampling temperature. The default is removed if the model rejects it.
-            max_tokens: the longest answer, in tokens. The default is removed if the model rejects it.
-            more: the keywords of ``Options``, for example ``tools``, ``response_format`` or ``timeout`` (seconds).
+            prompt: a text, or OpenAI-style messages.
+            model: the name of the model; None for the default.
+            temperature: the sampling temperature.
+            max_tokens: the longest answer, in tokens.
+            more: keywords of ``Options``, for example ``tools``, ``response_format`` or ``timeout`` (seconds).
 
         Returns:
             The completion. With ``response_format=Quiz`` it is a ``Completion[Quiz]``, and ``parsed`` is a ``Quiz``.
@@ -160,7 +162,7 @@ class Provider:
         return to_completion(completion, self.name, model)
 
     def list_models(self) -> list[str]:
-        """Return the values for ``model=``. Raise LLMError if no provider responds."""
+        """Return the names of the models, for ``model=``. Raise LLMError if no provider responds."""
         return BACKGROUND.run(self.provider.list_models())
 
     def health_check(self) -> bool:
@@ -179,16 +181,16 @@ class Provider:
         self.close()
 
     def get_capabilities(self) -> Capabilities:
-        """Return the known capabilities of the provider, without a request. None means unknown."""
+        """Return the provider's capabilities, without a request. An unknown value is None."""
         return self.provider.get_capabilities()
 
 
 def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -> Provider:
-    """Return ``learnflow.llm.get_provider(name)`` with blocking calls.
+    """Return a provider with blocking calls; see ``learnflow.llm.get_provider``.
 
     Args:
         name: the name of a provider, or several names separated by commas; None to use the configured providers.
-        keywords: the keywords of the provider's class. They require exactly one provider.
+        keywords: the keywords of ``BaseProvider``, such as ``base_url``. They require exactly one provider.
 
     Returns:
         The provider. No request was sent.
