@@ -1,4 +1,1 @@
-"""HTTP: connections, time and size limits, and parsers of responses.
-
-Only this package and ``replay`` import httpx.
-"""
+"""HTTP: connections, time and size limits, and parsers of responses."""

@@ -1,7 +1,7 @@
 """The HTTP client. It sends an HttpRequest through an httpx transport, and returns an HttpResponse.
 
-``NETWORK`` is the transport that connects to servers. ``replay`` wraps it to play or record cassettes (files of
-recorded requests and responses).
+``NETWORK`` is the transport that connects to servers. ``replay`` wraps it to record and play cassettes (files of
+requests and responses).
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ from . import error_mapping, network
 from .endpoint import Endpoint, origin
 from .untrusted import MAX_JSON_BYTES
 
-_MAX_ERROR_BYTES: Final = 256 * 1024  # the body of an error response is read up to this size
-_ERROR_TIMEOUT_S: Final = 2.0  # time limit for reading the body of an error response
+_MAX_ERROR_BYTES: Final = 256 * 1024  # limit for the body of an error response
+_ERROR_TIMEOUT_S: Final = 2.0  # time limit for reading this body
 COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 _MAX_INFLATED_BYTES: Final = 64 * 1024  # the largest decompressed piece
-# Let other tasks run after this many reads, because a read of data that has already arrived does not suspend the task.
-_READS_BEFORE_YIELD: Final = 64
-_NO_RESPONSE: Final = "without sending a response"  # part of httpcore's message if the server closed the connection
-# Errors that httpx raises before it connects: a missing socks package, a missing CA file or an invalid proxy URL.
+_READS_BEFORE_YIELD: Final = 64  # a read of data that has already arrived does not suspend the task
+_NO_RESPONSE: Final = "without sending a response"  # in httpcore's message if the server closed the connection
+# Raised before connecting: the socks package or a CA file is missing, or a proxy URL is invalid.
 _SETUP_ERRORS: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
 
 
@@ -41,12 +40,9 @@ class HttpRequest:
     """A request. Its repr excludes the body.
 
     Attributes:
-        url: the absolute URL.
         body: the JSON to POST; None for a GET.
-        connect_timeout: time limit in seconds for DNS, TCP and TLS each. It cannot exceed ``Client.connect_timeout``,
-            which applies if this is None.
-        on_timeout: functions that are called with the error if a time limit ends the request. The recorder of cassettes
-            adds one.
+        connect_timeout: the ``Client.connect_timeout`` for this request, if it is shorter.
+        on_timeout: callbacks for a request that a time limit ends. The recorder of cassettes adds one.
     """
 
     url: str
@@ -56,12 +52,7 @@ class HttpRequest:
 
 
 class HttpResponse:
-    """A response, with a body that is read while it arrives. The caller must close it.
-
-    Attributes:
-        status: the HTTP status.
-        headers: the headers, with lower-case names.
-    """
+    """A response whose body is read while it arrives. The caller must close it. ``headers`` has lower-case names."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
@@ -81,7 +72,7 @@ class HttpResponse:
         """
         self._reads += 1
         if self._reads % _READS_BEFORE_YIELD == 0:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # let other tasks run
         try:
             async for data in self._bytes:
                 if data:
@@ -91,19 +82,14 @@ class HttpResponse:
         return b""
 
     async def read_into(self, body: bytearray, stop_at_bytes: int) -> None:
-        """Append to ``body`` until the response ends, or until ``body`` has at least ``stop_at_bytes`` bytes.
-
-        Raises:
-            LLMError: the connection broke.
-        """
+        """Append to ``body`` until the response ends, or ``body`` has at least ``stop_at_bytes`` bytes."""
         while len(body) < stop_at_bytes and (data := await self.read()):
             body += data
 
     async def aclose(self) -> None:
         """Close the connection, or return it to the pool if the body was read to its end.
 
-        The close continues even if the caller is cancelled. An interrupted close would leave a half-closed connection
-        in httpcore's pool.
+        If the caller is cancelled, the close continues. Otherwise httpcore's pool would have a half-closed connection.
         """
         closing = asyncio.ensure_future(self._close())
         ending_tasks.add(closing)
@@ -123,11 +109,10 @@ class Client:
     """A client of one endpoint. It adds the API key and the headers, and rejects requests to other origins.
 
     Attributes:
-        endpoint: the address and API key of the server.
-        connect_timeout: time limit in seconds for DNS, TCP and TLS each.
+        connect_timeout: time limit in seconds for DNS and TCP together, and again for TLS.
         local_only: connect to loopback and private addresses only.
-        transport: the httpx transport; None for ``NETWORK``.
-        replays: whether the transport plays cassettes.
+        transport: None for ``NETWORK``.
+        replays: the transport plays cassettes.
     """
 
     endpoint: Endpoint
@@ -138,20 +123,11 @@ class Client:
 
     @property
     def server_stopped(self) -> bool:
-        """Return whether the transport belongs to an embedded server that is not running. The next request starts it.
-
-        An embedded server is a child process of this package.
-        """
+        """Return whether the transport's embedded server (a child process) is not running. The next POST starts it."""
         return bool(getattr(self.transport, "server_stopped", False))
 
     async def send(self, request: HttpRequest) -> HttpResponse:
-        """Send a request.
-
-        Args:
-            request: a request to the client's endpoint.
-
-        Returns:
-            A response with a 2xx status.
+        """Send a request. Return the response, which has a 2xx status.
 
         Raises:
             LLMError: the response has another status, or no response arrived.
@@ -165,11 +141,10 @@ class Client:
         """Send a request and read its response.
 
         Returns:
-            The headers, and the body. If the status is not 2xx, or the body is larger than 8 MiB, an LLMError is
-            returned instead of the body.
+            The headers and the body. If the status is not 2xx, or the body exceeds 8 MiB, an LLMError instead of it.
 
         Raises:
-            LLMError: no response arrived, or the connection broke.
+            LLMError: no response arrived, or its body could not be read.
         """
         response = await self._request(request)
         if not 200 <= response.status < 300:
@@ -185,14 +160,14 @@ class Client:
         return response.headers, bytes(body)
 
     async def _request(self, request: HttpRequest) -> HttpResponse:
-        """Send a request. Return the response with any status. Raise LLMError if no response arrives."""
+        """Send a request. Return the response, whatever its status. Raise LLMError if none arrives."""
         try:
             return HttpResponse(await (self.transport or NETWORK).handle_async_request(self._build(request)))
         except Exception as error:  # noqa: BLE001  # every exception becomes an LLMError
             raise error_mapping.map_exception(error) from None
 
     async def _read_error(self, request: HttpRequest, response: HttpResponse) -> LLMError:
-        """Return the error for a response with a status other than 2xx."""
+        """Read a response whose status is not 2xx. Return its error."""
         body = bytearray()
         try:
             async with asyncio.timeout(_ERROR_TIMEOUT_S):
@@ -230,11 +205,7 @@ class Client:
 
 
 class NetworkTransport(httpx.AsyncBaseTransport):
-    """The transport that connects to servers. It uses the proxies of the environment.
-
-    With LLM_LOCAL_ONLY it connects to loopback and private addresses only. If a reused connection is stale, the request
-    is sent again on a new one. Event loops do not share connection pools.
-    """
+    """The transport that connects to servers, through the environment's proxies unless LLM_LOCAL_ONLY is set."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request. Raise an LLMError or an error of httpx if no response arrives."""
@@ -261,7 +232,7 @@ class NetworkTransport(httpx.AsyncBaseTransport):
         return await _send(request, transport)
 
     async def prepare(self) -> None:
-        """Create and close a transport, so that the first request does not wait for one-time initialization."""
+        """Create and close a transport, so that the first request does not wait for initialization."""
         await network.RouteTransport(network.Route("http")).aclose()
 
 
@@ -269,12 +240,7 @@ NETWORK: Final = NetworkTransport()
 
 
 class _Body(httpx.AsyncByteStream):
-    """The body of a response of httpx's transport.
-
-    Args:
-        stream: the body as httpx returns it.
-        connection: the network stream of httpcore on which the body arrives; None if vcrpy plays the response.
-    """
+    """The body of an httpx response. ``connection`` is httpcore's network stream; None if vcrpy plays the response."""
 
     def __init__(self, stream: httpx.AsyncByteStream, connection: Any) -> None:
         self._stream, self._connection = stream, connection
@@ -290,7 +256,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 async def _send(request: httpx.Request, transport: network.RouteTransport) -> httpx.Response:
-    """Send a request. If a reused connection breaks before the response begins, send the request again on a new one."""
+    """Send a request. If a reused connection breaks before the response begins, retry once on a new connection."""
     new_stream: httpcore.AsyncNetworkStream | None = None  # None if the request reuses an idle connection
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:
@@ -303,7 +269,7 @@ async def _send(request: httpx.Request, transport: network.RouteTransport) -> ht
         try:
             response = await transport.handle_async_request(request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-            # A RemoteProtocolError without _NO_RESPONSE in its message means that a response has begun
+            # A RemoteProtocolError with another message means that a response has begun
             malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
             if new_stream or malformed:
                 raise
@@ -320,15 +286,14 @@ async def _send(request: httpx.Request, transport: network.RouteTransport) -> ht
 def _has_extra_bytes(stream: Any, connection: Any) -> bool:
     """Return whether the server sent bytes after the end of the response.
 
-    h11 would parse these bytes as the start of the next response. httpcore has no public attribute for them. This
-    function reads private attributes of httpcore 1.0. ``tests/integration/transport/test_untrusted.py`` fails if they
-    move.
+    h11 would parse these bytes as the start of the next response. The private attributes are those of httpcore 1.0.
+    ``tests/integration/transport/test_untrusted.py`` fails if they move.
     """
     for name in ("_httpcore_stream", "_stream", "_connection", "_h11_state"):
         stream = getattr(stream, name, None)
     if stream is not None and stream.trailing_data[0]:
         return True
-    # asyncio may have read bytes that h11 has not received. With TLS they may be encrypted.
+    # asyncio may have read bytes that h11 has not received yet, with TLS perhaps encrypted ones
     tcp = tls = getattr(connection, "_stream", None)
     tcp = getattr(tls, "transport_stream", tcp)
     unread = getattr(getattr(tcp, "_protocol", None), "read_queue", ())
@@ -339,7 +304,7 @@ def _encode_json(body: Mapping[str, Any]) -> bytes:
     """Encode a body as JSON.
 
     Raises:
-        InvalidRequest: the body cannot be encoded, or contains a lone surrogate, which servers reject with status 500.
+        InvalidRequest: the body cannot be encoded, or has a lone surrogate, which servers reject with status 500.
     """
     try:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
@@ -354,7 +319,7 @@ def _encode_json(body: Mapping[str, Any]) -> bytes:
 
 
 async def _inflate(stream: AsyncIterator[bytes], encodings: list[str]) -> AsyncGenerator[bytes, None]:
-    """Decompress a body, and yield it in bounded pieces, because a few bytes can expand to gigabytes.
+    """Decompress a body in bounded pieces, because a few bytes can expand to gigabytes.
 
     Requests have ``accept-encoding: identity``, but some proxies compress anyway.
     """

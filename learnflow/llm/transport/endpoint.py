@@ -1,4 +1,4 @@
-"""The endpoint of a provider: its normalized URL, its API key and its headers. This module looks up no host names."""
+"""Configure a provider's endpoint: its normalized URL, API key and headers. ``network`` resolves host names."""
 
 from __future__ import annotations
 
@@ -26,30 +26,25 @@ _PRIVATE: Final = [
     ipaddress.ip_network(net)
     for net in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10")
 ]
-# The metadata services: of most clouds, of AWS and Google over IPv6, and of Alibaba. They return credentials, and
-# therefore never count as private.
+# Metadata services of clouds never count as private, because they return credentials. The addresses: most clouds, AWS
+# over IPv6, Google over IPv6, Alibaba.
 _METADATA: Final = tuple(
     map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200"))
 )
 
 CLIENT_HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "learnflow-llm"}
-# The headers that httpx sets for the body, and those of the connection (RFC 9110, section 7.6).
+# Headers that httpx sets, and connection headers (RFC 9110, section 7.6).
 _TRANSPORT_HEADER: Final = re.compile(
     "host|content-(type|length)|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect|proxy-.*"
 )
 _SESSION: Final = "{session}"
-_SESSION_VALUE: Final = re.compile(r"[!-+\--~]+")  # without spaces and commas, at which proxies trim or split
+_SESSION_VALUE: Final = re.compile(r"[!-+\--~]+")  # proxies trim spaces, and split at commas
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[\t -~\xa0-\xff]+")
 
 
 def is_private(address: str, local_networks: Sequence[str] = ()) -> bool:
-    """Return whether an IP address is on this machine or a private network (RFC 1918, RFC 4193).
-
-    Args:
-        address: the IP address.
-        local_networks: further networks that count as private, for example "100.64.0.0/10" (``LLM_LOCAL_NETWORKS``).
-    """
+    """Return whether an IP address is on this machine, a private network (RFC 1918, RFC 4193) or ``local_networks``."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
     private = (*_PRIVATE, *map(ipaddress.ip_network, local_networks))
@@ -57,13 +52,13 @@ def is_private(address: str, local_networks: Sequence[str] = ()) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name or IP address is a loopback address."""
+    """Return whether a host name or IP address is loopback."""
     ip = _ip(host)
     return host == "localhost" or host.endswith(".localhost") or (ip is not None and ip.is_loopback)
 
 
-# A name without dots is usually on the local network, unless it has only digits: 134744072 is the address 8.8.8.8.
-# These domains are never public (RFC 6761, RFC 6762 appendix G, RFC 8375, and ICANN's resolution on .internal).
+# A name without dots is usually local, unless it has only digits: 134744072 is the address 8.8.8.8. These domains are
+# never public (RFC 6761, RFC 6762 appendix G, RFC 8375, ICANN's resolution on .internal).
 _PRIVATE_DOMAINS = r"local|localhost|localdomain|internal|intranet|private|corp|home|lan|home\.arpa|test"
 _LOCAL_NAME = re.compile(rf"^(?=.*[a-z])[a-z0-9_-]+\.?$|\.({_PRIVATE_DOMAINS})\.?$", re.IGNORECASE)
 
@@ -78,15 +73,13 @@ class Endpoint:
     """The address of a provider, its API key and its headers. The repr does not show secrets.
 
     Attributes:
-        server_url: the URL of the server, without the path of its API.
-        base_url: the URL to which LiteLLM appends its path.
-        key: the API key; None if no key belongs to this address.
-        key_hint: the hint of the error if the server requires a key, or rejects the key.
+        server_url: the URL without the path of the API, such as "http://localhost:8080".
+        base_url: the URL to which LiteLLM appends a path, such as "http://localhost:8080/v1".
+        key_hint: the hint of the error if the key is missing or rejected.
         credentials: the header with the key; empty without a key.
-        headers: further headers, which are secrets. A value with ``{session}`` is sent only in a call with a session
-            (a name for requests with the same beginning of the prompt).
-        version: the API version; None if the provider has no versions.
-        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
+        headers: further headers, whose values are secret. ``{session}`` in a value stands for the call's ``session=``
+            (a name for requests with the same prompt prefix). A call without ``session=`` omits the header.
+        local_networks: more networks that count as private, such as "100.64.0.0/10" (``LLM_LOCAL_NETWORKS``).
         query: the query of the configured URL. It is added to every request, and may contain a key.
     """
 
@@ -102,28 +95,22 @@ class Endpoint:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """Return scheme, host and port. The key is sent to this origin only."""
+        """Return scheme, host and port. ``Client`` sends the key to this origin only."""
         return origin(self.base_url)
 
     @property
     def looks_local(self) -> bool:
-        """Return whether the host is a private IP address, or has the form of a local name.
-
-        The name is not resolved. ``network.is_local`` uses its resolved addresses.
-        """
+        """Return whether the host looks local, without a DNS lookup. ``network.is_local`` uses resolved addresses."""
         return looks_local(self.origin[1], self.local_networks)
 
     @property
     def all_headers(self) -> dict[str, str]:
-        """Return the headers of a request except those of its body."""
+        """Return the headers of every request. ``Client`` adds the content type."""
         headers = {name: value for name, value in self.headers.items() if _SESSION not in value}
         return {**headers, **CLIENT_HEADERS, **self.credentials}
 
     def with_call_headers(self, headers: Mapping[str, str], session: str | None) -> Endpoint:
-        """Return the endpoint with the headers and the session of a call.
-
-        A session that is not valid in a header is sent as its digest.
-        """
+        """Return a copy with the headers and the session of a call. An invalid session is replaced by its digest."""
         if session and not _SESSION_VALUE.fullmatch(session):
             session = hashlib.sha256(session.encode()).hexdigest()
         merged = {**self.headers, **headers}.items()
@@ -131,19 +118,19 @@ class Endpoint:
 
     @property
     def secrets(self) -> list[str]:
-        """Return the secret values of the headers, with and without a scheme such as "Bearer", and of the query."""
+        """Return the values of the headers and the query that ``mask`` hides: both "Bearer x" and "x"."""
         query = [value for name, value in parse_qsl(self.query) if name != "api-version"]
         values = [*self.headers.values(), *query]
         return list(dict.fromkeys(secret for value in values for secret in (value, value.rpartition(" ")[2])))
 
     def mask(self, text: str) -> str:
-        """Mask the key, and the secret values of the headers and the query, in a text from the server."""
+        """Mask the key and ``secrets`` in a text from the server."""
         return mask_keys(text, self.key, self.secrets)
 
 
 @lru_cache(maxsize=256)  # the router calls it for every provider and request
 def looks_local(host: str, local_networks: tuple[str, ...]) -> bool:
-    """Return whether a host is a private IP address, or has the form of a name that is never public."""
+    """Return whether a host is a private IP address, or a name that is usually private (``_LOCAL_NAME``)."""
     return is_private(host, local_networks) if _ip(host) else bool(_LOCAL_NAME.search(host))
 
 
@@ -170,13 +157,9 @@ def configure_endpoint(
     provider's default address, else that of ``url``. A key or header that is an argument is sent to any address.
 
     Args:
-        spec: the provider's spec.
-        settings: the provider's settings in the environment.
-        url: the URL; None for that of the environment, else the default.
-        key: the key; "" for no key, None for that of the environment.
-        headers: the headers; empty for no headers, None for those of the environment.
+        url: None for the URL in the environment, else the default.
+        key, headers: None for the value in the environment; "" or {} for no key or no headers.
         keyless: do not require a key.
-        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
 
     Raises:
         NotConfigured: the address is missing or invalid, the key has invalid characters, or a header is invalid.
@@ -205,9 +188,9 @@ def configure_endpoint(
 def _choose_secret(
     spec: ProviderSpec, setting: str, given: Any, endpoint: Endpoint, secrets_origin: tuple[str, str, int]
 ) -> tuple[Any, str]:
-    """Return the given secret, else that of the environment, and a hint.
+    """Return the argument ``given`` or the secret in the environment, and an empty hint.
 
-    If the secret must not be sent to the endpoint, return "" and a hint that explains it. Otherwise the hint is "".
+    If the secret must not be sent to the endpoint, return "" and a hint that explains why.
     """
     if given is not None:
         return given, ""
@@ -222,14 +205,15 @@ def _choose_secret(
 
 
 def parse_headers(spec: ProviderSpec, given: Any, error_class: type[LLMError]) -> dict[str, str]:
-    """Parse headers: a mapping, a JSON object, or "Name: value; Name: value". The returned names are in lower case.
+    """Parse a mapping, a JSON object, or "Name: value; Name: value". Return the headers with lower-case names.
 
     Raises:
-        LLMError: an ``error_class``. The format, a name or a value is invalid, or this package sets the header.
+        error_class: the format, a name or a value is invalid, or this package sets the header itself.
     """
     if isinstance(given, str):
         parts = [part.partition(":") for part in given.split(";") if part.strip()]
         is_json = given.lstrip().startswith("{")
+        # A part without a colon gets the name "", which is invalid
         given = json_object(given) if is_json else {colon and name.strip(): value for name, colon, value in parts}
     headers, fault = dict[str, str](), "" if isinstance(given, Mapping) else "the headers are not a dict of texts"
     reserved = {*CLIENT_HEADERS, *spec.api.headers, spec.api.key_header}
@@ -248,15 +232,11 @@ def parse_headers(spec: ProviderSpec, given: Any, error_class: type[LLMError]) -
 
 
 def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:
-    """Parse a URL, with or without scheme, port, ``/v1`` and trailing slash, into an endpoint.
+    """Return the endpoint of a URL as an operator writes it, without key and headers.
 
-    The forms of ``OLLAMA_HOST`` are supported (Ollama's ``envconfig.Host``, 2026-08): ``host``, ``:port``, ``0.0.0.0``,
-    ``[::1]``, ``http://host`` (port 80) and ``https://host``, each with or without a path.
-
-    Args:
-        spec: the provider's spec.
-        url: the URL as the operator wrote it.
-        version: the API version; None for that in the URL, else the default.
+    Scheme, port and ``/v1`` are optional. The forms of ``OLLAMA_HOST`` are supported (Ollama's ``envconfig.Host``,
+    2026-08): ``host``, ``:port``, ``0.0.0.0``, ``[::1]``, ``http://host`` (port 80) and ``https://host``, each with or
+    without a path. The API version is ``version``, else that in the URL, else the default.
 
     Raises:
         NotConfigured: the URL is invalid.
@@ -278,7 +258,7 @@ def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> 
 
 
 def _parts(spec: ProviderSpec, url: str) -> SplitResult:
-    """Split a URL into its parts. Missing parts get their defaults."""
+    """Split a URL. Add a missing scheme, host or port."""
     text = str(url).strip().strip("\"'")
     has_scheme = "://" in text
     if _ONE_SLASH.match(text):
@@ -332,8 +312,8 @@ def _invalid_url(spec: ProviderSpec, fault: str) -> NotConfigured:
 
 
 def add_error_context(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
-    """Complete an error with the provider, the model, and a hint that names the variable to set. Return the error."""
-    # An error that already has a provider was raised with a complete hint
+    """Add the provider, the model, and a hint that names the variable to set. Return the error."""
+    # The hint is complete if the error was raised with a provider. A server that this package starts has no URL to set.
     hint_has_variable = error.provider is not None or spec.starts_server
     error.provider, error.model = spec.name, error.model or model
     url = spec.variable("base_url")

@@ -1,7 +1,7 @@
 """Map error responses, error objects and exceptions of httpx to LLMError.
 
-The error class is chosen by the error codes, else by an unambiguous status, else by the beginning of the message, else
-by the status.
+An error object is JSON that describes an error, perhaps in a response with status 200. The error codes decide the error
+class, else an unambiguous status, else the beginning of the message, else the status.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..errors import LLMError
 from .untrusted import json_object, non_negative_int, object_at, parse_json, printable, short_text, text_list
 
 _MAX_SHOWN_CHARS: Final = 300  # length of a server's message in an LLMError
-_MAX_SEARCHED_CHARS: Final = 2000  # length of a server's message for regular expressions, which are slow on long texts
-_MAX_BODY_CHARS: Final = 8000  # length of a body that is searched for the delay before a retry
+_MAX_SEARCHED_CHARS: Final = 2000  # length of a server's message to search: regular expressions are slow on long texts
+_MAX_BODY_CHARS: Final = 8000  # length of a body to search for a retry delay
 _CODE_KEYS: Final = ("code", "type", "status_code", "error_type")
 _MESSAGE_KEYS: Final = ("message", "msg", "status_msg", "error_message")
 _MAX_DEPTH: Final = 8  # nested objects in an error object
@@ -46,7 +46,7 @@ _WAIT = re.compile(
 )
 _WAIT_PART = re.compile(r"([0-9.]+) ?(milli|ms|s|m|h)", re.IGNORECASE)
 _UNIT_SECONDS: Final = {"milli": 0.001, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
-_DAILY_QUOTA: Final = "PerDay"  # in the names of Google's daily quotas. The delay that Google then sends is too short
+_DAILY_QUOTA: Final = "PerDay"  # in names of Google's daily quotas. The delay that Google sends with them is too short
 _UNSUPPORTED = re.compile(
     r"does not support|not supported|requires --|response_format\.type"
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
@@ -100,14 +100,13 @@ _STATUSES: Final[Mapping[int, type[LLMError]]] = {
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """The content of an error object.
+    """The content of an error object. Values that the server did not send are None or empty.
 
     Attributes:
-        message: the server's message.
         codes: the error codes and types, in lower case.
-        param: the name of the parameter that caused the error; None if the server sent none.
-        lengths: the length of the prompt and the context length, in tokens; None for one that the server did not send.
-        wait_s: the delay before a retry in seconds; None if the server sent none.
+        param: the name of the parameter that caused the error.
+        lengths: the length of the prompt and the context length, in tokens.
+        wait_s: the delay before a retry, in seconds.
     """
 
     message: str = ""
@@ -118,7 +117,7 @@ class ErrorDetails:
 
 
 def parse_error_body(body: bytes) -> ErrorDetails:
-    """Parse the body of an error response. If it is not JSON, the body is the message."""
+    """Parse the body of an error response. A body that is not JSON is the message."""
     text = body.decode("utf-8", "replace").strip()
     try:
         details = _parse_error_object(parse_json(text))
@@ -128,7 +127,7 @@ def parse_error_body(body: bytes) -> ErrorDetails:
 
 
 def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
-    """Parse an error object: OpenAI's, FastAPI's ``detail``, a string, a list, or JSON inside a string."""
+    """Parse an error object: OpenAI's, FastAPI's ``detail``, a string, a list, or JSON in a string."""
     if depth > _MAX_DEPTH:
         return ErrorDetails()
     if isinstance(value, str):  # a message, which may contain JSON: a gateway quotes the error of its server
@@ -154,18 +153,18 @@ def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
 
 
 def message_of(value: Any) -> str:
-    """Return the error message in a JSON object; "" without one."""
+    """Return the error message in parsed JSON; "" without one."""
     return _parse_error_object(value).message
 
 
 def _parse_lengths(message: str) -> tuple[int | None, int | None]:
-    """Return the length of the prompt and the context length, in tokens; None for one that the message lacks."""
+    """Find the ``ErrorDetails.lengths`` in a message."""
     prompt, size = _PROMPT_TOKENS.search(message), _CONTEXT_TOKENS.search(message)
     return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
 
 
 def _parse_wait(text: str) -> float | None:
-    """Return the delay in seconds that a text requires before a retry; None if it requires none."""
+    """Find the delay before a retry in a text, in seconds."""
     wait = None if _DAILY_QUOTA in text else _WAIT.search(text)
     parts = _WAIT_PART.findall(wait[1]) if wait else ()
     return sum(float(number) * _UNIT_SECONDS[unit.lower()] for number, unit in parts) if wait else None
@@ -174,10 +173,7 @@ def _parse_wait(text: str) -> float | None:
 def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> LLMError:
     """Return the error for a response with a status other than 2xx.
 
-    Args:
-        status: the HTTP status.
-        body: the body of the response, or its beginning.
-        headers: the headers of the response, with lower-case names.
+    ``body`` may be only the beginning of the body. The names in ``headers`` are in lower case.
     """
     headers = headers or {}
     if 300 <= status < 400:
@@ -207,11 +203,9 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
 
 
 def map_error_object(value: Any, *, answer_started: bool) -> LLMError:
-    """Return the error for an error object in a response with status 200.
+    """Return the error for parsed JSON with an error object, from a response with status 200.
 
-    Args:
-        value: the parsed JSON that contains the error object.
-        answer_started: a part of the answer had arrived before the error object.
+    ``answer_started`` is True if a part of the answer arrived before the error object.
     """
     details = _parse_error_object(value)
     status = next((int(code) for code in details.codes if re.fullmatch("[0-9]{3}", code)), 0)
@@ -233,8 +227,7 @@ def change_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
 def no_model_api_error(status: int | None = None) -> LLMError:
     """Return the error for an address that does not serve a model API.
 
-    Args:
-        status: the HTTP status of the response; None if the error follows from several responses.
+    ``status`` is None if the error follows from several responses.
     """
     what = "this address does not serve a model API, but a web page or another route"
     return errors.Misconfigured(what, status=status)
@@ -243,7 +236,8 @@ def no_model_api_error(status: int | None = None) -> LLMError:
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the delay in seconds that the server requires before a retry; None if it requires none.
 
-    The headers are ``retry-after-ms``, and ``Retry-After`` with seconds or a date.
+    The headers are ``retry-after-ms``, and ``Retry-After`` with seconds or a date. The date is compared with the
+    ``Date`` header, not with the local clock.
     """
     milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
     try:
@@ -260,12 +254,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
-    """Choose the error class by codes, unambiguous statuses, then the message. Return None if they do not decide."""
+    """Choose the error class by the codes, an unambiguous status, or the message. Return None if none decides."""
     if error_class := _find_class(" ".join(details.codes)):
         return error_class
     if status in (401, 402, 407):
         return _STATUSES[status]
-    if status == 429:  # only the message and the wait distinguish a used-up quota from too many requests
+    if status == 429:  # if the quota is used up, the message says so, and the server requires no delay
         quota = details.wait_s is None and _PATTERNS[errors.QuotaExceeded].search(details.message)
         return errors.QuotaExceeded if quota else errors.RateLimited
     if error_class := _find_class(details.message):
@@ -276,12 +270,12 @@ def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
 
 
 def _find_class(text: str) -> type[LLMError] | None:
-    """Return the first error class with a pattern that matches a text; None if no pattern matches."""
+    """Return the first error class with a pattern that matches a text, if any."""
     return next((error_class for error_class, pattern in _PATTERNS.items() if pattern.search(text)), None)
 
 
 def _class_of_status(status: int, details: ErrorDetails) -> type[LLMError]:
-    """Choose the error class by the status, if codes and message do not decide."""
+    """Choose the error class by the status."""
     if status in (404, 405) and _WRONG_ROUTE.search(details.message):
         return errors.Misconfigured
     return _STATUSES.get(status, errors.RequestRefused if 400 <= status < 500 else errors.ServerFailed)
@@ -301,9 +295,9 @@ def _build_error(error_class: type[LLMError], details: ErrorDetails, status: int
 
 
 def map_exception(error: Exception) -> LLMError:
-    """Return the error for an exception that was raised while a request was sent or its response was read.
+    """Return the error for an exception that sending a request or reading its response raised.
 
-    An LLMError is returned unchanged. The error does not quote the message of the exception.
+    An LLMError is returned unchanged. No other message is quoted, because it may contain keys or prompts.
     """
     if isinstance(error, LLMError):
         return error
@@ -346,7 +340,7 @@ def _unreachable_error(what: str, hint: str = "") -> LLMError:
 
 
 def _location(error: BaseException) -> str:
-    """Return the file and line that raised an exception, because the fault may be in this package."""
+    """Return the file and line that raised an exception. The fault may be in this package."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
 

@@ -1,7 +1,7 @@
 """Connections: DNS, the proxies of the environment, LLM_LOCAL_ONLY, and the connection pools.
 
-``Backend.connect_tcp`` opens every connection of httpx, and checks the address to which it connects. Each event loop
-has its own transports and connection pools, which are closed when the loop is shut down.
+``Backend.connect_tcp`` opens every connection, and checks its address. Each event loop has its own connection pools,
+which are closed when the loop is shut down.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .endpoint import Endpoint, is_private, looks_local
 
-# Time limit for connecting to each address of a host except the last (the delay of RFC 8305, section 5).
+# Time limit for each address of a host except the last (the delay of RFC 8305, section 5).
 _ADDRESS_TIMEOUT_S: Final = 0.25
 # Some local servers close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). The client closes it
 # earlier, so that no request is sent while the server closes.
@@ -33,22 +33,18 @@ _IDLE_TIMEOUT_S: Final = 3.0
 _MAX_IDLE_CONNECTIONS: Final = 64
 
 _Lookup = asyncio.Future[list[str]]
-# The lookups in progress, by host.
+# Lookups in progress, by event loop and host
 _lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Lookup]] = WeakKeyDictionary()
-# The addresses of each host, from its last lookup.
+# The addresses of each host, from its last lookup. ``is_local`` reads them; a new connection looks the host up again.
 _resolved: Final = process.register("DNS results", dict[str, list[str]](), learned=True)
 _MAX_RESOLVED_HOSTS: Final = 1000
 
 
 def is_local(endpoint: Endpoint, *, local_only: bool = False) -> bool:
-    """Return whether requests stay on this machine or a private network.
+    """Return whether requests stay on this machine or a private network, without a DNS lookup.
 
-    The addresses of the last lookup decide. Before the first lookup the result is ``Endpoint.looks_local``.
-
-    Args:
-        endpoint: the endpoint of the requests.
-        local_only: requests connect to private addresses only, so that one private address of the host suffices. If
-            False, all addresses of the host must be private.
+    All addresses from the host's last lookup must be private. With ``local_only`` one suffices, because ``Backend``
+    then skips the others. Before the first lookup, return ``Endpoint.looks_local``.
     """
     addresses = _resolved.get(endpoint.origin[1])
     if not addresses:
@@ -57,12 +53,7 @@ def is_local(endpoint: Endpoint, *, local_only: bool = False) -> bool:
 
 
 class Backend(httpcore.AnyIOBackend):
-    """The network backend of a connection pool.
-
-    Args:
-        local_only: connect to loopback and private addresses only.
-        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
-    """
+    """The network backend of a connection pool. See ``Route`` for the arguments."""
 
     def __init__(self, *, local_only: bool, local_networks: tuple[str, ...] = ()) -> None:
         self._local_only = local_only
@@ -71,7 +62,7 @@ class Backend(httpcore.AnyIOBackend):
     async def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, *more: Any, **options: Any
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address of the host that accepts a connection, within ``timeout`` seconds.
+        """Connect to the first address of the host that accepts, within ``timeout`` seconds.
 
         Raises:
             NotLocal: ``local_only`` is set, and no address of the host is private.
@@ -99,16 +90,10 @@ class Backend(httpcore.AnyIOBackend):
 async def choose_proxy(
     proxies: dict[tuple[str, str], str | None], url: httpx.URL, timeout_s: float, local_networks: tuple[str, ...]
 ) -> str | None:
-    """Return the environment's proxy for a URL; None without a proxy, or if all addresses of the host are private.
+    """Return the environment's proxy for a URL; None without one, or if all addresses of the host are private.
 
-    A host that ``looks_local`` bypasses the proxy without a lookup. If any other host cannot be resolved here, the
-    request uses the proxy, which may resolve it. Such a choice is not cached.
-
-    Args:
-        proxies: the cache of this function: the chosen proxy for each scheme and host.
-        url: the URL of the request.
-        timeout_s: time limit in seconds for resolving the host.
-        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
+    A host that ``looks_local`` bypasses the proxy without a lookup. If the lookup of another host fails or exceeds
+    ``timeout_s``, the proxy is used, because it may resolve the host. That choice is not cached in ``proxies``.
     """
     key = (url.scheme, url.host)
     if key not in proxies:
@@ -125,14 +110,10 @@ async def choose_proxy(
 
 
 async def resolve(host: str, timeout_s: float | None) -> list[str]:
-    """Return the addresses of a host, in the system's order.
+    """Return the addresses of a host name or IP address, in the system's order.
 
-    Concurrent requests share the lookup of a host, which runs in its own thread. asyncio's thread pool is small, and a
-    name server that does not respond would block it for all hosts.
-
-    Args:
-        host: a name or an address.
-        timeout_s: time limit in seconds; None for no limit.
+    Concurrent requests share the lookup of a host. Each lookup has its own thread: in asyncio's small thread pool, a
+    dead name server would block the lookups of all hosts.
 
     Raises:
         ConnectTimeout: the lookup took longer than ``timeout_s``.
@@ -158,7 +139,7 @@ async def resolve(host: str, timeout_s: float | None) -> list[str]:
 
 
 def _start_lookup(host: str, lookups: dict[str, _Lookup]) -> _Lookup:
-    """Start a lookup. It removes itself from ``lookups`` when it ends. Its result is empty if it fails."""
+    """Start a lookup, which removes itself from ``lookups`` at its end. Its result is empty if it fails."""
     loop = asyncio.get_running_loop()
     future: _Lookup = loop.create_future()
 
@@ -187,10 +168,9 @@ class Route(NamedTuple):
     """The properties of a connection. Requests with the same route share a connection pool.
 
     Attributes:
-        scheme: "http" or "https".
         proxy: the URL of the proxy; None for a direct connection.
         local_only: connect to loopback and private addresses only.
-        local_networks: further networks that count as private (``LLM_LOCAL_NETWORKS``).
+        local_networks: more networks that count as private (``LLM_LOCAL_NETWORKS``).
     """
 
     scheme: str
@@ -200,12 +180,12 @@ class Route(NamedTuple):
 
 
 class RouteTransport(httpx.AsyncHTTPTransport):
-    """The httpx transport of one route, with its connection pool. ``Backend`` opens the connections.
+    """The httpx transport of one route, with its connection pool.
 
     httpx has no argument for the network backend. Therefore this class sets private attributes of httpcore's pool
     (httpx 0.28.1, httpcore 1.0.9). ``tests/integration/transport/test_network.py`` fails if they move.
 
-    It inherits from ``httpx.AsyncHTTPTransport``, because vcrpy replaces a method of that class.
+    The class inherits from ``httpx.AsyncHTTPTransport``, because vcrpy replaces a method of it.
     """
 
     def __init__(self, route: Route) -> None:
@@ -218,8 +198,8 @@ class RouteTransport(httpx.AsyncHTTPTransport):
     async def _close_removed(self, closing: list[httpcore.AsyncConnectionInterface]) -> None:
         """Close connections that the pool has removed. If the request is cancelled, return the open ones to the pool.
 
-        httpcore 1.0.9 loses them. Its ``AsyncShieldCancellation`` does not protect the close from ``Task.cancel()`` and
-        ``asyncio.timeout()``.
+        httpcore 1.0.9 would leak them, because its ``AsyncShieldCancellation`` does not protect the close from
+        ``Task.cancel()`` and ``asyncio.timeout()``.
         """
         try:
             for connection in closing:
@@ -229,12 +209,9 @@ class RouteTransport(httpx.AsyncHTTPTransport):
             raise
 
     async def discard(self, stream: httpcore.AsyncNetworkStream) -> None:
-        """Close a new connection if its request was cancelled before it was sent.
+        """Close the new connection with this network stream, if no request was sent on it.
 
         httpcore 1.0.9 never removes such a connection, because it is neither idle nor closed.
-
-        Args:
-            stream: the network stream of the connection.
         """
         for connection in self._pool.connections:
             inner = getattr(connection, "_connection", None)
@@ -254,9 +231,9 @@ class LoopTransports:
     """The transports of one event loop.
 
     Attributes:
-        proxies: the proxy for each scheme and host; None for no proxy.
-        by_route: the transport of each route.
-        closer: the asynchronous generator that closes the transports when the event loop is shut down.
+        proxies: the cache of ``choose_proxy``.
+        closer: the generator that closes the transports when the event loop is shut down. asyncio has only a weak
+            reference to it.
     """
 
     def __init__(self) -> None:
@@ -309,5 +286,5 @@ async def _close_at_shutdown(loop: asyncio.AbstractEventLoop, transports: LoopTr
 
 @cache
 def _tls_context(secure: bool) -> ssl.SSLContext:
-    """Return the TLS context of httpx. For plain HTTP it is empty, because loading the certificates takes time."""
+    """Return httpx's TLS context; for plain HTTP one without certificates, which take time to load."""
     return httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

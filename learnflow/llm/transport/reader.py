@@ -18,24 +18,20 @@ OnDelta = Callable[[Delta], None]
 Drain = Callable[[], Awaitable[None]]
 IsLoading = Callable[[], Awaitable[bool]]
 
-# Time limit after the finish reason. The usage, an error or the end mark may follow it.
+# Time limit after the finish reason, for the usage, an error or the end mark ("[DONE]").
 _AFTER_FINISH_S: Final = 2.0
-# Time limit between the end mark and the end of the body. If it is exceeded, the connection is closed and not reused.
+# Time limit from the end mark to the end of the body. After it, the connection is closed and cannot be reused.
 _AFTER_END_S: Final = 0.25
 
 
 class AnswerReader:
-    """The reader of one response.
+    """The reader of one response, with a new parser.
 
-    Args:
-        parser: a new parser for the format of the response.
-        timeouts: the time limits.
-        is_loading: probes whether the server is loading the model. If it is, the first-token timeout does not end the
-            request, because most servers would then stop the load. The load timeout applies instead. None for no probe.
+    After the first-token timeout, ``is_loading`` (if given) probes whether the server is loading the model. During a
+    load, the load timeout applies instead, because most servers stop a load if its request ends.
 
     Attributes:
-        on_timeout: functions that are called with the error if a time limit ends the request. It is also the
-            ``on_timeout`` of the ``HttpRequest``.
+        on_timeout: functions to call with the error if a time limit ends the request. ``HttpRequest`` shares the list.
     """
 
     def __init__(self, parser: StreamParser, timeouts: Timeouts, is_loading: IsLoading | None = None) -> None:
@@ -47,20 +43,20 @@ class AnswerReader:
         self._timer: asyncio.TimerHandle | None = None
         self._probe: asyncio.Task[None] | None = None
         self._has_delta = False
-        self._close_at: float | None = None  # when to stop reading after a complete answer, on the clock of the loop
+        self._close_at: float | None = None  # when to stop reading a complete answer, on the loop's clock
 
     async def read(self, send: Send, deadline: float, on_delta: OnDelta, drain: Drain) -> None:
-        """Send the request, and read the response to its end. The connection is always closed or returned to its pool.
+        """Send the request, read the response to its end, and close it, even after an error.
 
         Args:
             send: sends the request, and returns a response with a 2xx status.
-            deadline: the time at which the request must end, on the clock of the event loop.
-            on_delta: called with each delta (a part of the answer) as it arrives.
+            deadline: the end of the request, on the clock of the event loop.
+            on_delta: receives each delta (a part of the answer) as it arrives.
             drain: waits until the caller has consumed earlier deltas.
 
         Raises:
-            LLMError: the request failed, or the response is incomplete or late. ``on_delta`` has been called for every
-                delta that arrived.
+            LLMError: the request failed, or the response is incomplete or late. ``on_delta`` has received all deltas
+                that arrived before.
         """
         loop, parser = asyncio.get_running_loop(), self.parser
         last_delta_at = loop.time()
@@ -73,7 +69,7 @@ class AnswerReader:
                 while True:
                     data = await self._read_data(response)
                     if self._feed(data, on_delta):
-                        timeout.reschedule(None)  # the time that the caller needs to consume deltas does not count
+                        timeout.reschedule(None)  # the caller's time to consume deltas does not count
                         await drain()
                         last_delta_at = loop.time()
                     if not data or parser.fault:
@@ -92,7 +88,7 @@ class AnswerReader:
             raise parser.fault
 
     def _start_timer(self, timeout: asyncio.Timeout) -> None:
-        """Schedule the probe ``is_loading``, if there is one, at the first-token timeout."""
+        """Schedule the probe ``is_loading`` for the end of the first-token timeout."""
 
         def start_probe() -> None:
             if not self._has_delta:
@@ -108,9 +104,9 @@ class AnswerReader:
             self._probe.cancel()
 
     async def _expire_unless_loading(self, scope: asyncio.Timeout) -> None:
-        """End the wait for the first token, unless the server is loading the model.
+        """Time out the wait for the first token, unless the server is loading the model.
 
-        After a load, wait for the first-token timeout once more.
+        After a load, the first-token timeout begins anew.
         """
         assert self._is_loading  # noqa: S101  # the timer is started only if there is a probe
         is_loading = False
@@ -132,7 +128,7 @@ class AnswerReader:
         return bool(deltas)
 
     def _next_expiry(self, last_delta_at: float) -> float:
-        """Return the time at which the wait for the next bytes expires, on the clock of the event loop."""
+        """Return when the wait for the next bytes expires, on the clock of the event loop."""
         expires_at = last_delta_at + (self._timeouts.gap if self._has_delta else self._first_token_s)
         if self.parser.is_complete:
             now = asyncio.get_running_loop().time()
@@ -141,11 +137,11 @@ class AnswerReader:
         return expires_at
 
     async def _read_data(self, response: HttpResponse) -> bytes:
-        """Return the next bytes; b"" at the end. If the connection breaks, record it in the parser and return b""."""
+        """Return the next bytes; b"" at the end, or if the connection breaks. Record the break in the parser."""
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # a recorded timeout, played from a cassette
+            raise  # recorded in a cassette
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:

@@ -9,17 +9,17 @@ from ..completion import ToolCallDelta
 
 _OPEN: Final = "<think>"
 _CLOSE: Final = "</think>"
-_QUOTES: Final = dict(zip("`'\"(*_|«“„\u2018", "`'\")*_|»”“\u2019", strict=True))
-_SENTENCE_CONTINUES: Final = re.compile(r" \S|[.,;:!?)…]|-\w")  # the sentence continues after a tag
+_QUOTES: Final = dict(zip("`'\"(*_|«“„\u2018", "`'\")*_|»”“\u2019", strict=True))  # opening to closing quotes
+_SENTENCE_CONTINUES: Final = re.compile(r" \S|[.,;:!?)…]|-\w")
 _NEXT_LINE: Final = re.compile(r"\n[^\n]")  # the paragraph continues on the line after a tag
 _SENTENCE_ENDS: Final = ".!?…:;"
-# The chat template of these models contains the opening tag, so that responses have only </think>, unless the server
-# separates the thinking itself (model cards of DeepSeek-R1 and Qwen3-Thinking).
+# The chat template of these models adds <think> to the prompt (model cards of DeepSeek-R1 and Qwen3-Thinking). Their
+# responses have only </think>, unless the server separates the thinking itself.
 MODELS_WITHOUT_OPENING_TAG: Final = re.compile(
     r"deepseek[-_]?r1|r1[-_]distill|qwq|qwen3.*thinking|-thinking-", re.IGNORECASE
 )
 _MAX_BLANK_CHARS: Final = 1000  # longer white space at the start is a part of the answer
-_LOOKAHEAD_CHARS: Final = 2  # text after a closing tag that shows whether the answer only mentions the tag
+_LOOKAHEAD_CHARS: Final = 2  # the text after a closing tag that ``_is_mention`` needs
 
 
 class Delta(NamedTuple):
@@ -33,16 +33,16 @@ class Delta(NamedTuple):
 class ReasoningSplitter:
     """A splitter of one answer into text and thinking.
 
-    An opening tag counts only before the text of the answer. A closing tag also counts if there is no opening tag: the
-    text before it was thinking. A tag that the answer only mentions is text: a tag in quotes, inside a sentence or in a
-    code block. White space around the tags is removed.
+    An opening tag counts only before the first text. A closing tag counts even without an opening one: the text before
+    it was thinking. A tag in quotes, in code or inside a sentence is only a mention, and stays in the text. White space
+    before an opening tag and after a closing tag is removed.
 
     Args:
-        hold: return no text that a later closing tag may turn into thinking.
+        hold: hold text back until it is certain that no closing tag will turn it into thinking.
         only_closing_tag: the response has no opening tag. Its first closing tag ends the thinking. Implies ``hold``.
 
     Attributes:
-        leaked: whether text was returned as the answer before a closing tag showed that it was thinking.
+        leaked: whether text was returned before a closing tag showed that it was thinking.
     """
 
     def __init__(self, *, hold: bool = False, only_closing_tag: bool = False) -> None:
@@ -51,12 +51,12 @@ class ReasoningSplitter:
         self._only_closing_tag = only_closing_tag
         self._state: Literal["start", "thinking", "answer"] = "start"
         self._pending = ""  # text that is not classified yet
-        self._text: list[str] = []  # text that a closing tag would turn into thinking
+        self._text: list[str] = []  # text, held or returned, that a closing tag would turn into thinking
         self._ignores_closing_tags = False
 
     def feed(self, piece: str) -> Delta:
-        """Add a piece of the answer. Return the text and the thinking that are certain now."""
-        if self._state == "answer" and not self._pending and "<" not in piece:  # the fast path for most pieces
+        """Add a piece of the answer. Return the text and the thinking that it settles."""
+        if self._state == "answer" and not self._pending and "<" not in piece:  # fast path
             return self._emit_text(piece)
         self._pending += piece
         text, thinking = "", ""
@@ -70,9 +70,9 @@ class ReasoningSplitter:
         return Delta(text, thinking)
 
     def stop_splitting(self) -> str:
-        """Treat tags as text from now on, because the server separates the thinking. Return the held text.
+        """Treat tags as text from now on, because the server separates the thinking itself. Return the held text.
 
-        If a tag is open, its closing tag still counts.
+        Inside ``<think>`` nothing changes: its closing tag still counts.
         """
         if self._state == "thinking":
             return ""
@@ -80,11 +80,7 @@ class ReasoningSplitter:
         return self._ignore_closing_tags() + self._take(len(self._pending))
 
     def end(self, *, broken: bool = False) -> Delta:
-        """End the answer. Return the text that was held or not classified.
-
-        Args:
-            broken: the answer is incomplete. If it ends inside an opening tag, the beginning of the tag is dropped.
-        """
+        """End the answer, and return the rest. A ``broken`` answer may end inside an opening tag, which is dropped."""
         if broken and self._state == "start" and self._pending.strip():
             return Delta()
         if self._state == "answer" and not self._ignores_closing_tags and self._pending.startswith(_CLOSE):
@@ -105,13 +101,13 @@ class ReasoningSplitter:
         return Delta() if self._hold else Delta(text)
 
     def _ignore_closing_tags(self) -> str:
-        """Treat closing tags as text from now on. Return the text that was held."""
+        """Treat closing tags without an opening tag as text from now on. Return the held text."""
         held = "".join(self._text) if self._hold and not self._ignores_closing_tags else ""
         self._ignores_closing_tags, self._text = True, []
         return held
 
     def _parse_start(self) -> Delta:
-        """Parse the start of the answer, or the text after a closing tag. An opening tag may follow."""
+        """Parse the start of the answer, or the text after thinking, where an opening tag counts."""
         start = self._pending.lstrip()
         if start.startswith(_OPEN):
             self._pending, self._state = start[len(_OPEN) :], "thinking"
@@ -145,11 +141,9 @@ class ReasoningSplitter:
         return self._close_thinking(close_at)
 
     def _close_thinking(self, close_at: int, *, at_end: bool = False) -> Delta:
-        """Handle a closing tag without an opening one: the answer mentions the tag, or the tag ends the thinking.
+        """Handle a closing tag without an opening one: a mention, or the end of the thinking.
 
-        Args:
-            close_at: the index of the tag in the pending text.
-            at_end: no text follows the pending text.
+        The tag is at ``close_at`` in the pending text. ``at_end``: the answer ends with the pending text.
         """
         before, after = "".join(self._text) + self._pending[:close_at], self._pending[close_at + len(_CLOSE) :]
         if not self._only_closing_tag and _is_mention(before, after, at_end=at_end):
@@ -165,15 +159,10 @@ class ReasoningSplitter:
 
 
 def _is_mention(before: str, after: str, *, at_end: bool) -> bool:
-    """Return whether the answer only mentions a closing tag.
+    """Return whether the answer only mentions a closing tag: in quotes, in code, or inside a sentence.
 
-    A mention is in quotes, in code, or inside a sentence. A tag that ends thinking is alone on its line, or follows
-    the thinking without a space.
-
-    Args:
-        before: the text before the tag.
-        after: the text after the tag, at least two characters of it.
-        at_end: the answer ends with ``after``.
+    A tag that ends thinking is alone on its line, or follows the thinking without a space. ``after`` has at least two
+    characters, unless the answer ends with it (``at_end``).
     """
     line = before.rpartition("\n")[2]
     quote = before[-1:]
@@ -190,5 +179,5 @@ def _is_mention(before: str, after: str, *, at_end: bool) -> bool:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """Return the length of the longest prefix of the tag that is a suffix of the text; 0 if there is none."""
+    """Return how many characters of an incomplete tag the text ends with."""
     return next((length for length in range(len(tag) - 1, 0, -1) if text.endswith(tag[:length])), 0)

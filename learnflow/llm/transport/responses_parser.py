@@ -1,7 +1,8 @@
 """The parser of OpenAI's Responses API.
 
-A response has items: messages, reasoning and tool calls. The content of an item arrives in pieces, and again in full
-when the item ends. Unknown events are ignored.
+A response has items: messages, reasoning and tool calls. The content of an item arrives in pieces, then in full when
+the item ends, and again in the last event. Repetitions are ignored, as are unknown events. Only the last event has the
+final status.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from .stream_parser import MAX_NAME_CHARS, undefined_error
 from .tool_calls import collect_extra
 from .untrusted import non_negative_int, object_at, short_text
 
-REASONING_ITEMS: Final = "reasoning_items"  # the message field that LiteLLM sends back as encrypted reasoning
+REASONING_ITEMS: Final = "reasoning_items"  # LiteLLM sends this message field to the server as encrypted reasoning
 _CALL: Final = "function_call"
 
 
 class ResponsesParser(SSEParser):
-    """A parser of a stream of events, or of one ``response`` object. Only the last event has the final status."""
+    """A parser of a stream of events, or of one ``response`` object in a JSON document."""
 
     answer_key = "status"
 
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
-        self._streamed_items: set[int | str | None] = set()  # the keys of the items with content that arrived in pieces
-        self._has_complete_items = False  # complete items have arrived, which the last event repeats
+        self._streamed_items: set[int | str | None] = set()  # keys of the items that arrive in pieces
+        self._has_complete_items = False  # items have ended; the last event repeats them
 
     def _parse_chunk(self, chunk: dict[str, Any], message_key: str) -> None:
         if message_key == "message":  # one document
@@ -60,7 +61,7 @@ class ResponsesParser(SSEParser):
                 self._parse_response(object_at(chunk, "response"), status)
 
     def _parse_response(self, response: Any, status: str) -> None:
-        """Parse the ``response`` object of an event or document. Record usage, and a final status as finish reason."""
+        """Parse a ``response`` object. Record its usage, and a final status as the finish reason."""
         self.served_model = self.served_model or short_text(response.get("model"), MAX_NAME_CHARS) or None
         if status == "failed" or response.get("error"):
             raise error_mapping.map_error_object(response, answer_started=not self._is_document)
@@ -75,7 +76,7 @@ class ResponsesParser(SSEParser):
             self._record_finish("stop" if status == "completed" else reason or status)
 
     def _parse_item(self, item_key: int | str | None, item: Any) -> None:
-        """Parse a complete item. Ignore its content if it arrived in pieces before."""
+        """Parse a complete item. Ignore content that arrived in pieces before."""
         kind, has_new_content = (
             item.get("type"),
             self._streamed_items.isdisjoint({item_key, short_text(item.get("id")) or item_key, None}),
@@ -98,7 +99,7 @@ class ResponsesParser(SSEParser):
         self._add_delta(item_key, call={"id": item.get("call_id"), "function": function})
 
     def _add_delta(self, item_key: int | str | None, text: Any = None, thinking: Any = None, call: Any = None) -> None:
-        """Add a piece of an item, and its delta."""
+        """Add a piece of an item to the answer and to the deltas."""
         calls = self._add_call(item_key, call) if call else ()
         delta = Delta(self._parse_text(text, "text"), self._parse_text(thinking, "thinking"), calls)
         self._deltas += [delta] if any(delta) else []

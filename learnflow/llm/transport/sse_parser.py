@@ -1,6 +1,6 @@
 """The parser of OpenAI's chat completions.
 
-Events follow the HTML standard (section 9.2.6): lines end with LF, CR or both, and unknown fields are ignored.
+Server-sent events follow the HTML standard (section 9.2.6): lines end with LF, CR or both; unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -32,24 +32,27 @@ _INDEX: Final = re.compile(r"-?[0-9]{1,9}(?:\.0)?")
 
 
 class SSEParser(StreamParser):
-    """A parser of server-sent events with a ``chat.completion.chunk`` each, or of one ``chat.completion``."""
+    """A parser of a stream of ``chat.completion.chunk``, or of one ``chat.completion`` in a JSON document.
+
+    ``StreamParser`` has the public methods. It calls ``_parse_line`` and ``_parse_rest``, or ``_parse_document``.
+    """
 
     document_starts = b"{["
     answer_key = "choices"  # a document without this key is not an answer
 
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
-        self._data_lines: list[bytes] = []  # the data lines of the event
-        self._event_bytes = 0  # the length of the event in bytes
-        self._event_type = b""  # the type of the event
+        self._data_lines: list[bytes] = []  # data lines of the current event
+        self._event_bytes = 0  # length of the data lines
+        self._event_type = b""  # type of the current event
         self._possible_error: dict[str, Any] | None = None  # an object without choices, which may be an error
-        self._text_choice_index: Any = None  # the index of the choice whose text is the answer; None before the text
-        self._open_choices: set[Any] = set()  # the indices of the choices with content and without a finish reason
+        self._text_choice_index: Any = None  # of the choice with the text; None before the text
+        self._open_choices: set[Any] = set()  # choices with content and without a finish reason, by index
         self._uses_message = False  # the chunks have "message" instead of "delta"
-        self._after_cr = False  # the last byte was CR, so that LF after it belongs to the same line end
+        self._after_cr = False  # the last byte was CR; an LF after it belongs to the same line end
 
     def feed(self, data: bytes) -> list[Delta]:
-        """Parse bytes. Return the deltas that they complete. Lines end with LF, CR or both."""
+        """Parse bytes. Return the deltas that they complete."""
         if self._after_cr:
             data = data.removeprefix(b"\n")
         self._after_cr = data.endswith(b"\r") or (self._after_cr and not data)
@@ -57,7 +60,7 @@ class SSEParser(StreamParser):
 
     def _parse_line(self, line: bytes) -> None:
         if line[:5] == b"data:":
-            # some servers omit the empty line between events, or send comments as data
+            # some servers omit the empty line between events, or send comments as data (": …")
             if len(self._data_lines) == 1 and json_object(self._data_lines[0]) is not None:
                 self._dispatch()
             value = line[6:] if line[5:6] == b" " else line[5:]
@@ -75,7 +78,7 @@ class SSEParser(StreamParser):
             raise undefined_error("a line of the stream")
 
     def _dispatch(self) -> None:
-        """Parse the event that an empty line has ended."""
+        """Parse the collected event."""
         data, self._data_lines, self._event_bytes = b"\n".join(self._data_lines), [], 0
         event, self._event_type = self._event_type, b""
         if not data.strip():
@@ -96,9 +99,7 @@ class SSEParser(StreamParser):
     def _parse_chunk(self, chunk: dict[str, Any], message_key: str) -> None:
         """Parse a chunk of a stream, or a whole completion.
 
-        Args:
-            chunk: the JSON object.
-            message_key: the key of the message in a choice: "delta", or "message" in a whole completion.
+        ``message_key`` is the key in a choice: "delta" in a chunk, "message" in a completion.
         """
         self.served_model = self.served_model or short_text(chunk.get("model"), MAX_NAME_CHARS) or None
         choices = [choice for choice in chunk.get("choices") or () if choice is not None]
@@ -117,10 +118,10 @@ class SSEParser(StreamParser):
                     self._record_finish(choice["finish_reason"], with_text=has_text)
 
     def _parse_choice(self, choice: dict[str, Any], message_key: str) -> bool:
-        """Parse a choice. Return whether it has text or tool calls.
+        """Parse a choice. Return whether it has text, thinking or tool calls.
 
-        Text is read from one choice, and tool calls from every choice. Some gateways send tool calls, or the text after
-        them, in a choice with another index.
+        Tool calls are read from every choice, and text from choice 0. After tool calls, the first text may have any
+        index. Some gateways send tool calls, or the text after them, in another choice than 0.
         """
         if choice.get("error"):
             raise error_mapping.map_error_object(choice, answer_started=self._has_text)
@@ -151,7 +152,7 @@ class SSEParser(StreamParser):
         return True
 
     def _parse_calls(self, choice_index: Any, delta: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
-        """Add pieces of tool calls, also of the deprecated ``function_call``. Return their deltas."""
+        """Add the pieces of tool calls, or of the deprecated ``function_call``. Return their deltas."""
         legacy_call = delta.get("function_call")
         pieces = delta.get("tool_calls") or ([{"function": legacy_call}] if legacy_call else [])
         if not isinstance(pieces, list):
@@ -177,7 +178,7 @@ class SSEParser(StreamParser):
     def _parse_rest(self, rest: bytes) -> None:
         """Parse the last event, which may lack its empty line.
 
-        If the event is incomplete, the fault is ``AnswerCut``, unless the answer is complete.
+        If it is malformed, the stream was cut off: the fault is ``AnswerCut``, or none if the answer is complete.
         """
         for line in (rest, b"") if rest.strip() else (b"",):
             if not self.fault:
@@ -211,7 +212,7 @@ class SSEParser(StreamParser):
 
 
 def _index(value: dict[str, Any]) -> int | None:
-    """Return the index of a choice or a tool call, which may be a string or a float; None without a valid one."""
+    """Return the index of a choice or a tool call, even if it is a string or a float. None if it is invalid."""
     text = str(value.get("index"))
     return int(float(text)) if _INDEX.fullmatch(text) else None
 
@@ -225,10 +226,10 @@ def _choice_index(choice: dict[str, Any]) -> int:
 
 
 def _is_loading_notice(chunk: dict[str, Any]) -> bool:
-    """Return whether a chunk is a notice of llama-swap that a model is loading.
+    """Return whether a chunk is a notice from llama-swap that it loads a model, not the model's thinking.
 
-    A notice has only ``choices`` with ``reasoning_content`` (``internal/router/loading.go`` in 0bdb372). Chunks of a
-    model have other fields, too.
+    A notice has only ``choices`` with ``reasoning_content`` (``internal/router/loading.go`` in 0bdb372). The chunk of a
+    model has other fields, too.
     """
     match chunk:
         case {"choices": [{"delta": {"reasoning_content": _, **others}, **more}], **rest}:
@@ -240,7 +241,7 @@ def _split_content(content: Any) -> tuple[Any, str]:
     """Return the text and the thinking of ``content``: a string, or a list of typed parts (Mistral, some gateways).
 
     Raises:
-        TypeError: a part has an unknown type, so that the answer would be incomplete without the part.
+        TypeError: a part has an unknown type. Without it, the answer would be incomplete.
     """
     if not isinstance(content, list):
         return content, ""

@@ -1,9 +1,7 @@
-"""The base class of the parsers. A parser receives the bytes of a response, and returns deltas.
+"""The base class of the response parsers. A parser receives bytes, and returns deltas. It does no I/O.
 
-A delta is a part of the answer: text, thinking, or pieces of tool calls.
-
-A parser does no I/O. An answer is complete only if the server sends a finish reason. The caller checks ``fault`` after
-every call of ``feed()`` and ``end()``.
+A delta is a part of the answer: text, thinking, or pieces of tool calls. ``feed`` and ``end`` set ``fault`` instead of
+raising an error, and the caller checks it. An answer without a finish reason is incomplete.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from .reasoning import Delta
 from .tool_calls import Extra, PartialCall, collect_extra, find_call, join_extra
 from .untrusted import MAX_EVENT_BYTES, MAX_JSON_BYTES, json_object, short_text
 
-# Finish reasons in lower case, including those of other APIs that gateways pass on.
+# Finish reasons, including those of other APIs that gateways pass on.
 _FINISHES: Final[dict[str, Finish]] = {
     **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token"), "stop"),
     **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), "length"),
@@ -32,16 +30,16 @@ NOT_FINISHED: Final = (None, "", "null")  # finish reasons that some servers sen
 _NO_ARGUMENTS: Final = ("", "null")
 BOM: Final = b"\xef\xbb\xbf"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-# Raised if JSON has another shape than expected.
+# Raised by code that reads JSON with an unexpected shape.
 _SHAPE_ERRORS: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-MAX_NAME_CHARS: Final = 300  # length of the name of a model or tool, and of the id of a tool call
-_MAX_CALLS: Final = 1000  # tool calls of one answer
-_LOWEST_MAX_CHARS: Final = 1024 * 1024  # the maximum length is never below this
+MAX_NAME_CHARS: Final = 300  # of a model or tool, or of the id of a tool call
+_MAX_CALLS: Final = 1000  # in one answer
+_LOWEST_MAX_CHARS: Final = 1024 * 1024
 _MAX_CHARS_PER_TOKEN: Final = 64  # most tokens have about four; a token of blanks may have a hundred
 
 
 def undefined_error(what: str) -> LLMError:
-    """Return the error for a part of a response that the server's API does not define."""
+    """Return the error for a part of a response that breaks the API's format."""
     return errors.MalformedAnswer(f"{what} is not defined by the server's API")
 
 
@@ -51,24 +49,22 @@ def max_answer_chars(max_tokens: int | None) -> int:
 
 
 class StreamParser:
-    """A parser of one response. Lines end with LF only, except in ``SSEParser``. U+2028 and U+0085 are text.
+    """A parser of one response. Lines end with LF, in ``SSEParser`` also with CR; never at U+2028 or U+0085.
 
     Args:
-        max_tokens: the ``max_tokens`` of the request; None if it has none. A much longer answer is a fault.
-        finish_optional: an end mark without a finish reason completes the answer. The operator has configured that the
-            server sends no finish reasons.
+        max_tokens: the ``max_tokens`` of the request. A much longer answer is a fault.
+        finish_optional: an end mark completes the answer without a finish reason. Operators configure this for servers
+            that send none (``no-finish``).
 
     Attributes:
-        document_starts: the first characters of a response that is one JSON document instead of a stream.
-        fault: why the answer is incomplete; None if no fault was found. Earlier deltas remain valid.
+        document_starts: the first characters of a response that is one JSON document, not a stream.
+        fault: why the answer is incomplete; None without a fault. Earlier deltas remain valid.
         finish: the finish reason; None until the server sends it.
-        has_end_mark: the server sent the end mark ("[DONE]", or "done": true). No text may follow.
-        usage: the token counts that the server reported.
-        served_model: the name of the model that the server reported; None if it reported none.
+        has_end_mark: the server sent its end mark, such as "[DONE]". No text may follow.
+        usage, served_model, cost: token counts, model name and US dollars, as the server reported them.
         is_forwarded: the server reported that another machine generated the answer.
-        cost: the cost in US dollars that the server reported; None if it reported none.
         refused: the model refused to answer.
-        extra: the pieces of the fields that OpenAI's API does not define, see ``Completion.extra``.
+        extra: the pieces of fields that OpenAI's API does not define, see ``Completion.extra``.
     """
 
     document_starts: ClassVar[bytes] = b""
@@ -85,25 +81,26 @@ class StreamParser:
         self.extra: Extra = {}
         self._buffer = bytearray()  # the bytes that are not parsed yet
         self._has_events = False  # an event or a line with JSON has arrived
-        self._deltas: list[Delta] = []  # deltas that have not been returned
+        self._deltas: list[Delta] = []  # not returned yet
         self._calls: list[PartialCall] = []
         self._surrogates: dict[str, str] = {}  # the first halves of surrogate pairs, by field
         self._is_document: bool | None = None  # one JSON document instead of a stream; None before the first character
         self._finish_optional = finish_optional
         self._chars_left = max_answer_chars(max_tokens)
         self._has_text = False
-        self._finish_was_discarded = False  # text followed the finish reason, which some gateways send in every chunk
-        self._finish_is_tentative = False  # the finish reason came with text or before any text: more may follow
+        # Some gateways send a finish reason in every chunk. If text follows one, only an end mark completes the answer.
+        self._finish_was_discarded = False
+        self._finish_is_tentative = False  # a finish reason came with text, or before any text: more may follow
 
     @property
     def is_complete(self) -> bool:
-        """Return whether the server sent a finish reason, and cannot send more text."""
+        """Return whether the server sent a finish reason that no text may follow."""
         return self.finish is not None and (
             self.has_end_mark or not (self._finish_was_discarded or self._finish_is_tentative)
         )
 
     def feed(self, data: bytes) -> list[Delta]:
-        """Parse bytes. Return the deltas that they complete; none after a fault."""
+        """Parse bytes. Return the new deltas; none after a fault."""
         if self.fault:
             return []
         self._buffer += data
@@ -121,7 +118,7 @@ class StreamParser:
         return self._take_deltas()
 
     def end(self) -> list[Delta]:
-        """End the response. Return the last deltas. Set ``fault`` if the answer is incomplete."""
+        """Parse the rest of the response. Return the last deltas. Set ``fault`` if the answer is incomplete."""
         if self.fault:
             return []
         rest = self._take_buffer()
@@ -142,8 +139,8 @@ class StreamParser:
         """Return the tool calls with parsed arguments.
 
         Raises:
-            MalformedAnswer: a call has no name, its arguments are not a JSON object, or the finish reason announces a
-                call and there is none.
+            MalformedAnswer: a call has no name, its arguments are not a JSON object, or the finish reason is
+                "tool_calls" and there is no call.
         """
         calls = []
         for call in self._calls:
@@ -162,16 +159,15 @@ class StreamParser:
 
     @property
     def partial_calls(self) -> tuple[dict[str, str], ...]:
-        """Return the tool calls that have begun: "id", "name" and "arguments" (JSON text, perhaps incomplete)."""
+        """Return "id", "name" and "arguments" (JSON text, perhaps incomplete) of each call that has begun."""
         return tuple(call.values for call in self._calls)
 
     def _add_call(self, call_key: Any, piece: dict[str, Any]) -> tuple[ToolCallDelta, ...]:
         """Add a piece of a tool call. Return the deltas.
 
         Args:
-            call_key: identifies the call in the response. It is the index of the choice with the index of the call. In
-                the Responses API it is the key of the item. None if the server sends none.
-            piece: the JSON object.
+            call_key: (choice index, call index) in a chat completion, the item in the Responses API; None without one.
+            piece: the JSON object, in the format of a chat completion.
         """
         function, calls = piece.get("function") or {}, self._calls
         raw, count_before = function.get("arguments"), len(calls)
@@ -188,29 +184,29 @@ class StreamParser:
         return call.add(self._parse_text(arguments, f"call {call.index}"))
 
     def fail(self, fault: LLMError) -> None:
-        """Record why the answer is incomplete. Only the first fault is recorded."""
+        """Set ``fault``, unless there is one already."""
         self.fault = self.fault or fault
 
     def _check_size(self, size: int, max_bytes: int) -> None:
-        """Fail if a line, an event or a document has more bytes than allowed."""
+        """Fail if a line, an event or a document is too large."""
         if size > max_bytes:
             self.fail(errors.MalformedAnswer(f"a line, an event or the body has more than {max_bytes >> 20} MiB"))
 
     def _count_text_chars(self, characters: int) -> None:
-        """Count characters of the answer. Discard a finish reason that arrived before them."""
+        """Count new characters of text, thinking or tool calls. Discard a finish reason that arrived before them."""
         if self.finish:
             self.finish, self._finish_was_discarded = None, True
         self._has_text = True
         self._spend_chars(characters)
 
     def _spend_chars(self, characters: int) -> None:
-        """Subtract characters from the maximum. Fail if the answer has too many."""
+        """Subtract from the characters that the answer may still have. Fail below zero."""
         self._chars_left -= characters
         if self._chars_left < 0:
             self.fail(errors.AnswerTooLong("the answer is many times longer than max_tokens allows, and does not end"))
 
     def _take_buffer(self) -> bytes:
-        """Remove the bytes that are not parsed yet, and return them."""
+        """Empty the buffer, and return its bytes."""
         rest, self._buffer = bytes(self._buffer), bytearray()
         return rest
 
@@ -219,7 +215,7 @@ class StreamParser:
         return deltas
 
     def _detect_format(self) -> None:
-        """Distinguish a stream from a document by the first character, because content types are unreliable."""
+        """Distinguish a stream from a document by its first character, because content types are unreliable."""
         if BOM.startswith(self._buffer):  # no bytes yet, or a part of a byte order mark
             return
         start = self._take_buffer().removeprefix(BOM).lstrip(b" \t\r\n")
@@ -230,7 +226,7 @@ class StreamParser:
             self._is_document = start[0] in self.document_starts
 
     def _parse_guarded(self, parse: Callable[[bytes], None], data: bytes) -> None:
-        """Call a parsing method. Record its exception as the fault of the answer."""
+        """Call a parsing method. Turn its exception into ``fault``."""
         try:
             parse(data)
         except LLMError as fault:
@@ -239,14 +235,14 @@ class StreamParser:
             self.fail(undefined_error("the answer" if self._is_document else "a line of the stream"))
 
     def _parse_object(self, data: bytes, what: str) -> dict[str, Any]:
-        """Return the JSON object in these bytes. Raise MalformedAnswer if they are not one."""
+        """Parse a JSON object. If the bytes are not one, raise a MalformedAnswer that names ``what``."""
         value = json_object(data)
         if value is None:
             raise undefined_error(what)
         return value
 
     def _parse_text(self, text: Any, field: str) -> str:
-        """Return a piece of text. Hold the first half of a surrogate pair until the second arrives."""
+        """Check and count a piece of text. Hold the first half of a surrogate pair until the second arrives."""
         if text is None or text == "":
             return ""
         if self.has_end_mark or not isinstance(text, str):
@@ -260,12 +256,7 @@ class StreamParser:
         return str(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def _record_finish(self, reason: Any, *, with_text: bool = False) -> None:
-        """Record a finish reason.
-
-        Args:
-            reason: the value in the response.
-            with_text: whether the chunk with the finish reason has text, too.
-        """
+        """Record a finish reason, or the fault that it stands for. ``with_text``: its chunk has text, too."""
         self._finish_is_tentative = self._finish_is_tentative or with_text or not self._has_text
         reason = short_text(reason)
         known = _FINISHES.get(reason.lower())
@@ -283,7 +274,7 @@ class StreamParser:
         return errors.AnswerCut("the stream ended in the middle of the answer")
 
     def _parse_line(self, line: bytes) -> None:
-        """Parse a line without its line feed."""
+        """Parse a line, given without its line feed."""
         raise NotImplementedError
 
     def _parse_rest(self, rest: bytes) -> None:

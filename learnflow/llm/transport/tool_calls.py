@@ -1,7 +1,7 @@
-"""Assemble tool calls, and the fields that OpenAI's API does not define, from their pieces.
+"""Assemble streamed tool calls, and extra fields (fields that OpenAI's API does not define), from their pieces.
 
-A piece is matched to its call by the server's key (the index in a chat completion, the item in the Responses API), else
-by its id, else by order. A name usually begins a call; ``begins_other_call`` has the exceptions.
+``find_call`` matches a piece to its call by the server's key, else by the id, else by order. The key is the index in a
+chat completion, and the item in the Responses API. A new id or name usually begins a call, but some servers differ.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .untrusted import json_object
 
 _ID_CHARACTERS: Final = string.ascii_letters + string.digits
 _ID_LENGTH: Final = 9  # the templates of Mistral's models accept no other length
-_MAX_CHECKS: Final = 100  # each check parses all arguments of a call, to see whether they are complete
-_STREAMED_FIELDS: Final = ("reasoning_content", "reasoning", "text", "summary", "data")  # fields that arrive in pieces
+_MAX_CHECKS: Final = 100  # a check parses all arguments so far, to see whether they are complete
+_STREAMED_FIELDS: Final = ("reasoning_content", "reasoning", "text", "summary", "data")  # their values arrive in pieces
 
 Extra = dict[str, list[Any]]
-"""The pieces of each field of a message or tool call that OpenAI's API does not define."""
+"""The pieces of each extra field of a message or tool call."""
 
 
 def collect_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]) -> int:
-    """Add the fields that are not in ``known``. Return their length in characters."""
+    """Add the fields that are not in ``known`` to ``extra``. Return their length in characters."""
     added = {name: fields[name] for name in fields.keys() - known if fields[name] is not None}
     for name, value in added.items():
         extra.setdefault(name, []).append(value)
@@ -33,21 +33,14 @@ def collect_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]
 
 
 def join_extra(extra: Extra) -> dict[str, Any]:
-    """Return the fields with joined pieces.
-
-    Incomplete surrogate pairs become U+FFFD. NaN and infinite numbers become None.
-    """
+    """Join the pieces of each field. Incomplete surrogate pairs become U+FFFD, NaN and infinite numbers None."""
     joined = {name: _join(name, pieces) for name, pieces in extra.items()}
     text = json.dumps(joined, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return dict(json.loads(text, parse_constant=lambda _: None))
 
 
 def _join(name: str, pieces: list[Any]) -> Any:
-    """Join the pieces of a field.
-
-    If all pieces are the same text, the server repeated the value, and the text is returned once. Fields in
-    ``_STREAMED_FIELDS`` are always joined.
-    """
+    """Join the pieces of a field. Equal texts are one repeated value, except in ``_STREAMED_FIELDS``."""
     if all(isinstance(piece, str) for piece in pieces):
         return pieces[0] if name not in _STREAMED_FIELDS and len(set(pieces)) == 1 else "".join(pieces)
     if all(isinstance(piece, dict) for piece in pieces):
@@ -65,15 +58,13 @@ def _join(name: str, pieces: list[Any]) -> Any:
 
 
 class PartialCall:
-    """A tool call that is arriving. The first delta has id and name, which do not change afterwards.
-
-    Args:
-        index: the index of the call in the answer, from 0.
-        call_key: the key of the call in the response, see ``StreamParser._add_call``; None without one.
+    """A tool call that is arriving. Its id and name do not change after the first delta.
 
     Attributes:
+        index: the position of the call in the answer, from 0.
+        call_key: the server's key of the call (see the module); None without one.
+        id: the server's id, or a generated one.
         server_id: the id that the server sent; "" without one.
-        extra: the fields of the call that OpenAI's API does not define.
         started: whether the first delta was returned.
     """
 
@@ -83,31 +74,31 @@ class PartialCall:
         self.id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
         self.extra: Extra = {}
         self.started = False
-        self._name_repeated = False  # the name arrived again after complete arguments: the next arguments begin a call
+        self._name_repeated = False  # the name came again after complete arguments: further arguments begin a call
         self._pieces: list[str] = []
         self._checks_left = _MAX_CHECKS
 
     @property
     def values(self) -> dict[str, str]:
-        """Return the call so far: id, name, and the arguments as JSON text."""
+        """Return id, name and the arguments so far (JSON text)."""
         return {"id": self.id, "name": self.name, "arguments": "".join(self._pieces)}
 
     def add(self, arguments: str) -> tuple[ToolCallDelta, ...]:
-        """Add a piece of the arguments. Return the delta."""
+        """Add a piece of the arguments. Return its delta."""
         self._pieces += [arguments] if arguments else []
         if not self.started:
             return self.start() if arguments else ()
         return (ToolCallDelta(self.index, self.id, self.name, arguments),) if arguments else ()
 
     def start(self) -> tuple[ToolCallDelta, ...]:
-        """Return the first delta; none if it was returned before, or if the call has no name yet."""
+        """Return the first delta; none if it was returned before, or the call has no name yet."""
         if self.started or not self.name:
             return ()
         self.started = True
         return (ToolCallDelta(self.index, **self.values),)
 
     def repeats(self, call_key: Any, call_id: str, name: str, arguments: str) -> bool:
-        """Return whether a piece repeats the whole call, which some servers do in their last chunk."""
+        """Return whether a piece is the whole call again. Some servers repeat calls in their last chunk."""
         is_same = (
             bool(call_id)
             and call_key is not None
@@ -116,7 +107,7 @@ class PartialCall:
         return is_same and arguments == self.values["arguments"] and json_object(arguments) is not None
 
     def continues(self, call_key: Any, name: str, arguments: str) -> bool:
-        """Return whether a piece with a new id continues the call. Some servers send a new id with every piece."""
+        """Return whether a nameless piece with a new id continues the call. Some servers change the id each time."""
         if call_key is None or name or not (self.name and arguments) or self._checks_left <= 0:
             return False
         self._checks_left -= 1
@@ -126,7 +117,8 @@ class PartialCall:
         """Return whether a piece with the same key, or without one, begins another call."""
         if not name or not self.name:
             return self._name_repeated and bool(arguments.strip())
-        # Before the first arguments, another name begins another call, unless the key and the id are the same
+        # No arguments yet: a different name begins another call. With the same key and no new id, it is a piece of the
+        # call's name.
         if not self._pieces:
             return name != self.name and (self.call_key is None or call_id not in ("", self.server_id))
         self._checks_left -= 1
@@ -137,15 +129,13 @@ class PartialCall:
 
 
 def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, arguments: str) -> PartialCall:
-    """Return the call to which a piece belongs. If the piece begins a call, add the call to ``calls``.
+    """Return the call to which a piece belongs. If the piece begins a call, add a new one to ``calls``.
 
-    Args:
-        calls: the calls so far.
-        call_key: the key in the piece, see ``StreamParser._add_call``; None without one.
-        call_id, name, arguments: the fields of the piece; "" if they are missing.
+    If the piece lacks a field, ``call_key`` is None, and ``call_id``, ``name`` or ``arguments`` is "".
     """
     call_with_id = next((call for call in reversed(calls) if call_id and call.server_id == call_id), None)
     call = next((call for call in reversed(calls) if call_key in (None, call.call_key)), None)
+    # The id decides if the call found by key, or by order, is missing or has another id
     if call_id and (call is None or call.server_id not in ("", call_id) or (call_key is None and call_with_id)):
         if call_with_id:
             call = call_with_id if call_key in (None, call_with_id.call_key) or not name else None
@@ -156,7 +146,7 @@ def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, 
         call = PartialCall(len(calls), call_key)
         calls.append(call)
     if not call.started:
-        # Some servers send one id for two calls. The second call keeps its generated id
+        # Some servers send the same id for two calls. The second call keeps its generated id
         call.id = call_id if call_id and not (call_with_id or call.server_id) else call.id
         call.name += name if name != call.name else ""
     call.server_id = call.server_id or call_id

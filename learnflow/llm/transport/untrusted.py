@@ -1,4 +1,4 @@
-"""Parse and check what servers send: JSON, numbers and short texts. Sizes are bounded.
+"""Parse and check what servers send: JSON, numbers and short texts of bounded size. Mask keys in texts.
 
 The functions raise only ValueError.
 """
@@ -13,14 +13,14 @@ from contextlib import suppress
 from datetime import date
 from typing import Any, Final
 
-MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # size of a response that is not a stream
-MAX_EVENT_BYTES: Final = 1024 * 1024  # size of a line or an event of a stream
-_MAX_VALUES: Final = 100_000  # values in a JSON document: 8 MB of brackets become gigabytes of lists
+MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # limit for a response that is not a stream
+MAX_EVENT_BYTES: Final = 1024 * 1024  # limit for a line or an event of a stream
+_MAX_VALUES: Final = 100_000  # in a JSON document; 8 MB of brackets would become gigabytes of lists
 _BOM: Final = "\ufeff"
-_MAX_COUNT: Final = 2**53  # integers below it are exact in every JSON parser (RFC 8259, section 6)
-_MAX_NAME_CHARS: Final = 300  # length of a name that a server reports
-_MIN_SECRET_CHARS: Final = 3  # a shorter header value is not a secret, but a flag such as "1"
-_KEY_OVERLAP_CHARS: Final = 8  # a text that contains this many successive characters of the key is masked
+_MAX_COUNT: Final = 2**53  # smaller integers are exact in every JSON parser (RFC 8259, section 6)
+_MAX_NAME_CHARS: Final = 300
+_MIN_SECRET_CHARS: Final = 3  # a shorter header value is a flag such as "1"
+_KEY_OVERLAP_CHARS: Final = 8  # a text with this many successive characters of the key is masked
 # A key with a vendor's prefix, a JSON web token, a bearer token, or long base64.
 _LIKE_A_KEY: Final = re.compile(
     r"\b(?:sk|pk|rk|key|gsk|xai|hf|fw|pat|ghp|AIza)[-_]?[A-Za-z0-9_-]{12,}|\beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)*"
@@ -53,7 +53,7 @@ def json_object(data: bytes | str) -> dict[str, Any] | None:
 
 
 def non_negative_int(value: Any) -> int | None:
-    """Return a value that is an integer of at least 0; None for anything else."""
+    """Return an integer of at least 0; None for anything else."""
     return value if type(value) is int and 0 <= value < _MAX_COUNT else None
 
 
@@ -65,12 +65,12 @@ def parse_date(value: Any) -> date | None:
 
 
 def bool_or_none(value: Any) -> bool | None:
-    """Return a value that is a boolean; None for anything else."""
+    """Return a boolean; None for anything else."""
     return value if isinstance(value, bool) else None
 
 
 def text_or_none(value: Any) -> str | None:
-    """Return a value that is a printable text of 1 to 300 characters; None for anything else."""
+    """Return a printable text of 1 to 300 characters; None for anything else."""
     return value if isinstance(value, str) and 0 < len(value) <= _MAX_NAME_CHARS and value.isprintable() else None
 
 
@@ -87,30 +87,30 @@ def object_at(value: Any, *keys: str) -> Mapping[str, Any]:
 
 
 def dollars_or_none(value: Any) -> float | None:
-    """Return a value that is a finite number of at least 0, such as a price; None for anything else."""
+    """Return a finite number of at least 0, such as a price; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if 0 <= value < _MAX_COUNT and math.isfinite(value) else None
 
 
 def short_text(value: Any, max_chars: int = 100) -> str:
-    """Convert a text or an integer into a printable text of at most ``max_chars``. Return "" for anything else."""
+    """Return a text or an integer as ``printable`` text; "" for anything else."""
     if type(value) is int and abs(value) < _MAX_COUNT:
         return str(value)
     return printable(value, max_chars) if isinstance(value, str) else ""
 
 
 def printable(text: str, max_chars: int) -> str:
-    """Return the first ``max_chars`` characters of a text, in one line and without control characters."""
+    """Return the first ``max_chars`` characters in one line, without control characters. Mark a cut with "…"."""
     shown = text[: max_chars + 1]
     shown = " ".join("".join(character if character.isprintable() else " " for character in shown).split())
     return shown if len(text) <= max_chars else shown[:max_chars] + "…"
 
 
 def mask_keys(text: str, key: str | None, values: Iterable[str] = ()) -> str:
-    """Mask the parts of a text that look like API keys, and the words of the secret ``values``.
+    """Mask everything in a text that looks like an API key, and the words of the secret ``values``.
 
-    Mask the whole text if it contains a part of ``key``.
+    If the text contains a part of ``key`` (8 successive characters), mask all of it.
     """
     size = min(_KEY_OVERLAP_CHARS, len(key or ""))
     if key and any(key[start : start + size] in text for start in range(len(key) - size + 1)):
