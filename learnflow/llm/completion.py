@@ -213,15 +213,15 @@ class Resumed:
 
     Attributes:
         characters: the length of the text before the continuation.
-        in_words: whether an instruction in the prompt requested the continuation. Otherwise the request ended with the
-            interrupted text, as the beginning of the answer (a prefill).
+        by_instruction: True if an instruction in the prompt requested the continuation. False if the request ended with
+            the interrupted text, as the beginning of the answer (a prefill).
         source: the origin of the text: "stream" (a stream that broke), "call" (the caller's ``after=``), or "journal"
             (a file in ``LLM_JOURNAL``).
     """
 
     provider: str
     characters: int
-    in_words: bool = False
+    by_instruction: bool = False
     source: Source = "stream"
 
 

@@ -24,7 +24,7 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
      │   ├─ Overloaded            The server is busy
      │   ├─ RateLimited           Too many requests. ``retry_after`` has the delay that the server requested
      │   ├─ QuotaExceeded         The quota or the credit is used up. A retry does not help
-     │   ├─ ServerFailed          The server failed (any other 5xx)
+     │   ├─ ServerFailed          The server failed (408, or a 5xx without a more specific class)
      │   └─ TimedOut              A time limit was reached
      │       ├─ ConnectTimeout    No connection within LLM_CONNECT_TIMEOUT seconds
      │       ├─ FirstTokenTimeout No token within LLM_FIRST_TOKEN_TIMEOUT seconds
@@ -33,17 +33,17 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
      ├─ NotRecorded               The cassettes of ``LLM_REPLAY`` lack the request, or a test forbids real requests
      └─ BrokenAnswer              A response with status 200 that is not a complete answer
          ├─ AnswerCut             The stream stopped before the answer was complete
-         │   └─ NotContinued      The continuation does not begin with the end of the delivered text
+         │   └─ NotContinued      The continuation does not repeat the end of the delivered text
          ├─ BodyCut               The body of a response without streaming stopped before its end
          ├─ FinishMissing         The response has an end (``[DONE]``, a complete body), but no finish_reason
-         ├─ AnswerNotDone         The last line of the stream has ``"done": false``
+         ├─ AnswerNotDone         The stream of Ollama's API ended with ``"done": false``
          ├─ TokenRepeated         The server stopped after more than thirty equal tokens
          ├─ UnknownFinish         The finish_reason does not mean a complete answer ("abort", "error", "load")
          ├─ ErrorInAnswer         The server sent an error object after the answer had begun
          ├─ ErrorBody             The server sent an error object instead of an answer
          ├─ AnswerTooLong         The answer is many times as long as ``max_tokens``, and has no end
          ├─ MalformedAnswer       A line or a body of the response does not have the format of the API
-         ├─ AnswerTruncated       JSON, a tool call or an empty answer ended at ``max_tokens`` or a full context
+         ├─ AnswerTruncated       ``max_tokens`` or a full context ended JSON or a tool call, or left the answer empty
          ├─ EmptyStream           The response is empty
          ├─ EmptyAnswer           The answer is complete, but has no text
          ├─ ThinkingLeaked        Thinking was delivered as the text of the answer

@@ -179,8 +179,8 @@ class StreamContinued(BaseEvent):
     """The continuation of an interrupted text has ended. Not logged.
 
     Attributes:
-        outcome: "whole" if the continuation is complete. "mismatched" if it did not repeat the end of the interrupted
-            text, as required. "broken" if its attempt failed for another reason.
+        outcome: "complete" if the answer is complete. "mismatched" if the continuation did not repeat the end of the
+            interrupted text, as required. "broken" if its attempt failed for another reason.
     """
 
     provider: str
@@ -283,7 +283,7 @@ _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
     OtherModelAnswered: ("llm.other_model_answered", "warning"),
     RequestAdjusted: ("llm.request_adjusted", "info"),
     Failover: ("llm.failover", "warning"),
-    Resumed: ("llm.stream_continued", "warning"),
+    Resumed: ("llm.resumed", "warning"),
     BreakerOpened: ("llm.breaker_opened", "warning"),
     BreakerClosed: ("llm.breaker_closed", "info"),
     ProviderUnusable: ("llm.provider_unusable", "error"),

@@ -44,7 +44,7 @@ _NOT_CONTINUABLE: Final = (errors.NotContinued, errors.EmptyAnswer, errors.Reque
 
 _files: Final = register("open files of the journal", set["JournalFile"]())
 _warned: Final = register("warnings of the journal", set[tuple[Path, str]](), learned=True)
-_recording: Final = ContextVar("_recording", default=False)
+_is_recording: Final = ContextVar("_is_recording", default=False)
 
 
 class JournalFile(Relay):
@@ -162,11 +162,11 @@ async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: 
     """
     deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or limit_s)
     # A router inside an application's provider records nothing, because the outer router records its text
-    file = None if _recording.get() else open_file(settings, _digest(call), emit)
+    file = None if _is_recording.get() else open_file(settings, _digest(call), emit)
     if file is None:
         return await run(call, emit)
     deletes = True
-    _recording.set(True)
+    _is_recording.set(True)
     try:
         completion = await _run_with_file(run, replace(call, recorded=file.pieces), file, deadline)
     except BaseException as error:
@@ -174,7 +174,7 @@ async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: 
         raise
     finally:
         file.close(deletes=deletes)
-        _recording.set(False)
+        _is_recording.set(False)
     if settings.llm_journal_sync:
         await asyncio.to_thread(_fsync, file.path)
     return completion

@@ -58,7 +58,7 @@ TEMPLATE_THINKING: Final[Reasoning] = {
 }
 
 
-def _refuse_decimal(value: Any) -> Any:
+def _check_number_type(value: Any) -> Any:
     if not isinstance(value, int | float | str):  # pydantic accepts everything with ``__float__``
         raise ValueError("it is not an int or a float")  # noqa: TRY004  # pydantic expects it
     return value
@@ -66,7 +66,7 @@ def _refuse_decimal(value: Any) -> Any:
 
 _T = TypeVar("_T")
 # The valid values of keywords and environment variables. Every JSON parser represents integers below 2**53 exactly.
-Number: TypeAlias = Annotated[float, BeforeValidator(_refuse_decimal)]
+Number: TypeAlias = Annotated[float, BeforeValidator(_check_number_type)]
 Seconds: TypeAlias = Annotated[Number, Field(gt=0)]
 Name: TypeAlias = Annotated[str, Field(max_length=1000), Predicate(str.isprintable), "a printable text"]
 Count: TypeAlias = Annotated[int, Field(gt=0, lt=2**53)]
@@ -105,7 +105,7 @@ class _Function(TypedDict):
     parameters: NotRequired[Mapping[str, Any] | None]
 
 
-class _Typed(TypedDict):
+class _TypedPart(TypedDict):
     type: str
     function: NotRequired[Annotated[_Function, Strict(False)]]
 
@@ -117,11 +117,11 @@ class _Format(TypedDict):
 
 class _Message(TypedDict):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: NotRequired[str | Sequence[Annotated[_Typed, Strict(False)]] | None]
+    content: NotRequired[str | Sequence[Annotated[_TypedPart, Strict(False)]] | None]
     tool_calls: NotRequired[Sequence[Mapping[str, Any]] | None]
 
 
-_Tool: TypeAlias = Annotated[_Typed, Strict(False), Predicate(_has_declared_field)]
+_Tool: TypeAlias = Annotated[_TypedPart, Strict(False), Predicate(_has_declared_field)]
 _Text: TypeAlias = Annotated[str, Field(max_length=200), Predicate(str.isprintable)]
 ValidPrompt: TypeAlias = Annotated[
     str | Sequence[Mapping[str, Any]],

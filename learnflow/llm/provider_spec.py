@@ -248,9 +248,9 @@ class ServerSupport:
         choose_context_length: returns the context length to request in tokens, or None for the server's default. Its
             arguments are the tokens of prompt and answer, the loaded context length, and the model's maximum.
         context_option: the server's own option for the context length, for hints; "" if requests set it.
-        drops_prompts: returns whether the server silently drops the beginning of a long prompt, and then reports a low
-            number of prompt tokens. Its arguments are the server's version, and whether requests use the server's own
-            API instead of OpenAI's.
+        truncates_prompts: returns whether the server silently drops the beginning of a long prompt, and then reports a
+            low number of prompt tokens. Its arguments are the server's version, and whether requests use the server's
+            own API instead of OpenAI's.
         compose_service: the name of the server in the compose file.
         start_command: the commands that start the server with a small model, for hints.
         down_hint: the hint if the server does not respond; None for the default hint.
@@ -267,7 +267,7 @@ class ServerSupport:
     count_tokens: Callable[..., Awaitable[int]] | None = None
     choose_context_length: Callable[[int, int | None, int | None], int | None] | None = None
     context_option: str = ""
-    drops_prompts: Callable[[str | None, bool], bool] | None = None
+    truncates_prompts: Callable[[str | None, bool], bool] | None = None
     compose_service: str | None = None
     start_command: str | None = None
     down_hint: str | None = None

@@ -88,7 +88,7 @@ class Settings(EnvSettings):
         llm_providers: several providers, separated by commas, the preferred one first. `+` joins equal providers:
             `gpu1+gpu2,openai`. Overrides `LLM_PROVIDER`, unless only `LLM_PROVIDER` is in the process's environment.
         llm_fallback_enabled: if `false`, only the providers before the first comma of `LLM_PROVIDERS` are used.
-        llm_connect_timeout: seconds for each step of connecting: DNS, TCP and TLS.
+        llm_connect_timeout: seconds for DNS and TCP together, and again for TLS.
         llm_first_token_timeout: seconds until the first token. Unset: 60, or 180 for a self-hosted server, which may
             have to read a long prompt.
         llm_gap_timeout: seconds between two tokens. Unset: 30, or 120 for a self-hosted server.

@@ -95,7 +95,7 @@ async def test_own_provider_continues_and_emits_events(events_seen: list[Any]) -
             assert "".join([piece async for piece in answer]) == TEXT
         assert (answer.completion.provider, answer.completion.resumed) == ("own", 1)
         assert [event.provider for event in events_seen if isinstance(event, events.AttemptSucceeded)] == ["own"]
-        assert [event.in_words for event in events_seen if isinstance(event, events.Resumed)] == [False]
+        assert [event.by_instruction for event in events_seen if isinstance(event, events.Resumed)] == [False]
 
 
 async def test_nested_router_waits_for_cold_model_and_cloud_gets_no_prompt() -> None:

@@ -150,7 +150,7 @@ async def test_the_first_server_is_killed_in_the_middle(checkout: Path, service:
     is_whole(state)
     assert [finish for _, finish in answers(events)] == ["stop"] * CALLS
     assert [provider for provider, _ in answers(events)] == ["llamacpp"] * 2 + ["second"] * (CALLS - 2)
-    assert [event["in_words"] for event in of(events, "Resumed")] == [False]
+    assert [event["by_instruction"] for event in of(events, "Resumed")] == [False]
 
 
 async def test_recorded_and_replayed_with_no_server(checkout: Path, service: Any, tmp_path: Path) -> None:

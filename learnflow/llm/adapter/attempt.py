@@ -27,7 +27,7 @@ from ..stream import Emit, Work
 from ..timeouts import Timeouts
 from ..transport.client import Client, HttpRequest, HttpResponse
 from ..transport.endpoint import add_error_context
-from ..transport.error_mapping import change_class, map_exception
+from ..transport.error_mapping import map_exception, with_class
 from ..transport.reader import AnswerReader, IsLoading
 from ..transport.reasoning import MODELS_WITHOUT_OPENING_TAG, Delta
 from ..transport.responses_parser import ResponsesParser
@@ -41,7 +41,7 @@ from .request import Request, RequestFormat, write_without_litellm
 # For the event ``RequestAdjusted``, if ``build_request`` appended a message.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _BAD_REQUEST: Final = 400
-_RETRIED_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
+_ADJUSTABLE_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
 # ``error_mapping`` did not recognise the server's message in these errors. LiteLLM may recognise it.
 _UNEXPLAINED_ERRORS: Final = (errors.RequestRefused, errors.ErrorBody, errors.ErrorInAnswer)
 
@@ -194,7 +194,7 @@ class _AttemptRun:
             self._report_adjusted(adjustment, is_limit_low=budget.is_answer_limit_low)
             if self._request.user_message_added:
                 self._report_adjusted(_MESSAGE_ADDED)
-            if not self._request.bypasses_litellm:
+            if not self._request.can_bypass_litellm:
                 # Import LiteLLM last: the import is slow, and not needed if a check above fails
                 await _litellm.prepare(spec, runner.client.endpoint)
 
@@ -262,7 +262,7 @@ class _AttemptRun:
                     await reader.read(send, deadline, feed, emit.drain)
             except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
                 error = await self._classify(failure, deadline)
-                if isinstance(error, _RETRIED_ERRORS) and answer.first_delta_at is None:
+                if isinstance(error, _ADJUSTABLE_ERRORS) and answer.first_delta_at is None:
                     request_format = self._adjust_or_raise(request_format, error, api)
                     continue
                 with suppress(Exception):  # raise ``error``, not an exception of ``end``
@@ -303,7 +303,7 @@ class _AttemptRun:
             return error
         status, message = error.status or _BAD_REQUEST, error.server_message
         kind = _litellm.classify_error(self._spec, self._model, status, message)
-        return change_class(error, kind) if kind in (errors.ContextOverflow, errors.ContentFiltered) else error
+        return with_class(error, kind) if kind in (errors.ContextOverflow, errors.ContentFiltered) else error
 
     def _report_adjusted(self, adjustment: str | None, *, is_limit_low: bool = False) -> None:
         if adjustment:

@@ -342,7 +342,7 @@ class ContextBudget:
 
         Raises:
             ContextOverflow: the server read far less than the prompt, and servers of its kind (for example Ollama)
-                truncate prompts silently (``ServerSupport.drops_prompts``).
+                truncate prompts silently (``ServerSupport.truncates_prompts``).
         """
         catalog, read_tokens = self._catalog, usage.prompt_tokens or 0
         min_tokens = estimate_min_tokens(self._request.texts)
@@ -354,9 +354,9 @@ class ContextBudget:
         if catalog.server is None:
             await catalog.health(QUICK_PROBE_S)
         server, kind = catalog.server, catalog.server and catalog.server.kind
-        if not (server and kind and kind.server.drops_prompts):
+        if not (server and kind and kind.server.truncates_prompts):
             return
-        if kind.server.drops_prompts(server.version, self._spec.dialect.parser is kind.dialect.parser):
+        if kind.server.truncates_prompts(server.version, self._spec.dialect.parser is kind.dialect.parser):
             counts = f"{read_tokens} of at least {min_tokens} tokens"
             what = f"the server dropped the beginning of the prompt: it read {counts}"
             raise _overflow_error(what, min_tokens, read_tokens)

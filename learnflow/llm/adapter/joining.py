@@ -138,7 +138,7 @@ class ContinuationFilter:
 
     Args:
         emitted: the emitted text.
-        is_instructed: the prompt instructs the model to continue. Otherwise, the request has a prefill.
+        by_instruction: the prompt instructs the model to continue. Otherwise, the request has a prefill.
         source: the source of the emitted text, see ``Resumed``.
 
     Attributes:
@@ -147,11 +147,11 @@ class ContinuationFilter:
         mismatched: the continuation does not repeat the required text. ``feed`` returned no text.
     """
 
-    def __init__(self, emitted: SplitText, *, is_instructed: bool = False, source: Source = "stream") -> None:
+    def __init__(self, emitted: SplitText, *, by_instruction: bool = False, source: Source = "stream") -> None:
         self.is_empty, self.matched, self.mismatched = True, False, False
-        self.emitted, self.is_instructed, self.source = emitted, is_instructed, source
-        expected = _expected_if_instructed(emitted) if is_instructed else _expected_if_prefilled(emitted)
-        self._matches = [_PrefixComparison(text, exact=not is_instructed) for text in dict.fromkeys(expected)]
+        self.emitted, self.by_instruction, self.source = emitted, by_instruction, source
+        expected = _expected_if_instructed(emitted) if by_instruction else _expected_if_prefilled(emitted)
+        self._matches = [_PrefixComparison(text, exact=not by_instruction) for text in dict.fromkeys(expected)]
 
     def feed(self, text: str, *, ended: bool = False) -> str:
         """Add a piece of the continuation, and return the new text. ``ended`` means that this is the last piece."""
@@ -329,7 +329,9 @@ class _NewTextEmit(Relay):
             self._skip_resumed_event = True
             text_filter = self._filter
             characters = len(text_filter.emitted.text)
-            event = Resumed(self._name, characters, in_words=text_filter.is_instructed, source=text_filter.source)
+            event = Resumed(
+                self._name, characters, by_instruction=text_filter.by_instruction, source=text_filter.source
+            )
             events.emit(event)
             self._emit(event)
 

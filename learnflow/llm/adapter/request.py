@@ -35,7 +35,7 @@ _MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
 _SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messages of servers that reject a schema
 # An error message of chat completions contains this path if the model requires the Responses API.
 _RESPONSES_API: Final = "v1/responses"
-_REFUSALS: Final = (errors.Misconfigured, errors.RequestRefused, errors.Unsupported)
+_API_REFUSALS: Final = (errors.Misconfigured, errors.RequestRefused, errors.Unsupported)
 _WORD_START: Final = re.compile(r"(?<=[a-z])(?:-(?=[a-z])|(?=[A-Z]))")  # of "tokens" in "max-tokens" and "maxTokens"
 _NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # a word in an error response that may name a parameter
 
@@ -95,7 +95,7 @@ class Request:
         return [text_of(part) for message in self.messages for part in parts_of(message)]
 
     @property
-    def bypasses_litellm(self) -> bool:
+    def can_bypass_litellm(self) -> bool:
         """Return whether this package can write the request without LiteLLM; see ``Dialect.direct_chat_path``."""
         has_only_texts = all(m.keys() <= {"role", "content"} and isinstance(m["content"], str) for m in self.messages)
         return bool(self.spec.dialect.direct_chat_path and has_only_texts) and not (self.tools or self.response_format)
@@ -197,7 +197,7 @@ class Request:
             return replace(request_format, api="responses"), "to the Responses API, as the server requires"
         if change := self._without_rejected(request_format, error, api):
             return change
-        if may_switch_api and api == "responses" and error.status and isinstance(error, _REFUSALS):
+        if may_switch_api and api == "responses" and error.status and isinstance(error, _API_REFUSALS):
             return replace(request_format, api="chat"), "as a chat completion, because the Responses API refused it"
         return None
 

@@ -22,7 +22,7 @@ from ..servers.probe import fetch
 from ..transport import error_mapping
 from ..transport.client import Client, HttpRequest
 from ..transport.reasoning import Delta
-from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, undefined_error
+from ..transport.stream_parser import MAX_NAME_CHARS, StreamParser, malformed_error
 from ..transport.tool_calls import collect_extra
 from ..transport.untrusted import non_negative_int, object_at, short_text, text_or_none
 from . import llamacpp
@@ -116,7 +116,7 @@ def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> 
     return {**options, "num_ctx": context_length} if context_length else options
 
 
-def _drops_prompts(version: str | None, own_api: bool) -> bool:
+def _truncates_prompts(version: str | None, own_api: bool) -> bool:
     """Return whether a low number of prompt tokens means that Ollama dropped the beginning of the prompt.
 
     At ``/v1``, every version drops the beginning. At Ollama's own API, the number is reliable since 0.4. Nothing is
@@ -196,7 +196,7 @@ class NDJSONParser(StreamParser):
         if record.get("error"):
             raise error_mapping.map_error_object(record, answer_started=has_earlier_lines)
         if not {"done", "message", "response"} & set(record):
-            raise undefined_error("a line of the stream")
+            raise malformed_error("a line of the stream")
         message = record.get("message") or {}
         self.served_model = self.served_model or short_text(record.get("model"), MAX_NAME_CHARS) or None
         self.is_forwarded = self.is_forwarded or bool(record.get("remote_model") or record.get("remote_host"))
@@ -266,7 +266,7 @@ SPEC: Final = ProviderSpec(
         pull_command="ollama pull {model}",
         choose_context_length=_choose_context_length,
         compose_service="ollama",
-        drops_prompts=_drops_prompts,
+        truncates_prompts=_truncates_prompts,
         probe=Probe(
             pages=("/api/version", "/api/tags", "/api/ps"),
             parse_pages=_parse_pages,

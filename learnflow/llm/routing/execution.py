@@ -63,7 +63,7 @@ class Execution:
         emitted = joining.split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
         prefix = emitted.prefix or None
         prefill = prefix if candidate.prefills else None  # otherwise a prompt instructs the model to continue
-        is_instructed = prefix is not None and prefill is None
+        by_instruction = prefix is not None and prefill is None
         reserves_time = self._chain.must_reserve_time(candidate)
         try:
             attempt = replace(
@@ -76,10 +76,10 @@ class Execution:
                 failed_attempts=[],
             )
             progress.begin_attempt(candidate, self._last_error, continues=bool(emitted.text.strip()))
-            call = self._build_call(candidate, prefix, began, is_instructed=is_instructed)
+            call = self._build_call(candidate, prefix, began, by_instruction=by_instruction)
             work: Work = partial(_run_attempt, candidate, call, attempt)
             if emitted.text:
-                text_filter = joining.ContinuationFilter(emitted, is_instructed=is_instructed, source=progress.source)
+                text_filter = joining.ContinuationFilter(emitted, by_instruction=by_instruction, source=progress.source)
                 work = partial(joining.join_continuation, work, text_filter, candidate.name)
             completion = await work(progress)
         except LLMError as error:
@@ -96,10 +96,10 @@ class Execution:
         candidate.record_completion(completion, breaker_began)
         return progress.build_completion(completion, began, self._now)
 
-    def _build_call(self, candidate: Candidate, prefix: str | None, now: float, *, is_instructed: bool) -> Call:
+    def _build_call(self, candidate: Candidate, prefix: str | None, now: float, *, by_instruction: bool) -> Call:
         """Return the call for an attempt, with the candidate's model, the time left and the tokens left.
 
-        If ``is_instructed``, its prompt instructs the model to continue ``prefix``.
+        If ``by_instruction``, its prompt instructs the model to continue ``prefix``.
         """
         call, progress = self._call, self._progress
         left_s = min(self._deadline - now, candidate.facts.deadline_s or math.inf, candidate.deadline_s or math.inf)
@@ -107,7 +107,7 @@ class Execution:
         if prefix is None:
             return replace(call, model=candidate.model, options=options)
         repeated_chars = len(progress.text) - len(prefix)
-        if is_instructed:
+        if by_instruction:
             call = replace(call, prompt=joining.instruct_to_continue(call.prompt, prefix))
             repeated_chars += len(joining.last_words(prefix))
         return joining.reduce_max_tokens(
@@ -151,7 +151,7 @@ class Execution:
         progress, chain = self._progress, self._chain
         text, streams = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
-        not_continued, loading = chain.failed_with(errors.NotContinued), self._loading()
+        not_continued, loading = chain.failed_with(errors.NotContinued), self._loading_candidates()
         state = replace(
             state,
             text_emitted=has_partial and streams,
@@ -189,7 +189,7 @@ class Execution:
                 candidate.rejects_prefill = True
             return [candidate]
         if action == "wait_for_load":
-            loading = self._loading()
+            loading = self._loading_candidates()
             with self._progress.waiting(Waiting("load", chain_name(loading))):
                 return await self._wait_for_load(loading)
         if action == "restart":
@@ -203,7 +203,7 @@ class Execution:
             return retryable
         return ()
 
-    def _loading(self) -> list[Candidate]:
+    def _loading_candidates(self) -> list[Candidate]:
         """Return the candidates that are loading a model; none after LLM_LOAD_TIMEOUT."""
         return self._chain.failed_with(errors.ModelLoading) if self._now <= self._load_deadline else []
 
@@ -225,14 +225,14 @@ class Execution:
         """Return the next candidate, with a slot if one is free. Raise LLMError if no candidate is left."""
         ticket, wait_began = Ticket(), self._now
         while True:
-            eligible, chosen = self._chain.choose(self._loading())
+            eligible, chosen = self._chain.choose(self._loading_candidates())
             if chosen:
                 for skipped in eligible[: eligible.index(chosen)]:
                     skipped.start_recovery()  # a probe or a load in the background
-                with_slot = self._take_slot(chosen, eligible)
-                if with_slot := with_slot or await self._wait_for_slot(chosen, eligible, ticket, wait_began):
-                    with_slot.set_checking(checking=True)
-                    return with_slot
+                candidate = self._take_slot(chosen, eligible)
+                if candidate := candidate or await self._wait_for_slot(chosen, eligible, ticket, wait_began):
+                    candidate.set_checking(checking=True)
+                    return candidate
                 continue
             if not eligible:
                 if self._last_error is None:

@@ -22,7 +22,7 @@ class Progress(Transcript):
         source: where the text so far comes from, see ``Resumed``.
         tokens: the estimated number of tokens of the text so far, rather too high than too low.
         partial_thinking: the thinking of the interrupted attempt.
-        resumed: the number of continuations.
+        continuations: the number of continuations.
         started: the time when the request began.
     """
 
@@ -33,12 +33,12 @@ class Progress(Transcript):
         self.tokens = count_prior_tokens(call)
         self.partial_thinking = ""
         self.failed_attempts = failed_attempts
-        self.resumed = 0
+        self.continuations = 0
         self.started = started
         self._first_text_s: float | None = None
         self._usage_known = self._cost_known = True  # False after a partial answer, which has no usage
         self._candidate: Candidate | None = None  # the candidate of the current attempt
-        self._continues = False  # the current attempt continues an interrupted text
+        self._is_continuation = False  # the current attempt continues an interrupted text
         # The candidate and the time of the first failure after the last text; None without a failure
         self._first_failure: tuple[Candidate | None, float] | None = None
 
@@ -49,7 +49,7 @@ class Progress(Transcript):
             if self._first_text_s is None or self._first_failure:
                 self._record_first_text(asyncio.get_running_loop().time())
         elif isinstance(event, Resumed):
-            self.resumed, self.source = self.resumed + 1, "stream"
+            self.continuations, self.source = self.continuations + 1, "stream"
         elif not self.all_events:
             return
         super().__call__(event)
@@ -60,7 +60,7 @@ class Progress(Transcript):
             failover = Failover(self._candidate.name, candidate.name, previous_error.without_text())
             events.emit(failover)
             self(failover)
-        self._candidate, self._continues = candidate, continues
+        self._candidate, self._is_continuation = candidate, continues
 
     def record_failure(
         self, error: LLMError, failed_attempts: Sequence[FailedAttempt], now: float, *, is_free: bool
@@ -86,8 +86,8 @@ class Progress(Transcript):
         first_token_s = self._first_text_s  # None if no attempt emitted text
         if self._first_failure:
             self._record_first_text(now)
-        self._end_continuation("whole")
-        if completion.first_token_s is not None and not self.resumed:
+        self._end_continuation("complete")
+        if completion.first_token_s is not None and not self.continuations:
             first_token_s = began - self.started + completion.first_token_s
         return replace(
             completion,
@@ -98,7 +98,7 @@ class Progress(Transcript):
             first_token_s=first_token_s,
             total_s=now - self.started,
             attempts=len(self.failed_attempts) + completion.attempts,
-            resumed=self.resumed + completion.resumed,
+            resumed=self.continuations + completion.resumed,
         )
 
     def build_error(self, error: LLMError) -> LLMError:
@@ -122,6 +122,6 @@ class Progress(Transcript):
                 events.emit(events.FailedOver(provider=failed.name, to=self._candidate.name, seconds=seconds))
 
     def _end_continuation(self, outcome: str) -> None:
-        if self._continues and self._candidate:
+        if self._is_continuation and self._candidate:
             events.emit(events.StreamContinued(provider=self._candidate.name, outcome=outcome))
-        self._continues = False
+        self._is_continuation = False

@@ -387,7 +387,7 @@ class ModelCatalog:
         hint = f"Set {spec.variable('model')} to one of them, or give model="
         if candidates:
             names = ", ".join(model.name for model in candidates[:20])
-            raise errors.NotConfigured(f"no model is named, and there are {len(candidates)}: {names}", hint=hint)
+            raise errors.NotConfigured(f"no model is named, and the server has {len(candidates)}: {names}", hint=hint)
         if server.chat_models:
             what = "no model is named, and the server has only remote models: prompts would leave this machine"
             raise errors.ModelNotFound(what, hint=hint)

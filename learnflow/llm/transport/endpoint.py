@@ -53,7 +53,7 @@ def is_private(address: str, local_networks: Sequence[str] = ()) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Return whether a host name or IP address is loopback."""
-    ip = _ip(host)
+    ip = _ip_or_none(host)
     return host == "localhost" or host.endswith(".localhost") or (ip is not None and ip.is_loopback)
 
 
@@ -131,7 +131,7 @@ class Endpoint:
 @lru_cache(maxsize=256)  # the router calls it for every provider and request
 def looks_local(host: str, local_networks: tuple[str, ...]) -> bool:
     """Return whether a host is a private IP address, or a name that is usually private (``_LOCAL_NAME``)."""
-    return is_private(host, local_networks) if _ip(host) else bool(_LOCAL_NAME.search(host))
+    return is_private(host, local_networks) if _ip_or_none(host) else bool(_LOCAL_NAME.search(host))
 
 
 @lru_cache(maxsize=256)
@@ -167,7 +167,9 @@ def configure_endpoint(
     """
     address = url or settings.base_url or spec.api.default_url
     if not address:
-        raise NotConfigured("no address", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url=")
+        raise NotConfigured(
+            "no base URL is configured", provider=spec.name, hint=f"Set {spec.variable('base_url')} or give base_url="
+        )
     parsed = parse_endpoint(spec, address, version=settings.api_version)
     secrets_origin = parse_endpoint(spec, settings.base_url or spec.api.default_url or address).origin
     key, key_hint = _choose_secret(spec, "api_key", key, parsed, secrets_origin)
@@ -241,7 +243,7 @@ def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> 
     Raises:
         NotConfigured: the URL is invalid.
     """
-    api, parts = spec.api, _parts(spec, url)
+    api, parts = spec.api, _split_url(spec, url)
     default = urlsplit(api.default_url or "")
     given_path = path = parts.path.rstrip("/") or (default.path if parts.hostname == default.hostname else "")
     for suffix in api.removed_suffixes:
@@ -257,14 +259,14 @@ def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> 
     return Endpoint(root, server + path, version=version, query=parts.query)
 
 
-def _parts(spec: ProviderSpec, url: str) -> SplitResult:
+def _split_url(spec: ProviderSpec, url: str) -> SplitResult:
     """Split a URL. Add a missing scheme, host or port."""
     text = str(url).strip().strip("\"'")
     has_scheme = "://" in text
     if _ONE_SLASH.match(text):
         raise _invalid_url(spec, "must begin with http:// or https://, with two slashes")
     if not has_scheme:
-        text = f"[{text}]" if isinstance(_ip(text), ipaddress.IPv6Address) else text
+        text = f"[{text}]" if isinstance(_ip_or_none(text), ipaddress.IPv6Address) else text
         text = f"{_scheme(spec, text)}://{text}"
     try:
         parts = urlsplit(text)
@@ -291,11 +293,11 @@ def _scheme(spec: ProviderSpec, text: str) -> str:
     if spec.api.default_url and spec.local:
         return "https" if host == spec.api.cloud_host else "http"
     name, _, port = host.rpartition(":") if ":" in host else (host, "", "")
-    is_local = _ip(name.strip("[]")) or "." not in name or (spec.local and port not in ("", "443"))
+    is_local = _ip_or_none(name.strip("[]")) or "." not in name or (spec.local and port not in ("", "443"))
     return "http" if is_local else "https"
 
 
-def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _ip_or_none(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Return the IP address; None if the text is a name."""
     try:
         return ipaddress.ip_address(text)

@@ -106,14 +106,14 @@ class ErrorDetails:
         codes: the error codes and types, in lower case.
         param: the name of the parameter that caused the error.
         lengths: the length of the prompt and the context length, in tokens.
-        wait_s: the delay before a retry, in seconds.
+        retry_after_s: the delay before a retry, in seconds.
     """
 
     message: str = ""
     codes: tuple[str, ...] = ()
     param: str | None = None
     lengths: tuple[int | None, int | None] = (None, None)
-    wait_s: float | None = None
+    retry_after_s: float | None = None
 
 
 def parse_error_body(body: bytes) -> ErrorDetails:
@@ -123,7 +123,7 @@ def parse_error_body(body: bytes) -> ErrorDetails:
         details = _parse_error_object(parse_json(text))
     except ValueError:
         details = ErrorDetails(message=text[:_MAX_SEARCHED_CHARS])
-    return replace(details, wait_s=_parse_wait(text[:_MAX_BODY_CHARS]))
+    return replace(details, retry_after_s=_parse_wait(text[:_MAX_BODY_CHARS]))
 
 
 def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
@@ -133,7 +133,7 @@ def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
     if isinstance(value, str):  # a message, which may contain JSON: a gateway quotes the error of its server
         inner = _parse_error_object(json_object("".join(value.partition("{")[1:])), depth + 1)
         message = inner.message or value[:_MAX_SEARCHED_CHARS]
-        return replace(inner, message=message, wait_s=_parse_wait(message))
+        return replace(inner, message=message, retry_after_s=_parse_wait(message))
     if isinstance(value, list):
         return _parse_error_object(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
@@ -149,10 +149,10 @@ def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
     lengths = lengths if any(lengths) else inner.lengths if any(inner.lengths) else _parse_lengths(inner.message)
     codes = tuple(filter(None, (short_text(code).lower() for code in raw_codes)))
     param = short_text(value.get("param")) or location or inner.param
-    return ErrorDetails(message, codes + inner.codes, param, lengths, inner.wait_s)
+    return ErrorDetails(message, codes + inner.codes, param, lengths, inner.retry_after_s)
 
 
-def message_of(value: Any) -> str:
+def error_message(value: Any) -> str:
     """Return the error message in parsed JSON; "" without one."""
     return _parse_error_object(value).message
 
@@ -197,8 +197,8 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
     if dropped and status in (429, 503):  # a load balancer dropped the request from its queue
         error_class, details = errors.Overloaded, replace(details, message=f"{details.message} ({dropped})".strip())
     error = _build_error(error_class, details, status)
-    if isinstance(error, errors.Unavailable) and (wait_s := retry_after(headers)) is not None:
-        error.retry_after = wait_s
+    if isinstance(error, errors.Unavailable) and (retry_after_s := retry_after(headers)) is not None:
+        error.retry_after = retry_after_s
     return error
 
 
@@ -218,7 +218,7 @@ def map_error_object(value: Any, *, answer_started: bool) -> LLMError:
     return _build_error(error_class, details)
 
 
-def change_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
+def with_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
     """Return an error of another class with the same message, codes and status."""
     codes, param, lengths = (error.code or "",), next(iter(error.params), None), _parse_lengths(error.server_message)
     return _build_error(error_class, ErrorDetails(error.server_message, codes, param, lengths), error.status)
@@ -260,7 +260,7 @@ def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
     if status in (401, 402, 407):
         return _STATUSES[status]
     if status == 429:  # if the quota is used up, the message says so, and the server requires no delay
-        quota = details.wait_s is None and _PATTERNS[errors.QuotaExceeded].search(details.message)
+        quota = details.retry_after_s is None and _PATTERNS[errors.QuotaExceeded].search(details.message)
         return errors.QuotaExceeded if quota else errors.RateLimited
     if error_class := _find_class(details.message):
         return error_class
@@ -288,7 +288,7 @@ def _build_error(error_class: type[LLMError], details: ErrorDetails, status: int
     error.code = next(iter(details.codes), None) or None
     error.params = (details.param,) if details.param else ()
     if isinstance(error, errors.Unavailable):
-        error.retry_after = details.wait_s
+        error.retry_after = details.retry_after_s
     if isinstance(error, errors.ContextOverflow):
         error.prompt_tokens, error.context_length = details.lengths
     return error

@@ -19,9 +19,9 @@ Drain = Callable[[], Awaitable[None]]
 IsLoading = Callable[[], Awaitable[bool]]
 
 # Time limit after the finish reason, for the usage, an error or the end mark ("[DONE]").
-_AFTER_FINISH_S: Final = 2.0
+_MAX_AFTER_FINISH_S: Final = 2.0
 # Time limit from the end mark to the end of the body. After it, the connection is closed and cannot be reused.
-_AFTER_END_S: Final = 0.25
+_MAX_AFTER_END_S: Final = 0.25
 
 
 class AnswerReader:
@@ -132,7 +132,7 @@ class AnswerReader:
         expires_at = last_delta_at + (self._timeouts.gap if self._has_delta else self._first_token_s)
         if self.parser.is_complete:
             now = asyncio.get_running_loop().time()
-            close_at = now + (_AFTER_END_S if self.parser.has_end_mark else _AFTER_FINISH_S)
+            close_at = now + (_MAX_AFTER_END_S if self.parser.has_end_mark else _MAX_AFTER_FINISH_S)
             expires_at = self._close_at = min(expires_at, self._close_at or close_at, close_at)
         return expires_at
 

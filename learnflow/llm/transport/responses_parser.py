@@ -12,7 +12,7 @@ from typing import Any, Final
 from . import error_mapping
 from .reasoning import Delta
 from .sse_parser import SSEParser
-from .stream_parser import MAX_NAME_CHARS, undefined_error
+from .stream_parser import MAX_NAME_CHARS, malformed_error
 from .tool_calls import collect_extra
 from .untrusted import non_negative_int, object_at, short_text
 
@@ -83,13 +83,13 @@ class ResponsesParser(SSEParser):
         )
         if kind == "reasoning":
             encrypted_items = {REASONING_ITEMS: [item]} if item.get("encrypted_content") else {}
-            self._spend_chars(collect_extra(self.extra, encrypted_items, frozenset()))
+            self._deduct_chars(collect_extra(self.extra, encrypted_items, frozenset()))
         elif kind == _CALL:
             if has_new_content:
                 self._begin_call(item_key, item)
             return
         elif "call_id" in item:  # a call of another type, which the caller would have to execute
-            raise undefined_error("a tool call of this type")
+            raise malformed_error("a tool call of this type")
         for content in [*(item.get("summary") or ()), *(item.get("content") or ())] if has_new_content else ():
             self.refused = self.refused or bool(object_at(content).get("refusal"))
             self._add_delta(item_key, **{"thinking" if kind == "reasoning" else "text": object_at(content).get("text")})

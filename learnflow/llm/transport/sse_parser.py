@@ -13,7 +13,7 @@ from ..completion import MESSAGE_FIELDS, ToolCallDelta, Usage
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .stream_parser import BOM, MAX_NAME_CHARS, NOT_FINISHED, StreamParser, undefined_error
+from .stream_parser import BOM, MAX_NAME_CHARS, NOT_FINISHED, StreamParser, malformed_error
 from .tool_calls import collect_extra
 from .untrusted import (
     MAX_EVENT_BYTES,
@@ -75,7 +75,7 @@ class SSEParser(StreamParser):
         if name == b"event":
             self._event_type = value.strip()
         elif name and not _FIELD.fullmatch(name):  # a line without a field name is a comment
-            raise undefined_error("a line of the stream")
+            raise malformed_error("a line of the stream")
 
     def _dispatch(self) -> None:
         """Parse the collected event."""
@@ -106,7 +106,7 @@ class SSEParser(StreamParser):
         for place in (chunk, *choices, *chunk.values()):
             if isinstance(place, dict) and place.get("usage"):
                 self._record_usage(place["usage"])
-        if not choices and self._possible_error is None and error_mapping.message_of(chunk):
+        if not choices and self._possible_error is None and error_mapping.error_message(chunk):
             self._possible_error = chunk
         if _is_loading_notice(chunk):
             return
@@ -124,15 +124,15 @@ class SSEParser(StreamParser):
         index. Some gateways send tool calls, or the text after them, in another choice than 0.
         """
         if choice.get("error"):
-            raise error_mapping.map_error_object(choice, answer_started=self._has_text)
+            raise error_mapping.map_error_object(choice, answer_started=self._has_content)
         choice_index, delta = _choice_index(choice), choice.get(message_key)
-        if not delta and (self._uses_message or not self._has_text):
+        if not delta and (self._uses_message or not self._has_content):
             delta = choice.get("message")
             self._uses_message = self._uses_message or bool(delta)
         delta = delta or {}
         if not isinstance(delta, dict):
-            raise undefined_error("a choice of the answer")
-        self._spend_chars(collect_extra(self.extra, delta, MESSAGE_FIELDS))
+            raise malformed_error("a choice of the answer")
+        self._deduct_chars(collect_extra(self.extra, delta, MESSAGE_FIELDS))
         text, thinking, chars_left = "", "", self._chars_left
         if choice_index == self._text_choice_index or (
             self._text_choice_index is None and (choice_index == 0 or self._calls)
@@ -156,7 +156,7 @@ class SSEParser(StreamParser):
         legacy_call = delta.get("function_call")
         pieces = delta.get("tool_calls") or ([{"function": legacy_call}] if legacy_call else [])
         if not isinstance(pieces, list):
-            raise undefined_error("a tool call")
+            raise malformed_error("a tool call")
         deltas: list[ToolCallDelta] = []
         for piece in pieces:
             if piece is not None:
@@ -194,7 +194,7 @@ class SSEParser(StreamParser):
             return
         self._has_events = True
         if not isinstance(chunk, dict) or not chunk.get(self.answer_key):
-            if isinstance(chunk, dict) and error_mapping.message_of(chunk):
+            if isinstance(chunk, dict) and error_mapping.error_message(chunk):
                 raise error_mapping.map_error_object(chunk, answer_started=False)
             raise errors.MalformedAnswer("the response is JSON, but not a chat completion")
         self._parse_chunk(chunk, "message")
@@ -203,7 +203,7 @@ class SSEParser(StreamParser):
 
     def _no_finish_error(self) -> LLMError:
         if self._possible_error:
-            return error_mapping.map_error_object(self._possible_error, answer_started=self._has_text)
+            return error_mapping.map_error_object(self._possible_error, answer_started=self._has_content)
         if self.has_end_mark:
             return errors.FinishMissing("the stream ended with [DONE], but without a finish_reason")
         if self._is_document and not self._finish_was_discarded:
@@ -221,7 +221,7 @@ def _choice_index(choice: dict[str, Any]) -> int:
     """Return the index of a choice; 0 without one. Raise MalformedAnswer if it is not a number."""
     index = _index(choice)
     if index is None and choice.get("index"):
-        raise undefined_error("the index of a choice")
+        raise malformed_error("the index of a choice")
     return index or 0
 
 

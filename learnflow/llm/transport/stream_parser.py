@@ -38,9 +38,9 @@ _LOWEST_MAX_CHARS: Final = 1024 * 1024
 _MAX_CHARS_PER_TOKEN: Final = 64  # most tokens have about four; a token of blanks may have a hundred
 
 
-def undefined_error(what: str) -> LLMError:
+def malformed_error(what: str) -> LLMError:
     """Return the error for a part of a response that breaks the API's format."""
-    return errors.MalformedAnswer(f"{what} is not defined by the server's API")
+    return errors.MalformedAnswer(f"{what} does not match the server's API")
 
 
 def max_answer_chars(max_tokens: int | None) -> int:
@@ -87,7 +87,7 @@ class StreamParser:
         self._is_document: bool | None = None  # one JSON document instead of a stream; None before the first character
         self._finish_optional = finish_optional
         self._chars_left = max_answer_chars(max_tokens)
-        self._has_text = False
+        self._has_content = False
         # Some gateways send a finish reason in every chunk. If text follows one, only an end mark completes the answer.
         self._finish_was_discarded = False
         self._finish_is_tentative = False  # a finish reason came with text, or before any text: more may follow
@@ -173,14 +173,14 @@ class StreamParser:
         raw, count_before = function.get("arguments"), len(calls)
         arguments = "" if raw is None else raw if isinstance(raw, str) else json.dumps(raw)
         call_id, name = short_text(piece.get("id"), MAX_NAME_CHARS), short_text(function.get("name"), MAX_NAME_CHARS)
-        if any(call.repeats(call_key, call_id, name, arguments) for call in calls):
+        if any(call.is_repeated_by(call_key, call_id, name, arguments) for call in calls):
             return ()
         call = find_call(calls, call_key, call_id, name, arguments)
         if len(calls) > _MAX_CALLS:
-            raise undefined_error("an answer with so many tool calls")
+            raise errors.MalformedAnswer(f"the answer has more than {_MAX_CALLS} tool calls")
         if len(calls) > count_before and name:
-            self._count_text_chars(len(name))
-        self._spend_chars(collect_extra(call.extra, piece, CALL_FIELDS))
+            self._count_content(len(name))
+        self._deduct_chars(collect_extra(call.extra, piece, CALL_FIELDS))
         return call.add(self._parse_text(arguments, f"call {call.index}"))
 
     def fail(self, fault: LLMError) -> None:
@@ -192,14 +192,14 @@ class StreamParser:
         if size > max_bytes:
             self.fail(errors.MalformedAnswer(f"a line, an event or the body has more than {max_bytes >> 20} MiB"))
 
-    def _count_text_chars(self, characters: int) -> None:
+    def _count_content(self, characters: int) -> None:
         """Count new characters of text, thinking or tool calls. Discard a finish reason that arrived before them."""
         if self.finish:
             self.finish, self._finish_was_discarded = None, True
-        self._has_text = True
-        self._spend_chars(characters)
+        self._has_content = True
+        self._deduct_chars(characters)
 
-    def _spend_chars(self, characters: int) -> None:
+    def _deduct_chars(self, characters: int) -> None:
         """Subtract from the characters that the answer may still have. Fail below zero."""
         self._chars_left -= characters
         if self._chars_left < 0:
@@ -232,13 +232,13 @@ class StreamParser:
         except LLMError as fault:
             self.fail(fault.with_traceback(None))
         except _SHAPE_ERRORS:
-            self.fail(undefined_error("the answer" if self._is_document else "a line of the stream"))
+            self.fail(malformed_error("the answer" if self._is_document else "a line of the stream"))
 
     def _parse_object(self, data: bytes, what: str) -> dict[str, Any]:
         """Parse a JSON object. If the bytes are not one, raise a MalformedAnswer that names ``what``."""
         value = json_object(data)
         if value is None:
-            raise undefined_error(what)
+            raise malformed_error(what)
         return value
 
     def _parse_text(self, text: Any, field: str) -> str:
@@ -246,8 +246,8 @@ class StreamParser:
         if text is None or text == "":
             return ""
         if self.has_end_mark or not isinstance(text, str):
-            raise undefined_error("text after the end" if self.has_end_mark else "content that is not text")
-        self._count_text_chars(len(text))
+            raise malformed_error("text after the end" if self.has_end_mark else "content that is not text")
+        self._count_content(len(text))
         if not self._surrogates and (text.isascii() or not _SURROGATE.search(text)):
             return text
         text = self._surrogates.pop(field, "") + text
@@ -257,7 +257,7 @@ class StreamParser:
 
     def _record_finish(self, reason: Any, *, with_text: bool = False) -> None:
         """Record a finish reason, or the fault that it stands for. ``with_text``: its chunk has text, too."""
-        self._finish_is_tentative = self._finish_is_tentative or with_text or not self._has_text
+        self._finish_is_tentative = self._finish_is_tentative or with_text or not self._has_content
         reason = short_text(reason)
         known = _FINISHES.get(reason.lower())
         if reason.lower() in _FILTERED:

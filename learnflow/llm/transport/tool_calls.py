@@ -97,7 +97,7 @@ class PartialCall:
         self.started = True
         return (ToolCallDelta(self.index, **self.values),)
 
-    def repeats(self, call_key: Any, call_id: str, name: str, arguments: str) -> bool:
+    def is_repeated_by(self, call_key: Any, call_id: str, name: str, arguments: str) -> bool:
         """Return whether a piece is the whole call again. Some servers repeat calls in their last chunk."""
         is_same = (
             bool(call_id)
@@ -106,7 +106,7 @@ class PartialCall:
         )
         return is_same and arguments == self.values["arguments"] and json_object(arguments) is not None
 
-    def continues(self, call_key: Any, name: str, arguments: str) -> bool:
+    def is_continued_by(self, call_key: Any, name: str, arguments: str) -> bool:
         """Return whether a nameless piece with a new id continues the call. Some servers change the id each time."""
         if call_key is None or name or not (self.name and arguments) or self._checks_left <= 0:
             return False
@@ -139,7 +139,7 @@ def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, 
     if call_id and (call is None or call.server_id not in ("", call_id) or (call_key is None and call_with_id)):
         if call_with_id:
             call = call_with_id if call_key in (None, call_with_id.call_key) or not name else None
-        elif call and not call.continues(call_key, name, arguments):
+        elif call and not call.is_continued_by(call_key, name, arguments):
             call = None
     if call is None or call.begins_other_call(call_id, name, arguments):
         name = name or (call.name if call else "")

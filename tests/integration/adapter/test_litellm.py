@@ -108,7 +108,7 @@ def test_request_of_texts_equals_the_one_of_litellm(name: str, buffered: bool) -
             continue
         for prompt, prefill in itertools.product((TEXTS, "Hi"), (None, "The quick")):
             request = replace(build_request(spec, prompt, "m", keywords), buffered=buffered)
-            assert request.bypasses_litellm
+            assert request.can_bypass_litellm
             for omitted in (frozenset[str](), frozenset({"stream", "stream_options", "max_tokens", "temperature"})):
                 messages, parameters = request.to_openai(
                     RequestFormat(omitted=omitted), context_length=64, max_tokens=None, prefill=prefill
@@ -130,7 +130,7 @@ def test_request_of_texts_equals_the_one_of_litellm(name: str, buffered: bool) -
     ],
 )
 def test_other_requests_are_written_by_litellm(keywords: dict[str, Any]) -> None:
-    assert not build_request(SPECS["llamacpp"], "Hi", "m", keywords).bypasses_litellm
+    assert not build_request(SPECS["llamacpp"], "Hi", "m", keywords).can_bypass_litellm
 
 
 @pytest.mark.parametrize(
@@ -144,11 +144,11 @@ def test_other_requests_are_written_by_litellm(keywords: dict[str, Any]) -> None
 )
 def test_messages_with_other_fields_are_written_by_litellm(message: dict[str, Any]) -> None:
     request = build_request(SPECS["llamacpp"], [{"role": "user", "content": "Hi"}, message], "m", {})
-    assert not request.bypasses_litellm
+    assert not request.can_bypass_litellm
 
 
 def test_openai_requests_are_written_by_litellm() -> None:
-    assert not build_request(SPECS["openai"], "Hi", "m", {}).bypasses_litellm
+    assert not build_request(SPECS["openai"], "Hi", "m", {}).can_bypass_litellm
 
 
 def test_importing_package_costs_a_tenth_of_preparing_litellm(fresh: dict[str, Any]) -> None:

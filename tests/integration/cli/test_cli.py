@@ -218,7 +218,7 @@ def test_explain_with_probe_shows_state_of_servers(
             ["llamacpp", "fault-model", "yes"],
         ]
         assert "connection refused" in rows[0][4]
-        assert "no model is named, and there are 2: a, b. Set TWO_MODEL" in rows[1][4]
+        assert "no model is named, and the server has 2: a, b. Set TWO_MODEL" in rows[1][4]
         assert rows[2][4] == "would serve"
         assert cli.main(["explain", "hi", "--probe", "-p", "two", "--model", "b"]) == 0
         assert cli.main(["explain", "hi", "--probe", "-p", "two"]) == 3

@@ -93,7 +93,7 @@ async def test_failover_and_continuation_update_metrics(registry: CollectorRegis
     samples = shown(registry)
     assert samples["failovers_total{from=custom,reason=AnswerCut,to=ollama}"] == 2
     assert samples["switch_seconds_count{from=custom,to=ollama}"] == 2
-    assert samples["resumes_total{outcome=whole,provider=ollama}"] == 2
+    assert samples["resumes_total{outcome=complete,provider=ollama}"] == 2
     assert samples["breaker_open{model=fault-model,provider=custom}"] == 1
     assert samples["requests_total{model=fault-model,outcome=AnswerCut,provider=custom}"] == 2
     assert not any(name.startswith("requests_in_flight") for name in samples)

@@ -34,8 +34,8 @@ def pieces(text: str, sizes: list[int]) -> list[str]:
     return parts
 
 
-def join(cut: joining.SplitText, parts: list[str], *, is_instructed: bool = False) -> tuple[str, bool]:
-    joint = joining.ContinuationFilter(cut, is_instructed=is_instructed)
+def join(cut: joining.SplitText, parts: list[str], *, by_instruction: bool = False) -> tuple[str, bool]:
+    joint = joining.ContinuationFilter(cut, by_instruction=by_instruction)
     after = "".join([joint.feed(part) for part in parts]) + joint.end()
     return cut.text + after, joint.mismatched
 
@@ -109,7 +109,7 @@ END = "key pair is built from two large prime num"  # the last eight whole words
 )
 def test_instructed_continuation_that_begins_with_end_is_join(continuation: str) -> None:
     for size in (1, 3, 100):
-        assert join(joining.split_last_word(EMITTED), pieces(continuation, [size]), is_instructed=True) == (
+        assert join(joining.split_last_word(EMITTED), pieces(continuation, [size]), by_instruction=True) == (
             EMITTED + "bers.",
             False,
         )
@@ -144,7 +144,7 @@ def test_instructed_continuation_that_deviates_is_mismatched(continuation: str) 
         right = (EMITTED, True)
         if continuation.startswith(END.removesuffix("num") + "num"):  # the broken word has another end, which is valid
             right = (EMITTED + "erals.", False)
-        assert join(joining.split_last_word(EMITTED), pieces(continuation, [size]), is_instructed=True) == right
+        assert join(joining.split_last_word(EMITTED), pieces(continuation, [size]), by_instruction=True) == right
 
 
 @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ def test_comparison_ignores_white_space_unicode_form_and_quotation_marks(
 ) -> None:
     for size in (1, 2, 1000):
         expected = emitted.rstrip() + text
-        assert join(joining.SplitText(emitted), pieces(continuation, [size]), is_instructed=True) == (expected, False)
+        assert join(joining.SplitText(emitted), pieces(continuation, [size]), by_instruction=True) == (expected, False)
 
 
 def test_longer_word_at_seam_is_mismatched() -> None:
     emitted = "The cat sat, and then it saw a "
-    assert join(joining.SplitText(emitted), list("The cat sat, and then it saw another."), is_instructed=True) == (
+    assert join(joining.SplitText(emitted), list("The cat sat, and then it saw another."), by_instruction=True) == (
         emitted,
         True,
     )
@@ -210,7 +210,7 @@ def test_emitted_white_space_alone_is_removed_once() -> None:
 
 def test_words_that_also_begin_the_text_do_not_identify_its_end() -> None:
     text = "ha ha ha \n\nha ha ha ha ha ha a"
-    assert join(joining.split_last_word(text[:29]), re.split(r"(?<=\s)", text), is_instructed=True) == (text, False)
+    assert join(joining.split_last_word(text[:29]), re.split(r"(?<=\s)", text), by_instruction=True) == (text, False)
 
 
 @given(TEXT, st.data())
@@ -219,14 +219,14 @@ def test_instructed_continuation_that_begins_again_is_joined_at_every_cut(text: 
     at = data.draw(st.integers(1, len(text)))
     cut = joining.split_last_word(text[:at])
     if cut.prefix.strip():
-        assert join(cut, re.split(r"(?<=\s)", text), is_instructed=True) == (text, False)
+        assert join(cut, re.split(r"(?<=\s)", text), by_instruction=True) == (text, False)
 
 
 def test_endless_white_space_takes_linear_time() -> None:
     began = time.process_time()
-    for cut, is_instructed in ((joining.SplitText(EMITTED + " "), True), (joining.SplitText("", "\n"), False)):
-        joiner = joining.ContinuationFilter(cut, is_instructed=is_instructed)
-        joiner.feed(EMITTED if is_instructed else "")
+    for cut, by_instruction in ((joining.SplitText(EMITTED + " "), True), (joining.SplitText("", "\n"), False)):
+        joiner = joining.ContinuationFilter(cut, by_instruction=by_instruction)
+        joiner.feed(EMITTED if by_instruction else "")
         for _ in range(200_000):
             joiner.feed(" ")
         assert not joiner.mismatched
