@@ -1,4 +1,4 @@
-"""``ask``: send one prompt. Stream the answer to stdout. Everything else goes to stderr."""
+"""``ask``: send one prompt and stream the answer to stdout. Notices and errors go to stderr."""
 
 from __future__ import annotations
 
@@ -56,10 +56,9 @@ async def ask(prompt: str, as_json: bool, provider: str | None, **options: Any) 
 
 
 def _add_notice(notices: list[str], event: events.LogEvent) -> None:
-    """Add a notice if another model answered, or if the answer reached ``max_tokens``.
+    """Print a notice about an unusable provider or the embedded model. Store other notices in ``notices``.
 
-    Print a notice immediately if a named provider cannot be used, or if the embedded model (a small one that this
-    package runs itself) answers because no server responds.
+    The embedded model is a small model that this package runs itself if no server responds.
     """
     match event:
         case events.NothingConfigured():
@@ -73,7 +72,7 @@ def _add_notice(notices: list[str], event: events.LogEvent) -> None:
 
 
 async def _model_hint(router: RouterProvider, error: LLMError) -> str:
-    """Return a hint with the models of the server and the command that downloads the missing one; "" if unknown."""
+    """Return a hint that lists the server's models and the command to download the missing one; "" if unknown."""
     for provider in router.providers:
         if isinstance(provider, BaseProvider) and provider.name == error.provider:
             await provider.refresh()
@@ -82,7 +81,7 @@ async def _model_hint(router: RouterProvider, error: LLMError) -> str:
 
 
 async def _print_stream(provider: LLMProvider, prompt: str, options: dict[str, Any]) -> None:
-    """Print the answer as it arrives, then a newline. Escape control characters on a terminal, but not in a pipe."""
+    """Print the answer as it arrives, then a newline. Only on a terminal, escape control characters."""
     text = ""
     with ExitStack() as progress_stack:  # closed before the first output
         update = progress_stack.enter_context(progress(_waiting_text(provider)))

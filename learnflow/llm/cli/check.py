@@ -1,6 +1,6 @@
-"""``check``: test a server for the features that this package depends on.
+"""``check``: test a server for the features that this package depends on. The answers are not printed.
 
-It sends requests to a cloud provider only if the operator names that provider. It does not print the answers.
+A cloud provider gets requests only if the operator names it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .terminal import notify, progress, table, write, write_json
 
 _MISSING_MODEL: Final = "learnflow-no-such-model"
 _MAX_LONG_PROMPT_TOKENS: Final = 40_000  # the check of the context length is skipped if it needs a longer prompt
-_ESTIMATED_TOKENS: Final = 900  # the total of all other requests
+_ESTIMATED_TOKENS: Final = 900  # of all other checks together
 _PROMPT = "Say the word pong."
 _SCHEMA: Final = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
 _TOOL: Final = {
@@ -43,7 +43,7 @@ class Finding:
 
     Attributes:
         question: the name of the check, such as "finish reason".
-        passed: None if the check was skipped or is inconclusive, for example without a tool call.
+        passed: whether the server has the feature; None if the check was skipped or its result is unclear.
         seen: the observation, such as "stop, 5 characters in 0.3 s".
     """
 
@@ -102,10 +102,7 @@ _Check = Callable[[], Awaitable[tuple[bool | None, str]]]  # returns ``passed`` 
 class _Checks:
     """The checks of one provider.
 
-    Args:
-        provider: the provider.
-        model: the model; None to use the provider's default.
-        long_prompt_tokens: the size of a prompt that exceeds the context length; 0 to skip this check.
+    ``long_prompt_tokens`` is the size of a prompt that exceeds the context length. 0 skips this check.
     """
 
     def __init__(self, provider: BaseProvider, model: str | None, long_prompt_tokens: int) -> None:
@@ -144,7 +141,7 @@ class _Checks:
         return usage.completion_tokens is not None, f"prompt {usage.prompt_tokens}, answer {usage.completion_tokens}"
 
     async def stream(self) -> tuple[bool | None, str]:
-        """Check that pieces arrive during generation."""
+        """Check that the server sends the answer in more than one piece."""
         loop, times = asyncio.get_running_loop(), list[float]()
         started = loop.time()
         async with self._provider.stream(
@@ -155,7 +152,7 @@ class _Checks:
         return len(times) > 1, f"{len(times)} pieces from {times[0]:.2f} to {times[-1]:.2f} s" if times else "no text"
 
     async def limit(self) -> tuple[bool | None, str]:
-        """Check for the finish reason "length" if the answer reaches ``max_tokens``."""
+        """Check that an answer that reaches ``max_tokens`` has the finish reason "length"."""
         completion = await self._complete("Count from 1 to 100.", max_tokens=3)
         return completion.finish == "length", completion.finish
 
@@ -179,7 +176,7 @@ class _Checks:
         return False, "answered: the server drops the beginning of a long prompt without an error"
 
     async def schema(self) -> tuple[bool | None, str]:
-        """Check that an answer fits a JSON schema."""
+        """Check that an answer fits a JSON schema without a correction request."""
         response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": _SCHEMA, "strict": True}}
         completion = await self._complete('Give the word "pong" as JSON.', response_format=response_format)
         if completion.attempts > 1:
@@ -193,7 +190,7 @@ class _Checks:
         return bool(called) or None, f"called {', '.join(called)}" if called else "answered without a call"
 
     async def prefill(self) -> tuple[bool | None, str]:
-        """Check that the model continues a prefill, the beginning of an answer."""
+        """Check that the model continues the beginning of an answer (a prefill)."""
         if not self._provider.facts(self._model).prefills:
             return None, "no prefill: a prompt asks for the continuation"
         call = Call("Count from 1 to 9, with spaces.", self._model, 0.0, 40, method="generate")
@@ -201,7 +198,7 @@ class _Checks:
         return True, f"continued with {len(completion.text)} characters"
 
     async def disconnect(self) -> tuple[bool | None, str]:
-        """Check that the server stops the generation when the client disconnects."""
+        """Check that the server stops generating when the client disconnects. Otherwise the next answer is late."""
         if not self._provider.spec.local:
             return None, "not checked for a cloud"
         before = (await self._complete()).first_token_s or 0.0
@@ -213,7 +210,7 @@ class _Checks:
 
 
 async def _finding(question: str, run: _Check) -> Finding:
-    """Run a check. If it raises, return a failed finding, without the text of the answer."""
+    """Run a check. If it raises an LLMError, return a failed finding, without text of the answer."""
     try:
         passed, seen = await run()
     except errors.NotRecorded:
@@ -225,7 +222,7 @@ async def _finding(question: str, run: _Check) -> Finding:
 
 
 def _capabilities(findings: list[Finding]) -> str:
-    """Return the value for ``<NAME>_CAPABILITIES`` that follows from the findings."""
+    """Return the value to set for the variable ``<NAME>_CAPABILITIES``, such as "json_schema,no-tools"."""
     passed = {finding.question: finding.passed for finding in findings}
     missing_finish = any(
         finding.question == "finish reason" and "FinishMissing" in finding.seen for finding in findings

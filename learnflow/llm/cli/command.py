@@ -1,4 +1,4 @@
-"""The decorator, the options and the exit codes of all commands. Other modules are imported on use."""
+"""The decorator, the options and the exit codes of all commands. Other modules are imported if a command runs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ _NO_PROVIDER_ERRORS: Final = (errors.NotConfigured, errors.NotLocal, errors.Conn
 
 
 def command(function: Callable[..., Any]) -> click.Command:
-    """Make a command with the name, docstring and options of a function, and with ``--verbose``.
+    """Turn a function into a click command, and add ``--verbose``.
 
-    Args:
-        function: the function. It returns the exit code, and may be a coroutine function.
+    The function returns the exit code. It may be a coroutine function.
     """
 
     @wraps(function)
@@ -88,7 +87,7 @@ def _report_ineffective(provider: str | None) -> None:
 
 
 def exit_code(error: errors.LLMError) -> ExitCode:
-    """Return the exit code of a command that ended with this error."""
+    """Return the exit code for an error. It is NO_PROVIDER if every attempt failed before a provider was reached."""
     if isinstance(error, errors.InvalidRequest):
         return ExitCode.USAGE
     failures = [getattr(errors, tried.error, errors.LLMError) for tried in error.attempts] or [type(error)]

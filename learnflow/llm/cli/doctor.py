@@ -1,8 +1,4 @@
-"""``doctor``: show the configuration of this machine.
-
-It prints the variables that are set, the probed servers, common mistakes, and lines for ``.env``. It prints no key and
-changes nothing.
-"""
+"""``doctor``: show the configuration of this machine, and how to correct it. It prints no key and changes nothing."""
 
 from __future__ import annotations
 
@@ -33,16 +29,16 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
 
     The exit code is 0 only if a provider that would serve requests is ready, and no value is invalid.
     """
-    faults = switches.collected_faults = dict[str, str]()  # invalid values do not raise, so that all are shown
+    faults = switches.collected_faults = dict[str, str]()  # collects invalid values, which otherwise raise
     report_replay()
     write(f"This is {'a' if settings_sources.in_container() else 'not a'} container.")
     specs = known_specs(provider)
     _print_section("Variables that are set", _variables(specs))
     for spec in specs:
-        settings.load_provider(spec)
+        settings.load_provider(spec)  # adds its invalid values to ``faults``
     _print_section("Invalid values, ignored below", (f"{name} {fault}" for name, fault in faults.items()))
     _print_section("Settings without effect", ineffective(specs, all_unknown=True))
-    chain, candidates = await probe(provider, timeout_s, checks_names=False)
+    chain, candidates = await probe(provider, timeout_s, checks_names=False)  # configured names, probed providers
     if candidates:
         write("\nProbed servers:")
         table(("  PROVIDER", "STATE", "ADDRESS", "DETAIL"), map(_row, candidates))
@@ -69,7 +65,7 @@ def _variables(specs: Iterable[ProviderSpec]) -> Iterator[str]:
 
 
 def _row(candidate: Candidate) -> tuple[str, ...]:
-    """Return a row of the table. DETAIL is empty for a ready server, or for a default address without a server."""
+    """Return a row of the table. DETAIL is empty for a default address without a server."""
     health = candidate.health
     no_server = health.state == "down" and not candidate.configured
     detail = "" if no_server or health.detail == "ready" else health.detail.removeprefix("ready; ")
@@ -102,7 +98,10 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 
 def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Yield a warning for each configured loopback address without a server, unless the provider responds elsewhere."""
+    """Yield a warning for each configured loopback address without a server.
+
+    If the provider responds at another address, yield none.
+    """
     responding = {candidate.health.provider for candidate in candidates if candidate.responded}
     for candidate in candidates:
         is_down = candidate.configured and candidate.health.state == "down"
@@ -117,16 +116,16 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 
 async def _router_warnings(candidates: Sequence[Candidate], timeout_s: float) -> list[str]:
-    """Return a warning for each address of a proxy with several servers, such as vllm-router or smg."""
+    """Return a warning for each address of a router, a proxy of several servers such as vllm-router or smg."""
     responding = [candidate.provider for candidate in candidates if candidate.provider and candidate.responded]
     local = [provider for provider in responding if provider.spec.local or provider.endpoint.looks_local]
     return [warning for warning in await asyncio.gather(*(_router_warning(one, timeout_s) for one in local)) if warning]
 
 
 async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
-    """Return a warning if the address has the page ``/workers``, else "".
+    """Return a warning if the address is a router, else "".
 
-    Only this page identifies such a proxy, a router. For other pages, a router returns the responses of its servers.
+    A router serves the page ``/workers`` itself. It forwards other requests, so only this page identifies it.
     """
     try:
         async with asyncio.timeout(timeout_s):

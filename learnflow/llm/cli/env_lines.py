@@ -20,7 +20,7 @@ from ..transport.endpoint import parse_endpoint
 from .status import providers_in_use
 from .terminal import write
 
-_UNKNOWN: Final = "…"  # a value that the user must fill in
+_UNKNOWN: Final = "…"  # the user must fill in the value
 _PLAIN_NAME: Final = re.compile(r"[\w./:@+,=%-]+")  # needs no quotes in .env or in a shell
 
 
@@ -29,10 +29,10 @@ class Line:
     """A variable to set.
 
     Attributes:
-        variable_names: the names of the variable. The first one is set.
+        variable_names: the name to set, then other names for the same setting.
         value: the value; "" to use the default.
         comment: a comment above the line.
-        is_alternative: whether to print the line as a comment, because another line has priority.
+        is_alternative: whether another line has priority. The line is then printed as a comment.
     """
 
     variable_names: tuple[str, ...]
@@ -42,9 +42,9 @@ class Line:
 
     @property
     def source(self) -> str:
-        """Return where to set the variable: in ``.env``, or in the environment if that overrides ``.env``.
+        """Return where to set the variable: ``.env``, or the environment if the variable is already set there.
 
-        A line without a value resets the variable in its current source.
+        The environment overrides ``.env``. If ``value`` is "", return the source that sets the variable now.
         """
         current = next(find_variables(self.variable_names, read_sources()), None)
         return current.source if current and (current.source == ENVIRONMENT or not self.value) else ".env"
@@ -63,7 +63,10 @@ def print_lines(lines: Iterable[Line]) -> None:
 
 
 def default_lines(faults: Iterable[str]) -> Iterator[Line]:
-    """Yield lines that replace invalid values with their defaults. A fault of a whole file has no line."""
+    """Yield lines that replace invalid values with defaults.
+
+    ``faults`` has names of variables, and of files that cannot be read. A file gets no line.
+    """
     for name in filter(str.isidentifier, faults):
         field = Settings.model_fields.get(name.lower())
         default = field.default if field and isinstance(field.default, (str, int, float)) else ""
@@ -71,7 +74,12 @@ def default_lines(faults: Iterable[str]) -> Iterator[Line]:
 
 
 def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Iterator[Line]:
-    """Yield lines that configure a working provider. Yield nothing if one of ``chain`` is ready."""
+    """Yield lines that configure a working provider. If a provider of ``chain`` is ready, yield none.
+
+    Args:
+        chain: the names of the configured providers, in order of preference.
+        candidates: the providers, with the results of their probes.
+    """
     selected = providers_in_use(chain, candidates)
     ready = [candidate for candidate in selected if candidate.ready]
     if chain and ready:
@@ -85,7 +93,7 @@ def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Ite
         yield from _server_lines(candidate, is_alternative=bool(missing))
     if missing or ready or local or clouds:
         return
-    # If a configured server is down, the user wants that one: another one is only an alternative
+    # If a configured server is down, the user still prefers it. Another provider is only an alternative.
     with suppress(LLMError):
         build(EMBEDDED.name)
         comment = "or a small model on this machine" if chain else "the embedded model on this machine"
@@ -101,7 +109,7 @@ def _provider_line(name: str, comment: str = "") -> Line:
 
 
 def _missing_lines(candidate: Candidate) -> Iterator[Line]:
-    """Yield the setting that a provider lacks: its kind, its API key or its model."""
+    """Yield the missing setting of a provider: the kind of server, the API key or the model."""
     health = candidate.health
     if candidate.kind:
         yield Line(endpoint_spec(candidate.kind, health.provider).variable_names("kind"), candidate.kind.name)
@@ -133,6 +141,6 @@ def _is_default(provider: BaseProvider) -> bool:
 
 
 def _model_lines(spec: ProviderSpec, models: Sequence[str]) -> Iterator[Line]:
-    """Yield the line that selects the first model with a name that needs no quotes."""
+    """Yield the line that sets the model: the first name that needs no quotes."""
     value, *others = [name for name in models if _PLAIN_NAME.fullmatch(name)] or [_UNKNOWN]
     yield Line(spec.variable_names("model"), value, f"or {', '.join(others[:5])}" if others else "")

@@ -1,6 +1,6 @@
 """``explain``: show which provider would serve a request, and why the others would not.
 
-It does not send the prompt. It probes servers only with ``--probe``, or if no provider is configured.
+Servers are probed only with ``--probe``, or if no provider is configured.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _IMAGE: Final = {"type": "image_url", "image_url": {"url": "data:image/png;base6
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A provider of the chain, its rank, and whether it would serve a request.
+    """Whether a provider would serve a request, and why.
 
     Attributes:
-        model: the model that would answer, according to the last probe; the requested one if there was none.
-        serves: whether the provider would get the request; None if it would, but may lack a required capability.
+        model: the model that would answer, according to the last probe. Without a probe, the requested one.
+        serves: True if the provider would get the request. None if it would, but may lack a required capability.
         reason: the reason for ``serves``.
-        rank: the position in the chain, from 0. Load-balanced providers have the same rank.
+        rank: the position in the operator's order, from 0. Load-balanced providers have the same rank.
         is_next: whether the provider would get the request if those before it fail.
     """
 
@@ -94,7 +94,7 @@ async def explain(
 def choices_of(
     router: RouterProvider, prompt: Prompt, model: str | None = None, **options: Unpack[Options]
 ) -> list[Choice]:
-    """Return the providers of a router in the order in which a request would try them. Send nothing."""
+    """Return the providers of a router in the order in which the router would try them. Send nothing."""
     chain = router.chain_now(Call(prompt, model, options=options))
     order = chain.sorted_candidates()
     capable = [candidate for candidate in order if not (chain.missing(candidate) or _expect(candidate)[1])]
@@ -103,13 +103,13 @@ def choices_of(
 
 
 def _expect(candidate: Candidate) -> tuple[str | None, str | None]:
-    """Return the model that would answer, and why the request would fail; see ``ModelCatalog.expect``."""
+    """Return the model that would answer, and why the request would fail; None if unknown."""
     provider = candidate.original
     return provider.catalog.expect(candidate.target.model) if isinstance(provider, BaseProvider) else (None, None)
 
 
 def _doubt(candidate: Candidate, chain: Chain) -> str | None:
-    """Return why the chosen provider may not meet the requirements of the request, or None if it meets them."""
+    """Return why the chosen provider may lack a capability that the request requires; None if it lacks none."""
     capabilities: Mapping[str, Any] = candidate.facts.capabilities
     required = chain.requirements.capabilities
     if lacking := [name for name in required if capabilities[name] is False]:
@@ -142,7 +142,7 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
 
 
 def _serves_cells(choice: Choice, probe: bool) -> tuple[str, str]:
-    """Return the columns SERVES and WHY. Without a probe, "yes" becomes "unknown"."""
+    """Return the cells of the columns SERVES and WHY. Without a probe, "yes" becomes "unknown"."""
     if choice.serves and not probe:
         return "unknown", "would be used; use --probe to probe the servers first"
     serves = "next" if choice.is_next else _SERVES[choice.serves]

@@ -1,4 +1,4 @@
-"""``journal``: list or delete the unfinished answers in ``LLM_JOURNAL``."""
+"""``journal``: list or delete the unfinished answers in the folder ``LLM_JOURNAL``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line ``learnflow-llm``. A command is imported only if it runs."""
+"""The command line ``learnflow-llm``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMANDS: Final = {
 
 
 class _Commands(click.Group):
-    """A group that imports a command only if it runs. Help and shell completion do not import it."""
+    """A group that imports a command only if it runs. Help and the completion of command names need no import."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -1,7 +1,4 @@
-"""The part file of a download. It is verified, then renamed to the model.
-
-An incomplete file never has the name of the model.
-"""
+"""The part file of a download. Only a complete, verified part file is renamed to the model."""
 
 from __future__ import annotations
 
@@ -24,22 +21,22 @@ from .terminal import format_size, progress
 CHUNK_BYTES: Final = 64 * 1024
 SPARE_BYTES: Final = 64 * 1024 * 1024  # free space that a download leaves on the disk
 _MAGIC: Final = b"GGUF"
-_MAX_QUOTED_CHARS: Final = 40  # the beginning of a file that is not a GGUF
+_MAX_QUOTED_CHARS: Final = 40  # of the beginning of a file that is not a GGUF
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free space of the disk that holds a folder."""
+    """Return the free space of a folder's disk in bytes."""
     return shutil.disk_usage(folder).free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartFile:
-    """The files of one model in the store: ``NAME.gguf``, ``NAME.gguf.part``, and a JSON file about their source.
+    """The files of one model in the store: ``NAME.gguf``, ``NAME.gguf.part``, and JSON metadata.
 
     Attributes:
         path: the path of the model.
         source: a hash of the URL or package. The URL itself may contain a token.
-        sha256: the required SHA-256 in hexadecimal digits; None if any GGUF is accepted.
+        sha256: the required SHA-256 in hexadecimal digits; None to accept any GGUF.
     """
 
     path: Path
@@ -62,7 +59,7 @@ class PartFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the name of the model while the block runs, and wait for other processes that pull it.
+        """Lock the name of the model while the block runs. Wait for another process that holds the lock.
 
         The operating system releases the lock if the process dies.
         """
@@ -76,10 +73,10 @@ class PartFile:
             lock.release()
 
     def stored_sha256(self) -> str | None:
-        """Return the SHA-256 of the stored model. Return None if it must be downloaded.
+        """Return the SHA-256 of the stored model; None if the model must be downloaded.
 
         Raises:
-            LLMError: a model from another source has this name, and no SHA-256 is required.
+            LLMError: another model has this name, and ``sha256`` is None.
         """
         if not self.path.exists():
             return None
@@ -92,7 +89,7 @@ class PartFile:
         return None
 
     def resume_point(self) -> tuple[int, str]:
-        """Return the size of the part file in bytes and its HTTP validator (ETag or Last-Modified).
+        """Return the size of the part file in bytes, and the HTTP validator (ETag or Last-Modified).
 
         The size is 0 if the download cannot be resumed.
         """
@@ -117,15 +114,9 @@ class PartFile:
             raise LLMError(what, hint="Free some space, or set LLM_MODELS_DIR to a folder on another disk")
 
     def write(self, chunks: Iterable[bytes], offset: int, total: int | None) -> str:
-        """Append to the part file, verify it, and rename it to the model.
+        """Append to the part file, verify it, and rename it to the model. Return the SHA-256.
 
-        Args:
-            chunks: the file from ``offset`` on.
-            offset: the size of the part file in bytes.
-            total: the size of the complete file in bytes; None if unknown.
-
-        Returns:
-            The SHA-256 of the model.
+        ``chunks`` is the content from byte ``offset`` on. ``total`` is the complete size in bytes; None if unknown.
 
         Raises:
             LLMError: the size or the SHA-256 is wrong, the file is not a GGUF, or the disk is full.
@@ -195,7 +186,7 @@ class PartFile:
         return str(digest.hexdigest())
 
     def _read_metadata(self, field: str) -> str | None:
-        """Return a field of the JSON file. Return None if it is missing, or if the file is about another source."""
+        """Return a field of the metadata; None if it is missing, or if the metadata has another ``source``."""
         metadata = json_object(self._metadata_path.read_bytes()) if self._metadata_path.exists() else None
         value = metadata.get(field) if metadata and metadata.get("source") == self.source else None
         return value if isinstance(value, str) else None

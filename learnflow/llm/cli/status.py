@@ -1,7 +1,4 @@
-"""``status`` and ``models``: list providers and models, as a table or as JSON.
-
-They do not load a model or import LiteLLM.
-"""
+"""``status`` and ``models``: list providers and models, without loading a model or importing LiteLLM."""
 
 from __future__ import annotations
 
@@ -65,13 +62,16 @@ async def status(include_all: bool, as_json: bool, timeout_s: float, provider: s
 
 
 def _is_listed(candidate: Candidate, chain: Sequence[str]) -> bool:
-    """Return whether to list a provider without ``--all``. A configured cloud is listed only if it is in the chain."""
+    """Return whether to list a provider without ``--all``.
+
+    A cloud with a failed probe is listed only if ``chain`` has its name.
+    """
     is_local = candidate.provider is None or candidate.provider.spec.local
     return candidate.responded or (candidate.configured and (is_local or candidate.health.provider in chain))
 
 
 def _remarks(chain: Sequence[str], listed: Sequence[Candidate]) -> Iterator[str]:
-    """Yield a sentence for each provider with details, and for each server that is not used."""
+    """Yield the details of each listed provider, and the reason why a detected server is not used."""
     for candidate in listed:
         name, replacement = candidate.health.provider, _used_instead(candidate, chain, listed)
         if candidate.health.detail != "ready":
@@ -86,7 +86,7 @@ def _remarks(chain: Sequence[str], listed: Sequence[Candidate]) -> Iterator[str]
 
 
 def _used_instead(candidate: Candidate, chain: Sequence[str], candidates: Sequence[Candidate]) -> Candidate | None:
-    """Return the configured provider that is used instead of a detected server with the same name, if any."""
+    """Return the configured provider that is used instead of a detected server with the same name; else None."""
     if candidate.configured or candidate.health.provider not in chain:
         return None
     configured = (other for other in candidates if other.configured)
@@ -134,7 +134,7 @@ def _list_store(*, as_json: bool) -> int:
 
 
 def chain_of(provider: str | None) -> list[str]:
-    """Return the name of the requested provider, else the configured chain: the names in order of preference."""
+    """Return the requested provider, else the chain: the names of the configured ones in order of preference."""
     if provider:
         return [provider.lower()]
     return [name for rank in settings.load().chain for name in rank]
@@ -143,13 +143,10 @@ def chain_of(provider: str | None) -> list[str]:
 async def probe(
     provider: str | None, timeout_s: float, *, checks_names: bool = True
 ) -> tuple[list[str], list[Candidate]]:
-    """Probe the chain, the other configured providers, and the local servers.
-
-    Returns:
-        The names of the chain, and the results.
+    """Probe the chain, the other configured providers, and the local servers. Return the chain and the results.
 
     Raises:
-        NotConfigured: a name is invalid, and ``checks_names`` is True.
+        NotConfigured: a name of the chain is invalid, and ``checks_names`` is True.
     """
     chain = chain_of(provider)
     for name in chain if checks_names else ():
@@ -159,7 +156,7 @@ async def probe(
 
 
 def providers_in_use(chain: Sequence[str], candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return the providers that would serve requests, in order: the chain, else all usable local ones."""
+    """Return the providers that would serve requests, in order: the chain, else all usable local providers."""
     if not chain:
         return select_usable(candidates)
     configured = [candidate for candidate in candidates if candidate.configured and candidate.health.provider in chain]
@@ -167,7 +164,7 @@ def providers_in_use(chain: Sequence[str], candidates: Iterable[Candidate]) -> l
 
 
 def report_replay() -> None:
-    """Print a notice if the output comes from cassettes."""
+    """Print a notice if the output comes from cassettes (recorded responses)."""
     try:
         common = settings.load()
     except errors.NotConfigured:

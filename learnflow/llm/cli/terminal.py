@@ -33,7 +33,7 @@ _COLOURS: Final = {
     "down": "red",
     "NO": "red",
 }
-_PIPE_COLUMNS: Final = 10_000  # a row of a table is one line
+_PIPE_COLUMNS: Final = 10_000  # so that each table row is one line
 # Control characters (also those of escape sequences), line separators, bidi overrides, lone surrogates.
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -44,7 +44,7 @@ def escape(text: str) -> str:
 
 
 def open_closed_streams() -> None:
-    """Open the null device for each closed standard stream. Otherwise a socket could get the stream's descriptor."""
+    """Open the null device for each closed standard stream. Otherwise a socket could get that file descriptor."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -55,7 +55,7 @@ def open_closed_streams() -> None:
 
 
 def drop_unwritten(stream: TextIO) -> None:
-    """Flush a stream. If that fails, discard the text, so that Python does not write it again when it exits."""
+    """Flush a stream. If that fails, discard the text. Otherwise Python would try again at exit."""
     try:
         stream.flush()
     except OSError:
@@ -79,12 +79,9 @@ def write(text: str, indent: str = "") -> None:
 
 
 def notify(text: str, prefix: str = "learnflow-llm: ", options: Iterable[str] = ()) -> None:
-    """Print a message to stderr. A failure to write it is ignored.
+    """Print a message to stderr. Ignore write errors.
 
-    Args:
-        text: the message.
-        prefix: the text before the message.
-        options: the names of the command's options. In the message, ``model=`` becomes ``--model``.
+    A message may contain keywords of the Python API. If ``options`` contains "model", ``model=`` becomes ``--model``.
     """
     keywords = "|".join(options) or "(?!)"  # matches nothing
     text = re.sub(rf"\b({keywords})=(\d*)", lambda match: f"--{match[1].replace('_', '-')} {match[2]}".rstrip(), text)
@@ -98,9 +95,9 @@ def write_json(value: Any) -> None:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table that fits the terminal. Long cells are wrapped between words. States have colours.
+    """Print a table that fits the terminal. Wrap long cells between words, and colour states.
 
-    If the words of a row do not fit side by side, print each cell on a line of its own, after its title.
+    If the terminal is too narrow for the columns, print each cell on a line of its own, after its title.
     """
     from rich.console import Console  # noqa: PLC0415  # takes 0.1 s
     from rich.table import Table  # noqa: PLC0415
@@ -123,11 +120,11 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _column_widths(columns: Sequence[Sequence[str]]) -> list[int]:
-    """Return column widths at which no word is broken. Return [] if the terminal is too narrow."""
+    """Return column widths that break no word; [] if the terminal is too narrow for them."""
     from rich.cells import cell_len  # noqa: PLC0415
 
     longest = [max(map(cell_len, column)) for column in columns]
-    # A mark or an indent at the beginning of a cell is a part of its first word.
+    # A mark ("*") or an indent at the beginning of a cell is a part of the first word.
     words = [[word for cell in column for word in re.findall(r"^[* ]*\S+|\S+", cell)] for column in columns]
     widths = [max(map(cell_len, column), default=0) for column in words]
     spare = _width() - sum(widths) - 2 * (len(columns) - 1)
@@ -139,12 +136,7 @@ def _column_widths(columns: Sequence[Sequence[str]]) -> list[int]:
 
 @contextmanager
 def progress(description: str, total: float | None = None, *, in_bytes: bool = False) -> Iterator[Callable[..., None]]:
-    """Show progress on stderr while the block runs, if stderr is a terminal.
-
-    Args:
-        description: the text beside the progress.
-        total: the amount of work; None if unknown.
-        in_bytes: show the amount of work as a size in bytes.
+    """Show progress on stderr while the block runs, if stderr is a terminal. ``total`` is the amount of work, if known.
 
     Yields:
         A function that updates the progress. Its keywords are ``completed``, ``total`` and ``description``.
@@ -164,7 +156,7 @@ def progress(description: str, total: float | None = None, *, in_bytes: bool = F
 
 
 def format_size(size_bytes: int) -> str:
-    """Return a size in megabytes, with the unit."""
+    """Format a size in megabytes, such as "98.4 MB"."""
     return f"{size_bytes / 1e6:,.1f} MB"
 
 

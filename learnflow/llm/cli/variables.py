@@ -1,4 +1,4 @@
-"""The variables that are set, their sources, and settings without effect. Values are never shown: some are API keys."""
+"""The variables that are set, and settings without effect. Values are never shown, because some are API keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Variable:
 
     Attributes:
         source: the environment, a ``.env`` file or the folder of secrets.
-        overridden_by: the variable with precedence, and its source; None if this variable has an effect.
+        overridden_by: the name and source of the variable with precedence; None if this variable has an effect.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Variable:
 
 
 def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
-    """Return the variables that are set, of this package and of these providers, in order of precedence."""
+    """Return the variables of this package and of ``specs`` that are set. The effective one of a setting is first."""
     sources = read_sources()
     settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
     settings += [spec.variable_names(name) for spec in specs for name in spec.settings]
@@ -50,7 +50,7 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
 def known_specs(provider: str | None) -> list[ProviderSpec]:
     """Return the specs of the registry, and those of the requested or configured endpoints.
 
-    An endpoint is a server with a name of the operator's choice.
+    An endpoint is a server that the operator has named, such as "gpu1".
     """
     names: list[str] = []
     with suppress(LLMError):  # the command itself reports the error
@@ -69,7 +69,7 @@ def ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = False) -> 
 
     Args:
         specs: the providers with known variables.
-        all_unknown: also yield a sentence for each unknown ``LLM_*`` variable. The application may use such a variable.
+        all_unknown: also yield a sentence for each unknown ``LLM_*`` variable, which the application may use.
     """
     for variable, suggestion in misspelt(specs, vendor_specs().values()):
         if suggestion or all_unknown:
@@ -80,11 +80,13 @@ def ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = False) -> 
 
 
 def misspelt(specs: Iterable[ProviderSpec], not_suggested: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
-    """Yield each variable that is set but unknown, and a similar known name; "" for an ``LLM_*`` variable without one.
+    """Yield each unknown variable that resembles a known one, with the known name.
+
+    If an ``LLM_*`` variable resembles none, yield it with "".
 
     Args:
-        specs: the providers with variables that may be suggested.
-        not_suggested: the providers with variables that are known, but not suggested.
+        specs: the providers with variables to suggest.
+        not_suggested: the providers with known variables that are never suggested.
     """
     specs = list(specs)
     suggestions = {name.upper() for name in Settings.model_fields} | _names(specs)
@@ -92,7 +94,7 @@ def misspelt(specs: Iterable[ProviderSpec], not_suggested: Iterable[ProviderSpec
     first_words = {name.partition("_")[0] for name in suggestions}
     for source, values in read_sources().items():
         for name in sorted(set(values) - known):
-            # Compare the first words first, because difflib is slow.
+            # Compare only names with a similar first word, because difflib is slow.
             similar_words = _similar(name.partition("_")[0], first_words)
             candidates = {one for one in suggestions if one.partition("_")[0] in similar_words}
             similar = [] if name.startswith(NODE_PREFIX) else _similar(name, candidates)
@@ -107,9 +109,9 @@ def _similar(name: str, names: Iterable[str]) -> list[str]:
 
 
 def _differs_by_word(name: str, known: str, names: Iterable[str]) -> bool:
-    """Return whether a name has an extra last word (OPENAI_MODEL_NAME), or lacks a word (OPENAI_KEY).
+    """Return whether a name adds a last word to ``known`` (OPENAI_MODEL_NAME), or omits a word (OPENAI_KEY).
 
-    An extra word does not count if ``known`` is the beginning of a longer known name, as OPENAI_API is.
+    An added word does not count if other known names begin with ``known``, as OPENAI_API_KEY does with OPENAI_API.
     """
     words, expected = name.split("_"), known.split("_")
     shorter = [expected[:index] + expected[index + 1 :] for index in range(1, len(expected))]

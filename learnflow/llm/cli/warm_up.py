@@ -43,7 +43,7 @@ async def _load(provider: BaseProvider, model: str | None, keep_alive: str | Non
     before = await provider.refresh()
     if not provider.spec.local:
         return f"{provider.name}: a cloud needs no warm-up"
-    if before.state == "down":  # a request to load a model would wait until LLM_LOAD_TIMEOUT
+    if before.state == "down":  # otherwise the request would wait until LLM_LOAD_TIMEOUT
         raise errors.ConnectionFailed(before.detail.removesuffix("."), provider=provider.name)
     options: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
     is_loaded = before.cold is False and not options and model in (None, before.model)

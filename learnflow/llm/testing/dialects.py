@@ -1,6 +1,6 @@
-"""The wire formats of servers for ``FaultServer``: streams, responses, errors and pages.
+"""The wire formats of servers for ``FaultServer``: streams, complete responses, errors, and pages such as ``/health``.
 
-They are recorded from real servers, or written from their documentation.
+They are recorded from real servers, or written from their documentation. A *piece* is one streamed part of the answer.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def _openai_error(
 
 _OVERFLOW: Final = "This model's maximum context length is 2048 tokens. However, your messages resulted in 3007 tokens."
 _LMSTUDIO_MODEL: Final = "No models loaded. Please load a model in the developer page or use the 'lms load' command."
-# Error responses by server and reason. Those of llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 are recorded. Those
-# of OpenAI and LM Studio are written from their documentation. tests/contract/authored.py uses them, too.
+# Error responses by ``Fault.refusal``. Those of llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 are recorded. Those of
+# OpenAI and LM Studio are written from their documentation. tests/contract/authored.py uses them, too.
 _OPENAI_ERRORS: Final[Mapping[str, _ErrorResponse]] = {
     "key": _openai_error(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
     "model": _openai_error(
@@ -127,7 +127,7 @@ class Dialect:
         return self._chunk(delta, None)
 
     def call(self, piece: ToolCallDelta) -> bytes:
-        """Return a piece of a tool call. The first piece of a call has its id and name."""
+        """Return a piece of a tool call. Only the first piece of a call has its id and name."""
         function: dict[str, Any] = {"name": piece.name} if piece.name else {}
         if self.is_ndjson:
             function["arguments"] = json.loads(piece.arguments)
@@ -145,12 +145,7 @@ class Dialect:
         return comment + self._chunk({"role": "assistant", "content": ""}, None)
 
     def last_piece(self, finish: str | None = "stop", prompt_tokens: int = 5) -> bytes:
-        """Return the last piece.
-
-        Args:
-            finish: the finish reason; None for a piece without a finish reason.
-            prompt_tokens: the number of prompt tokens to report.
-        """
+        """Return the last piece, with the finish reason if ``finish`` is not None. Ollama reports the tokens in it."""
         if not self.is_ndjson:
             return self._chunk({}, finish)
         done: dict[str, Any] = {"done": finish is not None}
@@ -159,16 +154,16 @@ class Dialect:
         return _line({"model": MODEL, "message": {"role": "assistant", "content": ""}, **done})
 
     def terminator(self) -> bytes:
-        """Return the line that terminates a stream, after the last piece."""
+        """Return the line after the last piece; b"" for Ollama."""
         return b"" if self.is_ndjson else b"data: [DONE]\n\n"
 
     def usage(self, prompt_tokens: int = 5) -> bytes:
-        """Return the piece that reports the tokens. Return b"" for Ollama, which reports them in the last piece."""
+        """Return the event that reports the tokens; b"" for Ollama, which reports them in the last piece."""
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 7, "total_tokens": prompt_tokens + 7}
         return b"" if self.is_ndjson else _event({"model": MODEL, "choices": [], "usage": usage})
 
     def answer_body(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:
-        """Return the body of a response that is not a stream."""
+        """Return the body of a response without streaming."""
         if self.is_ndjson:
             return self.last_piece(finish).replace(b'"content": ""', b'"content": ' + json.dumps(text).encode(), 1)
         message = {"role": "assistant", "content": text} | ({"reasoning_content": thinking} if thinking else {})
@@ -181,7 +176,7 @@ class Dialect:
         ).encode()
 
     def error(self, message: str = "the engine died") -> bytes:
-        """Return an error inside a stream."""
+        """Return an error that the server sends inside a stream."""
         if self.is_ndjson:
             return _line({"error": message})
         name = b"event: error\n" if self.name == "lmstudio" else b""
@@ -189,32 +184,33 @@ class Dialect:
         return name + _event({"error": {"message": message, "type": "server_error", "code": 500}}) + end
 
     def error_body(self) -> bytes:
-        """Return an error that is sent with status 200, as LM Studio does for an unknown path."""
+        """Return an error body for status 200, as LM Studio sends for an unknown path."""
         if self.name == "lmstudio":
             return b'{"error":"Unexpected endpoint or method. (POST /chat/completions)"}'
         error: Any = "the runner died" if self.is_ndjson else {"message": "the engine died", "code": 500}
         return json.dumps({"error": error}).encode()
 
     def prefill(self, body: Any) -> str | None:
-        """Return the partial answer that a request continues. Return None if it continues no answer."""
-        if "prompt" in body:
+        """Return the partial answer that a request continues; None if the request asks for a new answer."""
+        if "prompt" in body:  # Ollama's /api/generate: the rendered prompt ends with the partial answer
             partial = body["prompt"].rpartition(_ASSISTANT)[2]
         elif body.get("continue_final_message") and body["messages"][-1]["role"] == "assistant":
             partial = body["messages"][-1]["content"]
         elif len(body["messages"]) > 2 and "cut off" in str(body["messages"][-1]["content"]):
-            overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]  # the continuation repeats this text
+            # A last message asks for the continuation, and quotes the text that the continuation must repeat.
+            overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]
             partial = str(body["messages"][-2]["content"]).removesuffix(overlap)
         else:
             return None
         return str(partial).rpartition("</think>")[2]
 
     def prompt_texts(self, body: Any) -> list[str]:
-        """Return the texts of a prompt."""
+        """Return the text of each message."""
         messages = body.get("messages") or [{"content": body.get("prompt")}]
         return [str(message.get("content")) for message in messages]
 
     def rendered_prompt(self, messages: Any) -> bytes:
-        """Return Ollama's response to a request with ``_debug_render_only``: the prompt as its template renders it."""
+        """Return Ollama's response to a request with ``_debug_render_only``: the messages as one rendered prompt."""
         text = "".join(f"<|{message['role']}|>{message['content']}\n" for message in messages) + _ASSISTANT
         return json.dumps({"model": MODEL, "done": False, "_debug_info": {"rendered_template": text}}).encode()
 

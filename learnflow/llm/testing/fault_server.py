@@ -1,6 +1,6 @@
-"""A model server with faults, for tests.
+"""A fake model server for tests. It sends the wire formats of real servers, with a fault if the test sets one.
 
-It has the wire formats of real servers, and listens on loopback only.
+It listens on loopback only. A *piece* is the part of the answer in one streamed event.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from .dialects import ERROR_RESPONSES, DialectName
 from .responses_dialect import dialect_of
 
 FaultName = Literal[
-    "cut",  # the body ends between two pieces
+    "cut",  # the body ends after some pieces
     "half_line",  # the body ends in the middle of a line
     "drop",  # the connection closes before the end of the body
-    "reset",  # the connection is reset before the end of the body
+    "reset",  # a TCP reset before the end of the body
     "stall",  # the stream stops, and the connection stays open
     "slow",  # a complete stream with a pause of ``seconds`` between the pieces
     "drip",  # an endless stream with a piece every ``seconds``
-    "done_without_finish",  # [DONE] without finish_reason (Ollama: "done": false)
-    "no_finish",  # the body ends after a last piece without a finish reason
-    "error_frame",  # an error object after some pieces
+    "done_without_finish",  # [DONE] without a finish reason (Ollama: "done": false)
+    "no_finish",  # neither a finish reason nor [DONE]
+    "error_frame",  # an error object in the stream, after some pieces
     "error_first",  # an error object before any text
     "error_after_finish",  # an error object after the finish reason
     "malformed",  # a line that is not valid JSON
-    "unknown_finish",  # a finish reason that does not mean success
+    "unknown_finish",  # finish reason abort (Ollama: load)
     "filtered",  # finish reason content_filter
-    "silent",  # a finish reason without a text
+    "silent",  # no text, only a finish reason
     "empty",  # status 200 with an empty body
     "error_body",  # status 200 with an error object
     "page",  # status 200 with an HTML page
-    "lingers",  # a complete stream, but the body does not end
-    "whole",  # a complete response that is not a stream
-    "whole_cut",  # a response that is not a stream, with incomplete JSON
-    "whole_no_finish",  # a response that is not a stream, without finish_reason (Ollama: "done": false)
-    "refuse",  # an error response, which ``refusal`` selects
+    "lingers",  # after the finish reason, neither [DONE] nor the end of the body
+    "whole",  # a complete answer as one JSON object instead of a stream
+    "whole_cut",  # the same, with incomplete JSON
+    "whole_no_finish",  # the same, without a finish reason (Ollama: "done": false)
+    "refuse",  # the error response for ``refusal``
     "hang",  # no response, and the connection stays open
     "close",  # the connection closes before the first byte
     "redirect",  # status 307 to another host
@@ -63,12 +63,11 @@ class Fault:
 
     Attributes:
         name: the kind of fault.
-        after: the number of pieces of the answer before the fault.
-        refusal: the reason of the error response, for "refuse": key, model, overflow, rate, quota, busy, loading,
-            failed, request or filter.
+        after: the number of pieces before a fault in the middle of the answer, such as "cut".
+        refusal: the reason, for "refuse": key, model, overflow, rate, quota, busy, loading, failed, request or filter.
         headers: additional headers, for "refuse" and "redirect".
-        body: the body of the error response; None to use the dialect's body.
-        status: the HTTP status of the error response; None to use the dialect's status.
+        body: the body, for "refuse"; None for the body of the real server.
+        status: the HTTP status, for "refuse"; None for the status of the real server.
         seconds: the pause between two pieces in seconds, for "slow" and "drip".
     """
 
@@ -100,29 +99,30 @@ class Seen:
 
 
 class FaultServer:
-    """A model server: ``async with FaultServer("vllm") as server:``, then send requests to ``server.base_url``.
+    """A fake model server.
+
+    Example: ``async with FaultServer("vllm") as server:``, then send requests to ``server.base_url``.
 
     Args:
         dialect: the wire format: openai (chat completions), responses (OpenAI's Responses API), lmstudio, vllm,
             llamacpp or ollama.
-        answer: the pieces of the answer. A text is split into words.
+        answer: the answer as a text, which is streamed in words, or as a list of pieces.
         thinking: the reasoning before the answer.
-        calls: pieces of tool calls after the answer. Ollama requires one piece for each call.
+        calls: the pieces of tool calls after the answer. For Ollama, each call must be one piece.
         fault: the fault of every response; None for complete responses.
         slice_bytes: the maximum size of an HTTP chunk in bytes; None to send each piece as one chunk.
         key: the API key that requests must have; None to accept all.
-        prompt_tokens: the number of prompt tokens that responses report; by default the number of words.
-        responses: responses to requests that are not chat requests, by path. A response is JSON, bytes, or a tuple of
-            a status and one of these. They override the responses of the dialect.
+        prompt_tokens: the number of prompt tokens to report; None to count the words of the prompt.
+        responses: responses to other requests than chat, by path. A response is JSON, bytes, or a tuple of a status
+            and one of these. It overrides the server's usual page, such as the list of models.
 
     Attributes:
         seen: the chat requests so far.
-        pages: the method and path of each request so far that is not a chat request.
-        responses: the responses by path, with those of the dialect. Tests may change it at any time.
-        derailed: the pieces of the response if the request has a prefill (a partial answer to continue) that is not the
-            beginning of ``answer``.
-        fault: the fault of every response. Tests may change it at any time.
-        script: the faults of the next responses, one for each chat request. It overrides ``fault``.
+        pages: the method and path of each other request so far.
+        responses: the responses to other requests, by path. Tests may change it at any time.
+        derailed: the pieces of the answer if the request continues a partial answer of another text.
+        fault: like the argument. Tests may change it at any time.
+        script: the faults of the next chat requests, in order. It overrides ``fault``.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class FaultServer:
             writer.close()
 
     async def _respond(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Respond to a request. Return whether the connection stays open, as the methods below do."""
+        """Respond to a request. Return whether the connection stays open."""
         if not self._is_chat(seen):
             return await self._respond_to_page(seen, writer)
         if seen.body.get("_debug_render_only"):
@@ -290,7 +290,7 @@ class FaultServer:
             seen.gone.set()
             raise
         finally:
-            # Before the body ends, because the watcher would read from the next request.
+            # Stop the watcher before the body ends. Otherwise it would read a byte of the next request.
             watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await watcher
@@ -303,7 +303,7 @@ class FaultServer:
         return True
 
     def _answer_pieces(self, seen: Seen) -> list[str]:
-        """Return the pieces of the answer, or of its rest after the prefill of the request."""
+        """Return the pieces of the answer. If the request continues a partial answer, return the rest."""
         prefill, text = self.dialect.prefill(seen.body), "".join(self.pieces)
         if prefill is None:
             return self.pieces
@@ -313,7 +313,7 @@ class FaultServer:
         return [piece for piece in re.split(r"(?<=\s)|(?=\s)", rest) if piece]
 
     def _stream_parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
-        """Yield the parts of the stream, up to the fault. "slow" has all parts of a complete stream."""
+        """Yield the body of the stream, up to the fault. A "slow" stream is complete."""
         dialect, name = self.dialect, fault.name if fault and fault.name != "slow" else ""
         pieces = self._answer_pieces(seen)
         if name == "error_first":
@@ -356,7 +356,7 @@ class FaultServer:
 
 
 def closed_port() -> int:
-    """Return a port of loopback that refuses connections. Until this process ends, no other process gets it."""
+    """Return a loopback port that refuses connections. It stays reserved until this process ends."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))  # without listening
     port = int(bound.getsockname()[1])
@@ -395,7 +395,7 @@ async def _watch_disconnect(seen: Seen, reader: asyncio.StreamReader) -> None:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Reset the connection instead of closing it."""
+    """Send a TCP reset instead of closing the connection."""
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -1,4 +1,4 @@
-"""Context managers for tests. The fixtures for pytest are in ``plugin``."""
+"""Context managers for tests. ``testing.plugin`` has pytest fixtures for the same tasks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .fault_server import RUNNING_ORIGINS
 
 @contextmanager
 def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]:
-    """Replay cassettes to the providers that the block creates, without a server, an API key or a network.
+    """Replay cassettes (recorded responses) to the providers that the block creates, without a server or an API key.
 
     Args:
         folders: folders of cassettes, or single cassettes.
-        hint: the hint of errors about missing cassettes. Default: use LLM_REPLAY_MODE=record.
+        hint: the hint of errors about missing cassettes; None to suggest LLM_REPLAY_MODE=record.
 
     Yields:
-        The player. Its ``missing`` lists requests without a cassette, and ``unplayed`` lists unused responses.
+        The player. ``missing`` lists the requests without a cassette. ``unplayed`` lists the unused responses.
 
     Raises:
-        NotConfigured: a folder does not exist, or a cassette cannot be read.
+        NotConfigured: a folder has no cassette, or a cassette cannot be read.
     """
     hints = (hint,) if hint else ()
     cassettes = {name: text for folder in folders for name, text in active.read_cassettes(Path(folder), *hints).items()}
@@ -37,7 +37,7 @@ def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]
 
 @contextmanager
 def recording(folder: str | Path) -> Iterator[Recorder]:
-    """Record the responses to providers that the block creates.
+    """Record cassettes with the responses to the providers that the block creates.
 
     Args:
         folder: the folder for the cassettes. It is created if it does not exist.
@@ -54,7 +54,9 @@ def recording(folder: str | Path) -> Iterator[Recorder]:
 
 @contextmanager
 def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
-    """In the block, let ``get_provider()`` return a router over this provider, regardless of the environment.
+    """Make ``get_provider()`` use this provider in the block, whatever the environment configures.
+
+    ``get_provider()`` still returns a router.
 
     Args:
         provider: the provider, usually a ``ScriptedProvider`` or a router.
@@ -68,7 +70,7 @@ def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
 
 @contextmanager
 def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
-    """Let routers retry without a pause in the block. Timeouts, and the time to load a cold model, do not change.
+    """Make routers retry without pauses in the block. Timeouts and the load of a model are not affected.
 
     Args:
         attempts: the maximum number of attempts at each provider for one request.
@@ -82,9 +84,9 @@ def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
 
 @contextmanager
 def no_model_calls() -> Iterator[None]:
-    """Raise NotRecorded for each request in the block, except requests to a ``FaultServer``.
+    """Make requests in the block raise NotRecorded, also those of existing providers.
 
-    This also applies to providers that were created before the block.
+    Requests to a ``FaultServer`` are allowed.
     """
     previous, switches.allowed_origins = switches.allowed_origins, RUNNING_ORIGINS
     try:

@@ -1,6 +1,7 @@
-"""The pytest plugin: fixtures for replay and recording, and a fixture that forbids real model calls.
+"""The pytest plugin: fixtures that replay or record cassettes (recorded responses), or forbid real model calls.
 
-pytest loads it in every project with this package installed. So it imports only pytest until a test uses a fixture.
+pytest loads the plugin in every project with this package installed. Other modules of the package are therefore
+imported only if a test uses a fixture.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _PASSED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option and the setting."""
+    """Add the option ``--llm-record`` and the setting ``llm_no_model_calls``."""
     group = parser.getgroup("learnflow.llm")
     group.addoption(
         "--llm-record", action="store_true", help="llm_replay sends requests to the real servers and records cassettes"
@@ -39,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Record whether a test passed, because only a passed test replaces its cassettes."""
+    """Store whether the test passed. Only a passed test replaces its cassettes."""
     report = yield
     if report.when == "call":
         item.stash[_PASSED] = report.passed
@@ -48,12 +49,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Player | Recorder]:
-    """Let providers that the test creates answer from ``cassettes/<module>/<test>``, or from the marker's folder.
+    """Replay the cassettes in ``cassettes/<module>/<test>``, or in the marker's folder, to providers of the test.
 
-    The test fails if a request is not in a cassette, even if the application catches the error. It also fails if a
-    recorded response was not played. With ``--llm-record`` the real servers respond. If the test passes, the new
-    cassettes replace the folder of the test. In the folder of a marker they replace only files with the same name,
-    because other tests may use that folder.
+    The test fails if a request is not in a cassette, even if the application catches the error. The test also fails
+    if a recorded response was not played.
+
+    With ``--llm-record``, the real servers respond. If the test passes, the new cassettes replace the test's folder. A
+    marker's folder keeps its other cassettes, because other tests may use them.
     """
     from .. import process  # noqa: PLC0415
     from . import kit  # noqa: PLC0415
@@ -88,7 +90,7 @@ def _default_folder(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def no_model_calls() -> Iterator[None]:
-    """Raise NotRecorded for each real model call of the test. Requests to a ``FaultServer`` are allowed."""
+    """Make real model calls of the test raise NotRecorded. Requests to a ``FaultServer`` are allowed."""
     from . import kit  # noqa: PLC0415
 
     with kit.no_model_calls():
@@ -97,7 +99,7 @@ def no_model_calls() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _llm_guard(request: pytest.FixtureRequest) -> None:
-    """Use ``no_model_calls`` in every test if the setting ``llm_no_model_calls`` is true."""
+    """Use the fixture ``no_model_calls`` in every test if the pytest setting ``llm_no_model_calls`` is true."""
     is_recording = request.config.getoption("--llm-record") and "llm_replay" in request.fixturenames
     if (
         request.config.getini("llm_no_model_calls")

@@ -14,14 +14,14 @@ _STATUSES = {"stop": "completed", "tool_calls": "completed", None: "in_progress"
 
 
 def event(kind: str, **fields: Any) -> bytes:
-    """Return a server-sent event. Its type is in both the event field and the data."""
+    """Return a server-sent event. The field ``event`` and the data both contain the type."""
     data = json.dumps({"type": kind, **fields}, ensure_ascii=False)
     return f"event: {kind}\ndata: {data}\n\n".encode()
 
 
 @dataclass(frozen=True)
 class ResponsesDialect(Dialect):
-    """The wire format of the Responses API. The end of the stream is ``response.completed``; there is no ``[DONE]``."""
+    """The wire format of the Responses API. A stream ends with ``response.completed``, without ``[DONE]``."""
 
     @property
     def chat_path(self) -> str:
@@ -35,7 +35,7 @@ class ResponsesDialect(Dialect):
         return event("response.output_text.delta", output_index=1, content_index=0, delta=text)
 
     def call(self, piece: ToolCallDelta) -> bytes:
-        """Return a piece of a tool call. The first piece of a call has its id and name."""
+        """Return a piece of a tool call. Only the first piece of a call has its id and name."""
         index = 2 + piece.index
         item = {"type": "function_call", "call_id": piece.id, "name": piece.name, "arguments": ""}
         added = event("response.output_item.added", output_index=index, item=item) if piece.id else b""
@@ -46,25 +46,20 @@ class ResponsesDialect(Dialect):
         return event("response.created", response=self._response(None))
 
     def last_piece(self, finish: str | None = "stop", prompt_tokens: int = 5) -> bytes:
-        """Return the last event.
-
-        Args:
-            finish: the finish reason; None for an event that does not end the response.
-            prompt_tokens: the number of prompt tokens to report.
-        """
+        """Return the last event. If ``finish`` is None, the event does not end the response."""
         response = self._response(finish, prompt_tokens)
         return event(f"response.{response['status']}", response=response)
 
     def terminator(self) -> bytes:
-        """Return b"": the stream ends with the last event."""
+        """Return b"". This API has no line after the last event."""
         return b""
 
     def usage(self, prompt_tokens: int = 5) -> bytes:  # noqa: ARG002  # an argument of the base class
-        """Return b"": the last event reports the tokens."""
+        """Return b"". The last event reports the tokens."""
         return b""
 
     def answer_body(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:
-        """Return the body of a response that is not a stream."""
+        """Return the body of a response without streaming."""
         summary = [{"type": "summary_text", "text": thinking}] if thinking else []
         content = [{"type": "output_text", "text": text, "annotations": []}]
         items = [
@@ -74,24 +69,24 @@ class ResponsesDialect(Dialect):
         return json.dumps({**self._response(finish), "output": items}).encode()
 
     def error(self, message: str = "the engine died") -> bytes:
-        """Return an error inside a stream."""
+        """Return an error that the server sends inside a stream."""
         return event("error", code="server_error", message=message, param=None)
 
     def prefill(self, body: Any) -> str | None:
-        """Return the partial answer that a request continues. Return None if it continues no answer."""
+        """Return the partial answer that a request continues; None if the request asks for a new answer."""
         texts = self.prompt_texts(body)
         if len(texts) < 3 or "cut off" not in texts[-1]:
             return None
-        # The continuation repeats the overlap, so the partial answer ends before it.
+        # The last message quotes the text that the continuation must repeat. The result ends before this text.
         return texts[-2].removesuffix(texts[-1].partition("\n\n")[2])
 
     def prompt_texts(self, body: Any) -> list[str]:
-        """Return the texts of a prompt."""
+        """Return the text of each message."""
         messages = [item for item in body["input"] if item.get("type") == "message"]
         return ["".join(part.get("text", "") for part in item["content"]) for item in messages]
 
     def pages(self) -> Mapping[str, Any]:
-        """Return the JSON of the server's other pages by path."""
+        """Return the JSON of the server's other pages by path: the models."""
         return {"/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model"}]}}
 
     def _response(self, finish: str | None, prompt_tokens: int = 5) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""A provider that answers from a script and records its requests, for tests of applications.
+"""A provider for tests of applications. It answers from a script, stores its requests and opens no connection.
 
-A test passes it to the tested code, or makes ``get_provider()`` return it (``provided``). It opens no connection.
+A test passes the provider to the tested code, or makes ``get_provider()`` use it with ``testing.provided``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ..stream import Emit, Work
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """An answer that breaks.
+    """An answer that ends with the error AnswerCut.
 
     Attributes:
-        text: the text before the break, or its pieces. A ``str`` is streamed in words.
+        text: the text before the error, as one ``str`` or in streamed pieces. A ``str`` is streamed in words.
     """
 
     text: str | list[str]
@@ -38,11 +38,11 @@ class ScriptedRequest:
 
     Attributes:
         call: the called method: generate, stream or complete.
-        prompt: a copy of the prompt. It is not in the repr.
+        prompt: a copy of the prompt.
         model: the requested model; None if the call has none.
         temperature: the sampling temperature.
         max_tokens: the limit of the answer in tokens.
-        more: the other keywords of the call.
+        more: the other keywords of the call, by name.
     """
 
     call: Method
@@ -61,14 +61,21 @@ class ScriptedProvider(AbstractProvider):
 
     Example: ``ScriptedProvider(["Hello.", errors.RateLimited("busy"), Cut("It beg")])``.
 
-    Each request gets the next answer of the script: a text (streamed in words), a list (its pieces are streamed), a
-    ``Completion`` (returned unchanged), an exception (raised) or a ``Cut``. If ``response_format`` is a pydantic class,
-    the text is parsed. A request after the end of the script raises NotRecorded, and a router does not fall back.
+    Each request gets the next answer of the script:
+
+    - a text, which is streamed in words,
+    - a list of pieces to stream,
+    - a ``Completion``, which is returned unchanged,
+    - an exception, which is raised, or
+    - a ``Cut``.
+
+    If the request has a ``response_format``, a text or list is parsed and must match it. A request after the end of
+    the script raises NotRecorded, and a router does not fall back from this error.
 
     Args:
         answers: the answers in order, or one text.
         name: the name in logs and errors.
-        capabilities: the reported capabilities, by name. The provider is local unless ``local=False``.
+        capabilities: the fields of ``Capabilities`` to report. The provider is local unless ``local=False``.
 
     Attributes:
         answers: the remaining answers. A test may append to them.
@@ -97,7 +104,7 @@ class ScriptedProvider(AbstractProvider):
         return self._name
 
     def start(self, call: Call) -> Work:
-        """Return the work of a request. It uses the next answer of the script when it runs."""
+        """Return the work of a request. The next answer of the script is chosen when the work runs."""
         if call.prior_text:
             raise errors.Unsupported("the script cannot continue an answer with after=", provider=self.name)
         request = ScriptedRequest(call.method, call.prompt, call.model, call.temperature, call.max_tokens, call.options)
