@@ -1,8 +1,8 @@
 """Optional sinks (receivers of log events) besides the log: Prometheus and OpenTelemetry.
 
-``get_provider()`` attaches the sinks that the environment enables. An application may also call
-``prometheus.attach()`` and ``opentelemetry.attach()``. Their libraries are extras and are imported only on use. A
-missing library or a port in use is logged, and does not stop the application.
+``get_provider()`` attaches the sinks that the environment enables. If a library is missing or a port is in use, an
+error is logged and the application continues. An application may also call ``prometheus.attach()`` and
+``opentelemetry.attach()``.
 """
 
 from __future__ import annotations
@@ -31,14 +31,11 @@ def attach(common: Settings) -> None:
 
 
 def attach_once(key: tuple[object, ...], add: Callable[[], Callable[[], None]]) -> Callable[[], None]:
-    """Add a sink, unless a sink with the same key is attached.
+    """Add a sink, unless a sink with the same key is attached. Return the function that detaches the sink.
 
     Args:
         key: the name of the sink, and the objects that it reports to.
         add: a function that adds the sink and returns a function that removes it.
-
-    Returns:
-        A function that detaches the sink. Further calls of it do nothing.
     """
     if key in _detachers:
         return _detachers[key]
@@ -53,7 +50,7 @@ def attach_once(key: tuple[object, ...], add: Callable[[], Callable[[], None]]) 
 
 
 def _serve_metrics(host: str, port: int) -> None:
-    """Attach Prometheus and serve its metrics. If the port is in use, log an error; the next call tries again."""
+    """Attach Prometheus and serve its metrics. If this fails, log an error. The next call tries again."""
     if (host, port) in _served:
         return
     try:

@@ -1,7 +1,7 @@
-"""A replacement for ``models/model_factory.py`` of LearnFlow, an application with LangGraph. It has the same names.
+"""A replacement for ``models/model_factory.py`` of LearnFlow, a LangGraph application. It has the same names.
 
-LearnFlow imports this module instead of its own, and passes its ``config_manager``. This module imports nothing of
-LearnFlow and reads none of its files. It requires the extra ``[langchain]``.
+LearnFlow imports this module instead of its own, and passes its ``config_manager``. This module does not import
+LearnFlow or read its files. It requires the extra ``[langchain]``.
 """
 
 from __future__ import annotations
@@ -44,13 +44,10 @@ class ModelFactory:
     """Creates the chat models for LearnFlow's graph nodes.
 
     If ``LLM_PROVIDERS`` or ``LLM_PROVIDER`` is set, all nodes use these providers and their default models
-    (``<NAME>_VISION_MODEL`` for images). If neither is set, a node uses its provider and model in ``graph.yaml``. In
-    both cases ``LLM_MODEL_<NODE>`` overrides the model, and ``graph.yaml`` sets the temperature and the other
-    parameters.
+    (``<NAME>_VISION_MODEL`` for images). Otherwise, a node uses its provider and model in ``graph.yaml``.
+    ``LLM_MODEL_<NODE>`` overrides the model of a node. The other parameters come from ``graph.yaml``.
 
-    Args:
-        config_manager: LearnFlow's configuration.
-        api_key: OpenAI's API key. It is used if ``providers.yaml`` is empty.
+    The arguments are those of ``initialize_model_factory``.
 
     Raises:
         NotConfigured: the environment names an unknown provider.
@@ -64,23 +61,23 @@ class ModelFactory:
 
     @property
     def providers(self) -> list[LLMProvider]:
-        """Return the providers of the chain, or of the models that were created so far."""
+        """Return the providers in ``LLM_PROVIDERS``, or those of the models created so far."""
         routers = [self._chain] if self._chain else self._routers.values()
         return [provider for router in routers for provider in router.providers]
 
     def create_model(self, config: Any, node: str | None = None) -> ChatLearnFlow:
         """Create the model of a node.
 
-        ``max_tokens`` of the node is an upper limit. It is lowered to fit the context length, and that is logged. Other
-        parameters are omitted if the model does not support them: perhaps they were chosen for another model.
+        ``max_tokens`` is lowered to fit the context length, and that is logged. Other parameters are omitted if the
+        model does not support them, because they may have been chosen for another model.
 
         Args:
             config: the ``ModelConfig`` of the node.
-            node: the name of the node; None to look it up, because LearnFlow's security guard passes only the config.
+            node: the name of the node; None to look it up. LearnFlow's security guard passes only the config.
 
         Raises:
             NotConfigured: the node's provider is not in ``providers.yaml``, or has no address or key.
-            Unsupported: the node requires structured output, and no provider of the chain supports it.
+            Unsupported: the node requires structured output, and no provider supports it.
         """
         node = node or self._node_of(config)
         provider = self._chain or self._configured_router(config, node)
@@ -93,8 +90,8 @@ class ModelFactory:
         return ChatLearnFlow(
             provider=provider,
             model=settings.node_models().get(f"{settings.NODE_PREFIX}{node.upper()}", model),
-            max_tokens=AtMost(config.max_tokens),  # lowered to fit the context length
-            # A DefaultFloat is omitted for a model that does not support it.
+            max_tokens=AtMost(config.max_tokens),
+            # A DefaultFloat is omitted if the model does not support it.
             **{name: DefaultFloat(value) for name in _SAMPLING if (value := getattr(config, name)) is not None},
         )
 
@@ -143,9 +140,9 @@ class ModelFactory:
 
 
 def initialize_model_factory(api_key: str | None, config_manager: ConfigManager) -> ModelFactory:
-    """Create the factory of this module, and check the model of every node.
+    """Create the model factory, and check the model of every node.
 
-    LearnFlow's own function only logs a warning if the model of its security guard is invalid. This function raises.
+    If the model of LearnFlow's security guard is invalid, this function raises. LearnFlow's own only logs a warning.
 
     Args:
         api_key: OpenAI's API key. It is used if ``providers.yaml`` is empty.
@@ -176,9 +173,9 @@ def create_model_for_node(node_name: str) -> ChatLearnFlow:
 
 
 async def health() -> dict[str, bool]:
-    """Return whether each provider of the nodes is ready, by name. For LearnFlow's ``/health``.
+    """Check whether the providers are ready, for LearnFlow's ``/health``. Return the results by name.
 
-    No model is loaded. Raise NotConfigured before ``initialize_model_factory()``.
+    The check loads no model. Raise NotConfigured before ``initialize_model_factory()``.
     """
     providers = {provider.name: provider for provider in get_model_factory().providers}
     ready = await asyncio.gather(*(provider.health_check() for provider in providers.values()))

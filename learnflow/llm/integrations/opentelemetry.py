@@ -1,11 +1,11 @@
-"""OpenTelemetry spans and metrics of log events, by the semantic conventions for generative AI.
+"""OpenTelemetry spans and metrics, by the semantic conventions for generative AI.
 
-Requires the extra ``[opentelemetry]``, which is only the API. The application configures the SDK. It also calls
-``attach``, or sets ``LLM_OPENTELEMETRY``. Prompts and answers are recorded only if
-OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT is set.
+The extra ``[opentelemetry]`` installs only the API. The application configures the SDK, and calls ``attach`` or sets
+``LLM_OPENTELEMETRY``. Prompts and answers are recorded only if OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT is
+set.
 
-Each request is a span. Each attempt is a child span of kind CLIENT, which the conventions call an inference. Names and
-buckets: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (November 2026).
+Each request is a span. Each attempt is a child span of kind CLIENT. The conventions call an attempt an inference. Names
+and buckets: https://opentelemetry.io/docs/specs/semconv/gen-ai/ (November 2026).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _SAMPLING: Final = ("temperature", "max_tokens", "top_p", "top_k", "frequency_pe
 def attach(
     tracers: trace.TracerProvider | None = None, meters: metrics.MeterProvider | None = None
 ) -> Callable[[], None]:
-    """Emit spans and metrics for all later events. A second call with the same arguments has no effect.
+    """Emit spans and metrics for all later requests and attempts. A second call with the same arguments has no effect.
 
     Args:
         tracers: the tracer provider; None for the global one.
         meters: the meter provider; None for the global one.
 
     Returns:
-        A function that ends the emission.
+        A function that detaches the telemetry.
     """
     return attach_once(("opentelemetry", tracers, meters), lambda: _add_sinks(tracers, meters))
 
@@ -60,7 +60,7 @@ def _add_sinks(tracers: trace.TracerProvider | None, meters: metrics.MeterProvid
 
 
 class Telemetry:
-    """A sink that emits spans and metrics."""
+    """Receives log events, and emits spans and metrics."""
 
     def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
         self._tracer = tracer
@@ -79,7 +79,7 @@ class Telemetry:
         self._usage = histogram("token.usage", "{token}", "Number of input and output tokens used.", _TOKEN_BUCKETS)
 
     def __call__(self, event: LogEvent) -> None:
-        """Start or end the span of the event, and record its metrics."""
+        """Start or end a span. At the end of an attempt, also record its metrics."""
         match event:
             case events.RequestStarted():
                 self._start_request(event)
@@ -186,7 +186,7 @@ def _metadata(event: events.RequestStarted | events.AttemptStarted) -> dict[str,
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a message to the format of the conventions. Of a part that is not text, only its type is recorded."""
+    """Convert a message to the format of the conventions. Keep only the type of images and other non-text parts."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
     converted: list[dict[str, Any]] = [

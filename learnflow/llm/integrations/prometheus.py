@@ -1,4 +1,4 @@
-"""Prometheus metrics of log events. Requires the extra ``[prometheus]``.
+"""Prometheus metrics, updated by log events. Requires the extra ``[prometheus]``.
 
 An application calls ``attach``, or sets ``LLM_METRICS_PORT``.
 """
@@ -17,7 +17,7 @@ from ..events import LogEvent
 from . import attach_once
 
 _PREFIX: Final = "learnflow_llm_"
-_ALL_MODELS: Final = "all"  # the label of a circuit breaker that covers all models of an address
+_ALL_MODELS: Final = "all"  # the label of a circuit breaker for all models of an address
 # The maximum numbers of label values. Further values become "other".
 _MAX_MODELS: Final = 50  # for each provider
 _MAX_NODES: Final = 50  # values of metadata["node"]
@@ -58,11 +58,11 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
 
 
 class Metrics:
-    """A sink that updates the metrics for each event.
+    """Receives log events, and updates the metrics.
 
     Attributes:
         collectors: the metrics.
-        label_names: the label names of each metric, by the name of the metric.
+        label_names: the label names by the name of the metric.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -125,7 +125,7 @@ class Metrics:
             _SHORT_BUCKETS_S,
             "provider",
         )
-        # (request, attempt) of the running attempts that were counted as started
+        # The attempts that ``_in_flight`` counts, as (request, attempt)
         self._started: set[tuple[int, int]] = set()
         self._models: defaultdict[str, set[str]] = defaultdict(set)
         self._providers: set[str] = set()
@@ -169,7 +169,7 @@ class Metrics:
             case events.BreakerOpened():
                 self._breaker_open.labels(*self._model_labels(event.provider, event.model or _ALL_MODELS)).set(1)
             case events.BreakerClosed():
-                for model in (event.model or _ALL_MODELS, _ALL_MODELS):
+                for model in (event.model or _ALL_MODELS, _ALL_MODELS):  # the address's breaker closes, too
                     self._breaker_open.labels(*self._model_labels(event.provider, model)).set(0)
             case _:
                 pass
@@ -206,7 +206,7 @@ class Metrics:
     def _model_labels(self, provider: str, model: str | None, *, succeeded: bool = True) -> tuple[str, str]:
         """Return the labels ``provider`` and ``model``.
 
-        Failed attempts may use at most half of the label values. The other half is reserved for models that work.
+        Failed attempts add at most ``_MAX_MODELS // 2`` models. The rest is reserved for models that work.
         """
         limit = _MAX_MODELS if succeeded else _MAX_MODELS // 2
         provider = self._provider(provider)
@@ -221,7 +221,7 @@ class Metrics:
 
 
 def _limit(values: set[str], value: str, limit: int) -> str:
-    """Add a value to the known values of a label, and return it. Return "other" if the limit is reached."""
+    """Return a label value, and add it to ``values``. Return "other" for a new value beyond the limit."""
     if value not in values and len(values) >= limit:
         return "other"
     values.add(value)

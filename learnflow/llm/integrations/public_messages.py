@@ -1,6 +1,6 @@
-"""Error messages for end users, in Russian and English. The text of an error itself is for operators.
+"""Error messages for end users, in Russian and English, by the class of the error.
 
-A message depends only on the class of the error.
+The text of an error itself is for operators.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _MESSAGES: Final[dict[type, tuple[str, str]]] = {
 
 
 def public_message(error: BaseException, language: str = "ru") -> str:
-    """Return a message for the end user, without the provider, the model, addresses and variables.
+    """Return a message for the end user. It names no provider, model, address or variable.
 
     Args:
         error: any exception, not only an LLMError.

@@ -1,1 +1,1 @@
-"""Recorded responses instead of servers: cassettes, the player that answers from them, and the recorder."""
+"""Cassettes (files of recorded responses), the recorder that writes them, and the player that replaces servers."""

@@ -22,13 +22,12 @@ _overrides: Final = register("cassettes that override the environment", list[Cas
 
 
 def current(settings: Settings) -> Cassettes | None:
-    """Return the cassettes that ``LLM_REPLAY`` or a test selects. All providers of this process share them.
+    """Return the player or the recorder that a test or ``LLM_REPLAY`` selects; None if neither does.
 
-    Returns:
-        The cassettes. None if requests go to servers and are not recorded.
+    All providers of this process share it.
 
     Raises:
-        NotConfigured: the folder has no cassettes to play, cannot be created, or is not set in record mode.
+        NotConfigured: ``LLM_REPLAY`` has no readable cassettes, cannot be created, or is unset in record mode.
     """
     if _overrides:
         return _overrides[-1]
@@ -51,7 +50,7 @@ def is_replay(cassettes: Cassettes | None) -> bool:
 
 @contextmanager
 def override(cassettes: _C) -> Iterator[_C]:
-    """Let providers that the block creates use these cassettes instead of those of ``LLM_REPLAY``. For tests."""
+    """Use these cassettes instead of ``LLM_REPLAY`` for providers that the block creates. For tests."""
     _overrides.append(cassettes)
     try:
         yield cassettes
@@ -60,14 +59,10 @@ def override(cassettes: _C) -> Iterator[_C]:
 
 
 def read_cassettes(path: Path, hint: str = _HINT) -> dict[str, str]:
-    """Return the texts of the cassettes in a folder, or of a single one, by path.
-
-    Args:
-        path: the folder, or the file. Other YAML files in the folder are skipped.
-        hint: the hint of the error.
+    """Read a cassette, or all cassettes in a folder, and return their texts by path. Skip other YAML files.
 
     Raises:
-        NotConfigured: a file cannot be read, or there is no cassette.
+        NotConfigured: a file cannot be read, or there is no cassette. The error has this ``hint``.
     """
     texts, what = {}, f"there is no cassette in {path}"
     try:
@@ -83,7 +78,7 @@ def read_cassettes(path: Path, hint: str = _HINT) -> dict[str, str]:
 
 
 def _read(file: Path) -> str:
-    """Return the text of a file. Raise OSError or ValueError if it is no regular file, too large or not UTF-8."""
+    """Read a file. Raise OSError or ValueError if it is not a regular file, too large or not UTF-8."""
     if not file.is_file() and file.exists():
         raise OSError  # reading a pipe or a device would not end
     with file.open("rb") as stream:

@@ -1,6 +1,6 @@
-"""The format of cassettes, the files of recorded responses: vcrpy's YAML, without hosts and keys.
+"""The file format of cassettes (recorded requests and responses): vcrpy's YAML, without hosts and API keys.
 
-A stream is stored in the pieces in which it was received, and JSON as YAML.
+A streamed body is stored as the list of its received pieces, and a JSON body as YAML.
 """
 
 from __future__ import annotations
@@ -36,10 +36,9 @@ class RecordedRequest:
     """A request in a cassette.
 
     Attributes:
-        method: GET or POST.
         uri: the URI, with the provider's name instead of the host.
-        credentials: the headers with the API key, with a placeholder instead of the key.
-        body: the JSON body; None if there was none.
+        credentials: the header with the API key, with a placeholder instead of the key.
+        body: the parsed JSON body; None if there was none.
     """
 
     method: str
@@ -59,9 +58,8 @@ class RecordedResponse:
 
     Attributes:
         status: the HTTP status; None if no response arrived.
-        headers: the recorded headers.
-        pieces: the body, in the pieces in which it was received.
-        failure: the error that ended the body; None if it was complete.
+        pieces: the received pieces of the body.
+        failure: the error that ended the response, if any.
         client_disconnected: whether the client disconnected before the end of the body.
     """
 
@@ -91,11 +89,8 @@ class Interaction:
 def convert_request(request: httpx.Request, endpoint: Endpoint, provider: str) -> RecordedRequest:
     """Convert a request to its form in a cassette.
 
-    Args:
-        request: the request.
-        endpoint: the endpoint of the provider. Its base path and its query parameters are removed from the URL,
-            because they may contain a key. The parameter ``api-version`` stays.
-        provider: the name of the provider, which replaces the host.
+    The path and the query of the endpoint are removed from the URL, because they may contain a key. The query parameter
+    ``api-version`` stays.
     """
     url = urlsplit(str(request.url))
     endpoint_parameters = {pair for pair in endpoint.query.split("&") if not pair.startswith("api-version=")}
@@ -107,13 +102,13 @@ def convert_request(request: httpx.Request, endpoint: Endpoint, provider: str) -
 
 
 def _placeholder(name: str, value: str, provider: str) -> str:
-    """Return the value of a header with a placeholder instead of the key. Keep the keys of tests: they are fake."""
+    """Replace the key in a header value with a placeholder. Keep the fake keys of tests."""
     scheme, space, key = value.partition(" ") if name == "authorization" else ("", "", value)
     return scheme + space + (key if key.startswith(("key-of-", "wrong-")) else f"key-of-{provider}")
 
 
 def _failure(response: Mapping[str, Any]) -> LLMError | None:
-    """Return the error that ended a response; None if it was complete. Raise TypeError for an unknown class."""
+    """Return the error that ended a response, if any. Raise TypeError if its class is unknown."""
     if not (failure := response.get("failure")):
         return None
     kind = getattr(errors, failure["error"], None)
@@ -125,16 +120,10 @@ def _failure(response: Mapping[str, Any]) -> LLMError | None:
 def convert_response(
     status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **end: Any
 ) -> RecordedResponse:
-    """Convert a response to its form in a cassette.
+    """Convert a response to its form in a cassette. Keep only the headers in ``_HEADERS``.
 
-    Only the headers in ``_HEADERS`` are recorded. A date in ``retry-after`` becomes seconds, because it has passed when
-    the cassette is played.
-
-    Args:
-        status: the HTTP status; None if no response arrived.
-        headers: the headers of the response.
-        pieces: the body, in the pieces in which it was received.
-        end: the fields ``failure`` and ``client_disconnected`` of the recorded response.
+    A date in ``retry-after`` becomes seconds, because a date would have passed when the cassette is played. ``end`` is
+    ``failure`` and ``client_disconnected``.
     """
     recorded_headers = {name: headers[name] for name in _HEADERS if name in headers}
     retry_after_s = error_mapping.retry_after(headers)
@@ -144,12 +133,7 @@ def convert_response(
 
 
 def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
-    """Return the text of a cassette: YAML with block texts and unescaped Unicode.
-
-    Args:
-        origin: how and where it was recorded.
-        interactions: the requests with their responses.
-    """
+    """Return the text of a cassette. ``origin`` describes how and where it was recorded."""
     import yaml  # noqa: PLC0415  # only needed to play or record
 
     rows = [
@@ -158,12 +142,12 @@ def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
     ]
     cassette = {"origin": dict(origin), "interactions": rows, "version": _VCRPY_VERSION}
     text = _dump_yaml(cassette, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
-    # libyaml is ten times faster, but escapes emoji.
+    # libyaml is ten times faster than the Python dumper, but escapes emoji.
     return _dump_yaml(cassette, yaml.SafeDumper) if "\\U" in text else text
 
 
 def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
-    """Parse a cassette. Return its origin and its interactions. Raise NotConfigured if the text is not a cassette."""
+    """Parse a cassette into its origin and its interactions. Raise NotConfigured if the text is invalid."""
     import yaml  # noqa: PLC0415
 
     try:
@@ -177,11 +161,11 @@ def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
 
 
 def _loader(text: str) -> Any:
-    """Return a YAML loader for the types of JSON and bytes.
+    """Check the text, and return a YAML loader that supports only JSON's types and bytes.
 
     Raises:
-        ValueError: the text has an anchor, an alias, too many values or too deep nesting. A few bytes of such a text
-            can expand to gigabytes.
+        ValueError: the text has anchors, too many values or too deep nesting. With anchors and aliases, a few bytes can
+            expand to gigabytes.
     """
     import yaml  # noqa: PLC0415
 
@@ -226,7 +210,7 @@ def _response(response: RecordedResponse) -> dict[str, Any]:
 
 
 def _body(response: RecordedResponse) -> dict[str, Any]:
-    """Return the pieces of a stream, the value of a JSON body, or the text of another body."""
+    """Return the body as a list of pieces for a stream, else as a JSON value, else as text."""
     if response.headers.get("content-type", "").partition(";")[0] in _STREAMS:
         return {"pieces": [_text(piece) for piece in response.pieces]}
     body = b"".join(response.pieces)
@@ -238,7 +222,7 @@ def _body(response: RecordedResponse) -> dict[str, Any]:
 
 
 def _is_yaml_safe(value: Any) -> bool:
-    """Return whether YAML can represent a JSON value: it has no lone surrogate, infinity or NaN."""
+    """Return whether a JSON value has no lone surrogate, infinity or NaN. Other values are stored as text."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
@@ -258,13 +242,13 @@ def _bytes(value: Any) -> bytes:
 
 
 def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Interaction:
-    """Convert an entry of a cassette. Raise LookupError, TypeError, ValueError or AttributeError if it is invalid."""
+    """Parse an entry of a cassette. Raise LookupError, TypeError, ValueError or AttributeError if it is invalid."""
     headers = {name: str(values[0]) for name, values in request["headers"].items()}
     credentials = {name: value for name, value in headers.items() if name != "content-type"}
     request_body = request["body"]
     if isinstance(request_body, str):
         request_body = parse_json(request_body)
-    json.dumps(request_body, allow_nan=False)  # raises for values that JSON cannot represent
+    json.dumps(request_body, allow_nan=False)  # raises if JSON cannot represent the value
     body = response["body"]
     if "pieces" in body:
         pieces = tuple(_bytes(piece) for piece in body["pieces"])
@@ -289,7 +273,7 @@ def _dump_yaml(cassette: Mapping[str, Any], base: Any) -> str:
     import yaml  # noqa: PLC0415
 
     class Dumper(base):  # type: ignore[misc]  # with or without libyaml
-        """A dumper that writes multi-line texts as blocks, and writes no aliases."""
+        """A dumper without aliases. ``represent_text`` writes multi-line texts as blocks."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
             return True

@@ -1,6 +1,6 @@
-"""Play recorded responses from cassettes.
+"""Play the responses in cassettes (files of recorded requests and responses).
 
-A request that was not recorded raises NotRecorded, which describes the most similar recorded request.
+A request that was not recorded raises NotRecorded. The error describes the most similar recorded request.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .cassette import RecordedRequest, RecordedResponse
 from .scrubber import mask_secrets
 from .transport import Cassettes
 
-# Options that are not compared, because they depend on earlier requests
+# Options that may differ, because they depend on earlier requests
 _IGNORED_OPTIONS: Final = ("num_ctx", "keep_alive")
 _CHAT_PATH: Final = "/chat/completions"
 _HINT: Final = "Record it with LLM_REPLAY_MODE=record while the server is running, or unset LLM_REPLAY"
 _MAX_DIFFERENCES: Final = 5
-# Errors contain only the values of these fields. Other fields may contain text of the prompt.
+# Errors quote the values of these fields only. Other fields may contain text of the prompt.
 _SHOWN_FIELDS: Final = ("model", "temperature", "max_tokens", "num_predict", "seed", "stream")
 
 
 @dataclass(slots=True)
 class _Entry:
-    """A recorded request, the responses to it in order, and the path of its cassette."""
+    """A recorded request, its responses in order, and the path of its cassette."""
 
     request: RecordedRequest
     responses: list[RecordedResponse]
@@ -38,13 +38,13 @@ class _Entry:
     played_count: int = 0
 
     def play(self) -> RecordedResponse:
-        """Return the next response. At the end, repeat the last one."""
+        """Return the next response. After the last one, repeat it."""
         self.played_count += 1
         return self.responses[min(self.played_count, len(self.responses)) - 1]
 
 
 class Player(Cassettes):
-    """Responds to requests from cassettes.
+    """Returns the responses in cassettes instead of sending requests.
 
     Args:
         cassettes: the texts of the cassettes, by path.
@@ -73,12 +73,12 @@ class Player(Cassettes):
 
     @property
     def missing(self) -> list[str]:
-        """Return the messages of NotRecorded errors, except if the router then used another provider."""
+        """Return the messages of the NotRecorded errors, except those after which the router tried another provider."""
         return [str(error) for error in self._missing if not error.was_skipped]
 
     @property
     def unplayed(self) -> list[str]:
-        """Return a line for each recorded request with responses that were not played."""
+        """Return a line for each recorded request that has unplayed responses."""
         return [
             f"{entry.path}: {entry.request.method} {entry.request.uri} ({left} left)"
             for entry in self._entries.values()
@@ -88,7 +88,8 @@ class Player(Cassettes):
     def play(self, request: RecordedRequest) -> RecordedResponse:
         """Return the next response to a request. Raise NotRecorded if no recorded request matches.
 
-        Prefer an exact match, then a request with a compatible API key, then one that differs only in ignored options.
+        An exact match is preferred. The second choice is a request whose API key matches (``_credentials_match``). The
+        third choice may also differ in ``_IGNORED_OPTIONS``.
         """
         if exact := self._entries.get(_request_key(request)):
             return exact.play()
@@ -101,12 +102,7 @@ class Player(Cassettes):
         raise missing
 
     def base_url(self, provider: str, *, local: bool) -> str:
-        """Return a fictitious base URL with the recorded path, for a provider without a configured base URL.
-
-        Args:
-            provider: the name of the provider.
-            local: whether the fictitious host is on this machine.
-        """
+        """Return a fictitious base URL with the recorded path. ``local`` selects a host on this machine."""
         host = f"http://{provider}.{'localhost' if local else 'example'}"
         for entry in self._entries.values():
             path = entry.request.uri.partition(".example")[2].partition("?")[0]
@@ -115,7 +111,7 @@ class Player(Cassettes):
         return host
 
     def _not_recorded(self, request: RecordedRequest) -> NotRecorded:
-        """Return the error for a request. It describes the most similar recorded request, without text of a prompt."""
+        """Return the error for a request. It describes the most similar recorded request, and quotes no prompt."""
         target = request.method, request.uri
         same_target = [entry for entry in self._entries.values() if (entry.request.method, entry.request.uri) == target]
         if same_target:
@@ -133,20 +129,20 @@ class Player(Cassettes):
 
 
 def _request_key(request: RecordedRequest) -> str:
-    """Return the key of a request for exact matches."""
+    """Return a string that is equal for equal requests."""
     return json.dumps([request.method, request.uri, dict(request.credentials), request.body], sort_keys=True)
 
 
 def _matches(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether two requests are equal and have compatible API keys."""
+    """Return whether two requests are equal and their API keys match."""
     old, new = ((item.method, item.uri, item.body) for item in (recorded, request))
     return old == new and _credentials_match(recorded, request)
 
 
 def _credentials_match(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether the API keys are equal, or only one request has a key. CI replays without keys.
+    """Return whether the API keys are equal, or one request has none. CI replays without keys.
 
-    A key that begins with "wrong-" is the invalid key of a test. It does not match a missing key.
+    Tests use invalid keys with "wrong-" in them. Such a key does not match a missing key.
     """
     if recorded.credentials == request.credentials:
         return True
@@ -155,7 +151,7 @@ def _credentials_match(recorded: RecordedRequest, request: RecordedRequest) -> b
 
 
 def _matches_without_options(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether two requests match without the ignored options."""
+    """Return whether two requests match, apart from ``_IGNORED_OPTIONS``."""
     old, new = (
         replace(recorded, body=_remove_ignored(recorded.body)),
         replace(request, body=_remove_ignored(request.body)),
@@ -181,10 +177,7 @@ def _differences(recorded: RecordedRequest, request: RecordedRequest) -> list[st
 
 
 def _body_differences(old: Any, new: Any, path: str) -> Iterator[str]:
-    """Yield the paths of different values, with the values of ``_SHOWN_FIELDS``.
-
-    For any other text, add the position of the first difference.
-    """
+    """Describe each difference by its path in the JSON body. Quote the values of ``_SHOWN_FIELDS`` only."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             yield from _body_differences(old.get(name), new.get(name), f"{path}.{name}".lstrip("."))

@@ -1,4 +1,4 @@
-"""Record responses in cassettes. A cassette that cannot be written does not fail the request."""
+"""Record responses in cassettes, which are YAML files. A failed write does not fail the request."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .transport import Cassettes, Recording
 
 
 class Recorder(Cassettes):
-    """Records each interaction in a cassette, ``FOLDER/<provider>/<path and hash>.yaml``.
+    """Records each request and its response in a cassette, ``FOLDER/<provider>/<path and hash>.yaml``.
 
-    Further interactions with the same request are numbered. The cassettes of earlier runs are replaced.
+    Cassettes of a repeated request are numbered. Cassettes of the same request from earlier runs are replaced.
 
     Args:
-        folder: the folder of the cassettes. It is created if it is missing.
+        folder: the folder of the cassettes. It is created if missing.
 
     Raises:
         NotConfigured: the folder cannot be created.
@@ -42,7 +42,7 @@ class Recorder(Cassettes):
         raise errors.NotConfigured(what, hint="Set LLM_REPLAY to a folder that can be written")
 
     def record(self, request: RecordedRequest) -> Recording:
-        """Start to record the response to a request. The files are numbered in the order of the requests."""
+        """Start to record the response to a request. Repeated requests are numbered in the order of these calls."""
         name = _name(request)
         with self._lock:
             number = self._counts[name] = self._counts.get(name, 0) + 1
@@ -67,7 +67,7 @@ class Recorder(Cassettes):
 
 
 def _name(request: RecordedRequest) -> str:
-    """Return the name of the cassette: the path, and a hash if requests with this path may differ."""
+    """Return the name of the cassette: provider and path, and a hash if requests to this path may differ."""
     path = request.uri.partition(".example/")[2]
     name = re.sub(r"[^\w-]+", "-", path.partition("?")[0]) or "root"
     if request.body is not None or request.credentials or "?" in path:

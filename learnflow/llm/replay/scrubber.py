@@ -1,4 +1,4 @@
-"""Removal of secrets from cassettes: API keys, hosts, and secret fields of a request."""
+"""Removal of API keys, other secrets and host names from cassettes (recorded requests and responses)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SECRET_TEXT: Final = re.compile(
     r"|(?:bearer|basic) +\S{8,}",
     re.IGNORECASE,
 )
-# A field of JSON with a text. Texts of a stream with the same field name are joined to find a split secret.
+# A JSON field with a string. ``_mask_split`` joins the strings of fields with the same name, to find split secrets.
 _JSON_TEXT: Final = re.compile(r'"(\w{1,64})"[ \t]{0,8}:[ \t]{0,8}"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 
 
 def find_secrets(value: Any) -> dict[str, str]:
-    """Return a placeholder for each secret in a JSON value. A secret has a secret field name or a known format."""
+    """Find the secrets in a JSON value by field name or by format. Return the placeholder of each secret."""
     secrets = {}
     if isinstance(value, Mapping):
         for name, item in value.items():
@@ -38,7 +38,7 @@ def find_secrets(value: Any) -> dict[str, str]:
 
 
 def mask_secrets(value: Any) -> Any:
-    """Return a copy of a JSON value with placeholders for its secrets."""
+    """Return a copy of a JSON value with placeholders instead of secrets."""
     return Scrubber(find_secrets(value)).scrub(value)
 
 
@@ -56,7 +56,7 @@ class Scrubber:
         self._hosts = [(re.compile(re.escape(host)), hosts[host]) for host in sorted(hosts, key=len, reverse=True)]
 
     def scrub(self, value: Any) -> Any:
-        """Return a copy of a request's JSON value without its secrets. Hosts stay, because the prompt may name them."""
+        """Replace secrets in a copy of a request's JSON value. Keep hosts, because the prompt may name them."""
         if isinstance(value, str):
             return _substitute(value, self._secrets)
         if isinstance(value, Mapping):
@@ -64,18 +64,18 @@ class Scrubber:
         return [self.scrub(item) for item in value] if isinstance(value, list) else value
 
     def scrub_text(self, text: str) -> str:
-        """Return a text of a response without secrets and hosts."""
+        """Replace secrets and hosts in a text of a response."""
         return _substitute(text, [*self._secrets, *self._hosts])
 
     def scrub_pieces(self, pieces: Sequence[bytes]) -> tuple[bytes, ...]:
-        """Return the pieces of a body without secrets and hosts. They become one piece if the body contains any."""
+        """Replace secrets and hosts in a body. If it contains any, return the whole body as one piece."""
         body = b"".join(pieces)
         clean = self._mask_split(self.scrub_text(body.decode("utf-8", "surrogateescape")))
         clean_body = clean.encode("utf-8", "surrogateescape")
         return tuple(pieces) if clean_body == body else (clean_body,)
 
     def _mask_split(self, body: str) -> str:
-        """Mask secrets that are split over several events of a stream. Replace each character with ``*``."""
+        """Replace each character of a secret with ``*`` if the secret is split over several events of a stream."""
         fields: dict[str, list[tuple[int, int]]] = {}
         for match in _JSON_TEXT.finditer(body) if self._secrets else ():
             fields.setdefault(match[1], []).append(match.span(2))
@@ -95,7 +95,7 @@ def _substitute(text: str, replacements: Sequence[tuple[re.Pattern[str], str]]) 
 
 
 def _replace(body: str, spans: Sequence[tuple[int, int]], text: str) -> str:
-    """Replace the spans of a body with a text. The spans and the text have the same total length."""
+    """Replace the spans of a body with consecutive parts of a text. All spans together are as long as the text."""
     parts, copied_to, used = [], 0, 0
     for start, end in spans:
         parts += [body[copied_to:start], text[used : used + end - start]]
@@ -104,18 +104,18 @@ def _replace(body: str, spans: Sequence[tuple[int, int]], text: str) -> str:
 
 
 def _patterns(secret: str) -> Iterator[str]:
-    """Yield the patterns of a secret: its characters, escaped or not, and its base64 at the three alignments."""
+    """Yield regular expressions for a secret: for its characters, and for its base64 at each byte offset (0, 1, 2)."""
     yield "".join(map(_character, secret))
     data = secret.encode()
     for offset in range(3):
         encoded = base64.b64encode(b"\0" * offset + data)
-        # The first and the last character may depend on the neighbours of the secret.
+        # Skip base64 characters that also depend on the text before or after the secret.
         certain = encoded[(offset * 8 + 5) // 6 : (offset + len(data)) * 8 // 6].decode()
         yield "".join({"+": "[+-]", "/": "[/_]"}.get(character, character) for character in certain)
 
 
 def _character(character: str) -> str:
-    """Return the pattern of a character: plain, or escaped as in JSON or in a URL."""
+    """Return a regular expression for a character: plain, or escaped as in JSON or in a URL."""
     plain = character if character.isalnum() else r"\\{0,4}" + re.escape(character)
     percent = "".join(f"%{byte:02x}" for byte in character.encode())
     return rf"(?:{plain}|(?i:\\{{1,4}}u{ord(character):04x}|{percent}))"

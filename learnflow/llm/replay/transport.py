@@ -1,4 +1,4 @@
-"""An httpx transport that responds from cassettes, or wraps another transport and records its responses."""
+"""An httpx transport that plays the responses in cassettes, or records those of another transport."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _is_paused: ContextVar[bool] = ContextVar("learnflow_llm_recording_paused", defa
 
 @contextmanager
 def pause_recording() -> Iterator[None]:
-    """Record no response in the block. For probes, because their number differs between runs."""
+    """Record no responses inside the block. Probes use it, because their number differs between runs."""
     token = _is_paused.set(True)
     try:
         yield
@@ -36,15 +36,10 @@ def pause_recording() -> Iterator[None]:
 
 
 class Recording:
-    """A response that is being recorded.
-
-    Args:
-        write: a function that stores the complete interaction.
-        request: the request of the response.
+    """A response that is being recorded. ``end`` passes it to ``write`` with its request.
 
     Attributes:
         status: the HTTP status; None before the response.
-        headers: the headers of the response.
         pieces: the received pieces of the body.
         scrubber: removes the secrets of the request from the response.
     """
@@ -73,10 +68,7 @@ class Recording:
 
 
 def _decompress(headers: Mapping[str, str], pieces: Sequence[bytes]) -> tuple[Mapping[str, str], Sequence[bytes]]:
-    """Decompress a response, so that secrets in it can be found. Return its headers and body.
-
-    The body is omitted if it cannot be decompressed.
-    """
+    """Decompress the body, so that secrets in it can be found. Omit a body that cannot be decompressed."""
     encodings = [encoding.strip() for encoding in headers.get("content-encoding", "").lower().split(",")]
     compressed = [encoding for encoding in encodings if encoding in COMPRESSIONS]
     if not compressed:
@@ -92,7 +84,7 @@ def _decompress(headers: Mapping[str, str], pieces: Sequence[bytes]) -> tuple[Ma
 
 
 class Cassettes:
-    """The base class of ``Player`` and ``Recorder``, with the methods that ``ReplayTransport`` calls.
+    """The base class of ``Player`` and ``Recorder``, which ``ReplayTransport`` calls.
 
     Attributes:
         providers: the names of the recorded providers; None if requests are sent to servers.
@@ -101,7 +93,7 @@ class Cassettes:
     providers: frozenset[str] | None = None
 
     def play(self, request: RecordedRequest) -> RecordedResponse | None:  # noqa: ARG002
-        """Return the recorded response; None to send the request. Raise NotRecorded if no cassette has it."""
+        """Return the recorded response, or None to send the request. A player raises NotRecorded if it has none."""
         return None
 
     def record(self, request: RecordedRequest) -> Recording:
@@ -109,16 +101,16 @@ class Cassettes:
         raise NotImplementedError
 
     def base_url(self, provider: str, *, local: bool) -> str | None:  # noqa: ARG002
-        """Return a base URL for a provider without a configured one; None if requests are sent to servers."""
+        """Return a base URL for a provider without a configured one. A recorder returns None."""
         return None
 
     def transport(self, wrapped: httpx.AsyncBaseTransport, provider: str) -> httpx.AsyncBaseTransport:
-        """Return a transport that plays the requests of a provider, or sends them to the wrapped one and records."""
+        """Return a transport that plays or records the responses of a provider."""
         return ReplayTransport(self, wrapped, provider)
 
 
 class ReplayTransport(httpx.AsyncBaseTransport):
-    """A transport that returns recorded responses, or records those of the wrapped transport."""
+    """Plays recorded responses, or records those of the wrapped transport."""
 
     def __init__(self, cassettes: Cassettes, wrapped: httpx.AsyncBaseTransport, provider: str) -> None:
         self._cassettes = cassettes
@@ -126,7 +118,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         self._provider = provider
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Return the recorded response, or record the server's. A recorded error is raised."""
+        """Return the recorded response, or raise the recorded error. To record, send the request."""
         if self._cassettes.providers is None and _is_paused.get():
             return await self._wrapped.handle_async_request(request)
         endpoint: Endpoint = request.extensions["endpoint"]
@@ -146,7 +138,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
             recording.end(failure=map_exception(error))
             raise
         except asyncio.CancelledError:
-            # Delayed: if a timeout caused the cancellation, its handler must record the timeout error first.
+            # Delayed, so that ``on_timeout`` can record its error first, if a timeout caused the cancellation.
             asyncio.get_running_loop().call_soon(partial(recording.end, client_disconnected=True))
             raise
         recording.status, recording.headers = response.status_code, dict(response.headers)
@@ -155,25 +147,25 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         )
 
     def _scrubber(self, request: httpx.Request, endpoint: Endpoint, secrets: Mapping[str, str]) -> Scrubber:
-        """Return a scrubber that replaces the endpoint's secrets, the secrets in the body, and the host name."""
+        """Return a scrubber for the secrets of the endpoint, the secrets in the body, and the host name."""
         if endpoint.key and len(endpoint.key) >= MIN_SECRET_CHARS:
             secrets = {endpoint.key: f"key-of-{self._provider}", **secrets}
         values = [value for value in endpoint.secrets if len(value) >= MIN_SECRET_CHARS]
         secrets = {**dict.fromkeys(values, f"header-of-{self._provider}"), **secrets}
         hosts = (request.url.netloc.decode(), request.url.raw_host.decode())
-        # A name without dots may be an ordinary word.
+        # A host name without a dot or a port may be an ordinary word.
         return Scrubber(secrets, {host: f"{self._provider}.example" for host in hosts if "." in host or ":" in host})
 
 
 def build_response(recorded: RecordedResponse) -> httpx.Response:
-    """Return the httpx response of a recorded one. Raise the recorded error if there was no response."""
+    """Convert a recorded response to httpx's. If no response arrived, raise the recorded error."""
     if recorded.status is None:
         raise recorded.final_error or ConnectionFailed("the recorded interaction has neither a response nor an error")
     return httpx.Response(recorded.status, headers=dict(recorded.headers), stream=_PlayedStream(recorded))
 
 
 class _PlayedStream(httpx.AsyncByteStream):
-    """The body of a recorded response. The recorded error is raised after the last piece."""
+    """The body of a recorded response. Raises the recorded error after the last piece."""
 
     def __init__(self, recorded: RecordedResponse) -> None:
         self._recorded = recorded

@@ -1,7 +1,6 @@
-"""A LangChain chat model over any provider, for LangChain and LangGraph.
+"""A chat model for LangChain and LangGraph over any provider. Requires the extra ``[langchain]``.
 
-This subpackage only converts messages and answers. The provider retries and falls back. Nothing else in
-``learnflow.llm`` imports LangChain. It requires the extra ``[langchain]``.
+This subpackage converts messages and answers. The provider or router handles retries and fallbacks.
 """
 
 from __future__ import annotations
@@ -54,13 +53,13 @@ _PARAMETERS: Final = (
     "presence_penalty",
     "reasoning",
 )
-# Keywords that LangChain or this class binds, and that providers do not support
+# Keywords that LangChain or this class binds. They are not sent to the provider
 _INTERNAL_KEYWORDS: Final = ("stream", "structured")
 _METHODS: Final = ("json_schema", "json_mode", "function_calling")
 
 
 def _hash_extra_body(options: dict[str, Any]) -> dict[str, Any]:
-    """Replace ``extra_body`` by its hash, because it may contain secrets, and caches and traces are stored."""
+    """Replace ``extra_body``, which may contain secrets, with its hash. Caches and traces store the options."""
     if options.get("extra_body") is None:
         return options
     body = json.dumps(options["extra_body"], sort_keys=True, default=repr)
@@ -71,21 +70,18 @@ class ChatLearnFlow(BaseChatModel):
     """A LangChain chat model that sends its requests to a provider or a router. Its errors are ``LLMError``.
 
     The ``response_metadata`` of an answer has ``finish_reason``, ``model_name``, ``provider``, ``attempts``,
-    ``resumed``, ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). The chunks of a stream
-    contain text, reasoning and tool call chunks.
-
-    ``profile`` (langchain-core 1.1 or newer) has the known capabilities of the provider. It is updated after each
-    answer.
+    ``resumed``, ``cost`` (US dollars), ``first_token_s`` and ``total_s`` (seconds). A stream has chunks of text,
+    reasoning and tool calls. ``profile`` (langchain-core 1.1 or newer) has the known capabilities of the provider.
+    Each answer updates ``profile``.
 
     Attributes:
-        provider: a provider, a router or a name. Default: the providers of ``LLM_PROVIDERS`` or ``LLM_PROVIDER``.
-        model: the model, as in ``generate``; None for the provider's default.
-        temperature, max_tokens, timeout, stop, seed, top_p, frequency_penalty, presence_penalty, reasoning: as in
-            ``generate``; None for the provider's default. ``max_tokens`` may be ``AtMost``.
+        provider: a provider, a router, or a name for ``get_provider``. Default: ``get_provider()``.
+        model, temperature, max_tokens, timeout, stop, seed, top_p, frequency_penalty, presence_penalty, reasoning: as
+            in ``LLMProvider.generate``; None for the provider's default. ``max_tokens`` may be ``AtMost``.
         model_kwargs: further keywords of ``generate``.
         streaming: always request a stream, for callbacks that need tokens.
-        stream_structured: stream the answers of ``with_structured_output``, too. By default they are one chunk, because
-            an invalid answer can be retried only if no part of it was streamed.
+        stream_structured: stream the answers of ``with_structured_output``, too. By default such an answer is one
+            chunk, because an invalid answer cannot be retried after a part of it was streamed.
     """
 
     model_config = ConfigDict(
@@ -134,7 +130,7 @@ class ChatLearnFlow(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        # LangChain's cache key: it must contain the models.
+        # A part of LangChain's cache key. The repr contains the models.
         return _hash_extra_body({"provider": repr(self.provider), **self._options(None, {})})
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -152,23 +148,23 @@ class ChatLearnFlow(BaseChatModel):
         return {**params, "ls_provider": self.provider.name, "ls_model_name": model}
 
     def get_num_tokens(self, text: str) -> int:
-        """Return an upper estimate of the tokens of a text, without a tokenizer and without a request."""
+        """Return an upper estimate of the tokens of a text, without a tokenizer."""
         return estimate_max_tokens([text])
 
     def _resolve_model_profile(self) -> Any:
-        """Return a ModelProfile for LangChain's middleware. LangChain calls it once if the caller passed no profile."""
+        """Return a ModelProfile for LangChain's middleware. LangChain calls this unless the caller passed a profile."""
         self._updates_profile = True
         return convert.profile({**default_capabilities(cost=None), **self.provider.get_capabilities()})
 
     def _update_profile(self) -> None:
-        """Update the profile after an answer, because more capabilities may be known."""
+        """Update the profile. An answer may reveal more capabilities."""
         if self._updates_profile:
             self.profile = cast(
                 Any, convert.profile({**default_capabilities(cost=None), **self.provider.get_capabilities()})
             )
 
     def _options(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keywords for the provider. Keywords of the call override those of the model."""
+        """Return the keywords for the provider. The call's keywords override the attributes of the model."""
         options = {name: getattr(self, name) for name in _PARAMETERS} | self.model_kwargs
         options |= {name: value for name, value in call.items() if value is not None and name not in _INTERNAL_KEYWORDS}
         if options.get("headers"):  # they would be stored in LangChain's cache keys and callbacks
@@ -181,11 +177,11 @@ class ChatLearnFlow(BaseChatModel):
         return {name: value for name, value in options.items() if value is not None}
 
     def _metadata(self, run: Any) -> dict[str, Any]:
-        """Return ``{"metadata": …}`` for a call, or {} if it is empty.
+        """Return ``{"metadata": …}`` for a call, or {} if there is no metadata.
 
-        It has LangGraph's node, the dict ``learnflow_llm`` of LangChain's metadata, and ``model_kwargs["metadata"]``.
+        Sources: LangGraph's node, the dict ``learnflow_llm`` of LangChain's metadata, and ``model_kwargs["metadata"]``.
         """
-        # If there is no run manager, LangChain's current config has the same metadata.
+        # Without a run manager, LangChain's current config has the same metadata.
         langchain_metadata = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
         node, fields = langchain_metadata.get("langgraph_node"), langchain_metadata.get("learnflow_llm")
         metadata = {"node": node[:_MAX_NODE_CHARS]} if isinstance(node, str) and node.isprintable() else {}
@@ -279,7 +275,7 @@ class ChatLearnFlow(BaseChatModel):
         """
         try:
             converted = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
-        except ValueError:  # langchain-core before 0.3.76, for a provider's built-in tool
+        except ValueError:  # langchain-core before 0.3.76 rejects a provider's built-in tool
             converted = [{}]
         if not all("function" in tool for tool in converted):
             raise Unsupported("a tool is built into one provider and unknown to others", hint="Use functions only")
@@ -296,18 +292,19 @@ class ChatLearnFlow(BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Return a runnable that returns instances of a pydantic class, or dicts for any other schema.
+        """Return a runnable that returns an instance of a pydantic class, or a dict for any other schema.
 
-        It raises SchemaMismatch if no provider's answer is valid, unless ``include_raw`` is set. An answer is validated
-        against the schema only with "json_schema" and a pydantic class. Otherwise, any JSON object is valid.
+        It raises SchemaMismatch if the answer is invalid, unless ``include_raw`` is set. If the invalid answer ended at
+        a token limit, it raises AnswerTruncated, even with ``include_raw``.
 
         Args:
             schema: a pydantic class, a TypedDict, a JSON schema, or an OpenAI-style function.
             include_raw: return ``{"raw": message, "parsed": instance or None, "parsing_error": error or None}``.
-            method: "json_schema" sends the schema, or describes it in the prompt if the model rejects it;
-                "json_mode" requests any JSON; "function_calling" uses a tool.
-            strict: require answers that fit exactly, if the server supports that. Ignored for pydantic classes, which
-                are always strict.
+            method: "json_schema" sends the schema, and the provider validates the answer. If the model rejects the
+                schema of a pydantic class, the prompt describes it. "json_mode" requests any JSON. "function_calling"
+                uses a tool. With these two, only pydantic classes are validated, and a mismatch is not retried.
+            strict: require answers that fit exactly, if the server supports that. With "json_schema", pydantic classes
+                are always strict. "json_mode" ignores it.
             kwargs: keywords of ``generate``.
 
         Raises:

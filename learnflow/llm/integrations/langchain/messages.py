@@ -1,7 +1,4 @@
-"""Conversion between LangChain's messages and those of a provider.
-
-Errors do not contain the text of messages.
-"""
+"""Conversion between LangChain's messages and those of a provider. Errors do not quote messages."""
 
 from __future__ import annotations
 
@@ -50,7 +47,7 @@ def to_openai(messages: list[BaseMessage]) -> list[dict[str, Any]]:
     for message_dict in converted:
         if isinstance(message_dict["content"], list):
             parts = [part for part in message_dict["content"] if part.get("type") in _SUPPORTED_PARTS]
-            # An assistant message may lose parts: reasoning is not sent, and tool calls are in another field.
+            # Only an assistant message may lose parts: reasoning is not sent, and tool calls are in another field.
             is_valid = is_valid and (message_dict["role"] == "assistant" or len(parts) == len(message_dict["content"]))
             message_dict["content"] = parts or ""
     if not is_valid:
@@ -68,8 +65,8 @@ def chunk(event: Event, started_calls: set[int], *, has_blocks: bool) -> AIMessa
         event: the event.
         started_calls: the indices of the tool calls so far. This function adds to them. Only the first chunk of a call
             has its name, because LangChain concatenates the names of all chunks.
-        has_blocks: whether the model has ``output_version="v1"``. LangChain then numbers text and reasoning from 0,
-            and would merge a tool call with the same index. So tool calls are numbered from ``_FIRST_CALL_INDEX``.
+        has_blocks: whether the model has ``output_version="v1"``. LangChain then numbers text and reasoning from 0, and
+            merges chunks with the same index. Tool calls are therefore numbered from ``_FIRST_CALL_INDEX``.
     """
     if isinstance(event, TextDelta):
         return AIMessageChunk(content=event.text)
@@ -90,7 +87,7 @@ def chunk(event: Event, started_calls: set[int], *, has_blocks: bool) -> AIMessa
 
 
 def profile(capabilities: Capabilities) -> dict[str, Any]:
-    """Return the known capabilities of a provider as LangChain's ModelProfile."""
+    """Convert the known capabilities of a provider to LangChain's ModelProfile."""
     fields = {
         "max_input_tokens": capabilities["context_served"] or capabilities["context"],
         "max_output_tokens": capabilities["max_output"],
@@ -105,7 +102,7 @@ def profile(capabilities: Capabilities) -> dict[str, Any]:
 
 
 def metadata(completion: Completion) -> dict[str, Any]:
-    """Return the fields of a LangChain message, except its text and tool calls."""
+    """Return the fields of a LangChain message for an answer, except text and tool calls."""
     fields = {
         "finish_reason": completion.finish,
         "model_name": str(completion.model),
@@ -127,7 +124,7 @@ def metadata(completion: Completion) -> dict[str, Any]:
 
 
 def _extra(completion: Completion) -> dict[str, Any]:
-    """Return the fields of an answer that LangChain does not have. The next request sends them back to the provider."""
+    """Return the vendor's own fields of an answer, such as signatures. The next request sends them back."""
     message = completion.message()
     if ORIGIN_FIELD not in message:
         return {}
@@ -137,7 +134,7 @@ def _extra(completion: Completion) -> dict[str, Any]:
 
 
 def _usage(usage: Usage) -> UsageMetadata | None:
-    """Convert the numbers of tokens to LangChain's ``UsageMetadata``. Return None if the server did not report them."""
+    """Convert the token usage. Return None if the server did not report it."""
     prompt, answer = usage.prompt_tokens, usage.completion_tokens
     if prompt is None or answer is None:
         return None

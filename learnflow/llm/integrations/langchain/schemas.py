@@ -18,7 +18,7 @@ from ...errors import AnswerTruncated, InvalidRequest, LLMError, SchemaMismatch,
 
 
 def tool_choice(choice: dict[str, Any] | str | bool | None, names: list[str]) -> Any:
-    """Convert LangChain's ``tool_choice`` to OpenAI's. Raise InvalidRequest if it is not in the names of the tools."""
+    """Convert LangChain's ``tool_choice`` to OpenAI's. Raise InvalidRequest if it names an unknown tool."""
     if choice in (True, "any", "required"):
         return "required"
     if not choice or choice in ("auto", "none") or isinstance(choice, dict):
@@ -29,7 +29,7 @@ def tool_choice(choice: dict[str, Any] | str | bool | None, names: list[str]) ->
 
 
 def response_format(schema: dict[str, Any] | type, strict: bool | None) -> Any:
-    """Convert a schema of LangChain to ``response_format``. A pydantic class is always strict."""
+    """Convert a schema to a provider's ``response_format``. A pydantic class is always strict."""
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema
     body = _convert(convert_to_json_schema, schema)
@@ -38,7 +38,7 @@ def response_format(schema: dict[str, Any] | type, strict: bool | None) -> Any:
 
 
 def function_name(schema: dict[str, Any] | type) -> Any:
-    """Return the name of the function for a schema. Raise InvalidRequest if LangChain cannot convert it."""
+    """Return the tool name that LangChain gives to a schema. Raise InvalidRequest if LangChain cannot convert it."""
     return _convert(convert_to_openai_tool, schema)["function"]["name"]
 
 
@@ -51,7 +51,7 @@ def _convert(convert: Callable[[Any], dict[str, Any]], schema: Any) -> dict[str,
 
 
 def parse(schema: Any, message: AIMessage) -> Any:
-    """Parse an answer into an instance of the schema, or into a dict.
+    """Parse an answer into an instance of a pydantic class, or into a dict.
 
     Raises:
         SchemaMismatch: the answer does not fit the schema.
