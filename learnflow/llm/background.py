@@ -92,8 +92,8 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
 
     def __init__(self, background: Background, items: AsyncGenerator[_T, None]) -> None:
         self._background, self._items = background, items
-        self._reading = threading.Lock()
-        self._running = asyncio.Lock()  # held by a running read. A cancelled read may run on for some time
+        self._reader_lock = threading.Lock()
+        self._generator_lock = asyncio.Lock()  # held by a running read. A cancelled read may run on for some time
         self._process = os.getpid()
         self._pending: Future[Any] | None = None
         self._failed = self._closed = False
@@ -106,12 +106,12 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
     def __next__(self) -> _T:
         if self.is_inherited:
             raise InvalidRequest("the stream belongs to the parent process", hint="Call stream() in this process")
-        if not self._reading.acquire(blocking=False):
+        if not self._reader_lock.acquire(blocking=False):
             raise InvalidRequest("another thread reads the stream", hint="Call stream() again for another stream")
         try:
             return self._read()
         finally:
-            self._reading.release()
+            self._reader_lock.release()
 
     def _read(self) -> _T:
         if self._failed:
@@ -141,20 +141,20 @@ class BlockingIterator(Iterator[_T], Generic[_T]):
         if self.is_inherited:
             return
         self._closed = True
-        if self._reading.acquire(blocking=False):
+        if self._reader_lock.acquire(blocking=False):
             try:
                 self._background.run(self._aclose())
             finally:
-                self._reading.release()
+                self._reader_lock.release()
         elif self._pending:
             self._pending.cancel()
 
     async def _next(self) -> _T | object:
-        async with self._running:
+        async with self._generator_lock:
             return await anext(self._items, _END)
 
     async def _aclose(self) -> None:
-        async with self._running:
+        async with self._generator_lock:
             await self._items.aclose()
 
 

@@ -31,7 +31,7 @@ from .completion import Completion, Parsed, Source, TextDelta, Usage
 from .errors import FailedAttempt, InvalidRequest, LLMError, clear_cause
 from .stream import Emit, TextStream, Work
 
-if TYPE_CHECKING:  # it imports pydantic
+if TYPE_CHECKING:  # ``parameters`` imports pydantic
     from . import parameters
 
 Message: TypeAlias = Mapping[str, Any]
@@ -172,8 +172,8 @@ class Call:
         options: the other keywords of ``Options``.
         method: the method that was called.
         metadata, after, include_prior: see ``Options``.
-        recorded: the pieces of an unfinished answer to an equal call, from the folder ``LLM_JOURNAL``. They follow
-            ``after``. None if answers are not recorded.
+        recorded: the pieces of an answer that the journal (``LLM_JOURNAL``) has from an earlier, interrupted call with
+            the same arguments. They follow ``after``. None if answers are not recorded.
     """
 
     prompt: Prompt = field(repr=False)
@@ -259,7 +259,7 @@ class Attempt:
         max_first_token_s: an upper limit for the provider's first-token timeout, in seconds. With this limit, a router
             leaves time for other providers.
         prefix: the text of an interrupted answer. It is sent as a prefill, a last message of the assistant that the
-            server continues. None for a new answer, or if the prompt has the text.
+            server continues. None for a new answer, or if the prompt quotes the interrupted text.
         thinking: the thinking before ``prefix``.
         slot: the slot that the router has acquired; None if the attempt must acquire one.
         metadata: see ``Options``.

@@ -16,7 +16,7 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
      │   └─ ContentFiltered       A content filter, or the model itself, refused to answer
      ├─ CapabilityError           The provider does not support the request. Another one may
      │   ├─ ContextOverflow       The prompt, with ``max_tokens``, is longer than the served context length
-     │   ├─ RequestRefused        The server refused the request, and the reason is unknown. Another one may accept it
+     │   ├─ RequestRefused        The server refused the request for an unknown reason. Another provider may accept it
      │   └─ Unsupported           The provider does not support images, tools, a schema, or a keyword
      ├─ Unavailable               The provider cannot serve the request now. It may be able to later
      │   ├─ ConnectionFailed      The connection was refused or reset, or DNS or TLS failed. No answer began
@@ -43,7 +43,7 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
          ├─ ErrorBody             The server sent an error object instead of an answer
          ├─ AnswerTooLong         The answer is many times as long as ``max_tokens``, and has no end
          ├─ MalformedAnswer       A line or a body of the response does not have the format of the API
-         ├─ AnswerTruncated       ``max_tokens`` or a full context ended JSON or a tool call, or left the answer empty
+         ├─ AnswerTruncated       JSON, a tool call or an empty answer was cut by ``max_tokens`` or a full context
          ├─ EmptyStream           The response is empty
          ├─ EmptyAnswer           The answer is complete, but has no text
          ├─ ThinkingLeaked        Thinking was delivered as the text of the answer
@@ -111,7 +111,7 @@ class LLMError(Exception):
             incomplete.
         tokens: the approximate number of tokens that arrived.
         discards_text: whether ``partial`` must be discarded, because no continuation makes it a valid answer.
-        finished: whether the server marked the answer as complete. The content of the answer is then faulty.
+        finished: whether the server marked the answer as complete. If so, its content is faulty.
         attempts: the failed attempts of the request.
     """
 
@@ -254,7 +254,7 @@ class ContextOverflow(CapabilityError):
 
 
 class RequestRefused(CapabilityError):
-    """The server refused the request, and the reason is unknown. Another one may accept it."""
+    """The server refused the request for an unknown reason. Another provider may accept it."""
 
     fault = "the server refused the request"
     advice = "Change the request as the server's message requires, or use another provider"
@@ -351,8 +351,8 @@ class DeadlineExceeded(TimedOut):
 class NotRecorded(LLMError):
     """The cassettes of ``LLM_REPLAY`` lack the request, or a test forbids real requests.
 
-    Cassettes are files of recorded responses. If a router may have used another provider when they were recorded,
-    the router tries that provider.
+    Cassettes are files of recorded responses. In a replay, a router tries the next provider if the request may have
+    been recorded with it.
 
     Attributes:
         was_skipped: whether the router tried another provider after this error. The error then fails no test.
@@ -432,10 +432,10 @@ class MalformedAnswer(BrokenAnswer):
 
 
 class AnswerTruncated(BrokenAnswer):
-    """``max_tokens`` or a full context ended JSON or a tool call, or left the answer empty.
+    """JSON, a tool call or an empty answer was cut by ``max_tokens`` or a full context.
 
     An answer is empty if thinking used all tokens, or if the server dropped an incomplete tool call. A retry would end
-    at the same limit. ``failover`` is False if JSON or a tool call ended at ``max_tokens``.
+    at the same limit. ``failover`` is False if JSON or a tool call was cut by ``max_tokens``.
     """
 
     discards_text = True
@@ -457,7 +457,7 @@ class ThinkingLeaked(BrokenAnswer):
     discards_text = True
     advice = (
         "Discard the text and retry: from now on, streams of this model hold the text back until the thinking has "
-        "ended. To prevent it in the first request, too, use reasoning=True, generate() or complete()"
+        "ended. To prevent the leak in the first request, too, use reasoning=True, generate() or complete()"
     )
 
 

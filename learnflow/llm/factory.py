@@ -25,8 +25,8 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
     A cloud is used only if named.
 
     Args:
-        name: the name of a provider, or several names in order of preference, separated by commas. "+" joins equal
-            providers, as in "gpu1+gpu2,openai".
+        name: the name of a provider, or several names in order of preference, separated by commas. "+" joins
+            providers with the same preference, as in "gpu1+gpu2,openai".
         keywords: the keywords of ``BaseProvider``, such as ``model``. They require exactly one provider.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The keywords of calls and providers: their valid values, and the sets of keywords that providers support.
+"""The keyword arguments of calls and providers: their valid values, and the sets of keywords that providers support.
 
 The sets follow the documentation of the vendors.
 """
@@ -77,7 +77,7 @@ Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TopK: TypeAlias = Annotated[int, Field(ge=-1, lt=2**53)]  # vLLM: -1 for all
 ApiName: TypeAlias = Literal["chat", "responses"]
 SingleAnswer: TypeAlias = Annotated[
-    Literal[1], "1: a call has one answer. Call it several times, for instance in parallel"
+    Literal[1], "1: a call returns one answer. Make several calls, for instance in parallel"
 ]
 Stop: TypeAlias = Annotated[str | Sequence[str], "a text or a list of texts"]
 
@@ -91,12 +91,18 @@ def _is_json(value: Any) -> bool:
 
 
 def _has_declared_field(value: Any) -> bool:
-    """Return whether a tool of type "function", or a format of type "json_schema", has the field of that name."""
+    """Return whether a tool or a format has the key that its type requires.
+
+    The types "function" and "json_schema" require a key with the same name. Other types require none.
+    """
     return value["type"] in value or value["type"] not in ("function", "json_schema")
 
 
 def validated_as(kind: Any) -> GetPydanticSchema:
-    """Return an annotation that makes pydantic validate a value as ``kind``, not as the wider type for callers."""
+    """Return an annotation that makes pydantic validate a value as ``kind``.
+
+    The annotated type is wider. It is for type checkers.
+    """
     return GetPydanticSchema(lambda _, handler: handler(kind))
 
 
@@ -146,11 +152,11 @@ Labels: TypeAlias = Annotated[
     Mapping[str, str | int | float | bool | None],
     validated_as(Mapping[Annotated[_Text, Predicate(str.isidentifier)], _Text | bool | _Number | None]),
     Field(max_length=16),
-    "a dict of at most 16 entries: a name, and a printable text of 200 characters, a number or a bool",
+    "a dict of at most 16 entries: a name, and a printable text of at most 200 characters, a number or a bool",
 ]
 
 _NO_LOGPROBS: Final = "They are not supported, because another model may continue an answer"
-_NUM_CTX: Final = "Set <NAME>_CONTEXT, in tokens. If it is not set, the context length grows if the server supports it"
+_NUM_CTX: Final = "Set <NAME>_CONTEXT, in tokens. By default, the context length grows if the server supports this"
 # Hints for keywords that other libraries have.
 _HINTS: Final = {"logprobs": _NO_LOGPROBS, "top_logprobs": _NO_LOGPROBS, "num_ctx": _NUM_CTX}
 _MAX_FAULT_CHARS: Final = 500
@@ -170,15 +176,15 @@ def check_keywords(
     Raises:
         LLMError: a keyword does not exist, or its value is invalid. The error has the value's type, but not the value.
     """
-    annotations, names, rest, adapter = _keywords_of(function)
-    more = arguments.get(rest, {})
-    for name in (name for name in more if name not in annotations):
+    annotations, names, varkw_name, adapter = _keywords_of(function)
+    others = arguments.get(varkw_name, {})
+    for name in (name for name in others if name not in annotations):
         similar = difflib.get_close_matches(name, annotations, 1)
         hint = f"Did you mean {similar[0]}=?" if similar else f"The keywords are {', '.join(annotations)}."
         hint += " Parameters of one server go into extra_body=" if "extra_body" in annotations else ""
         raise error_class(f"there is no keyword {name}=", hint=_HINTS.get(name, hint), provider=provider or None)
     try:
-        adapter.validate_python({name: arguments[name] for name in names} | more)
+        adapter.validate_python({name: arguments[name] for name in names} | others)
     except ValidationError as invalid:
         name, fault = next(iter(describe_faults(invalid, annotations).items()))
     else:
@@ -188,18 +194,23 @@ def check_keywords(
 
 @cache
 def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAdapter[Any]]:
-    """Return all annotations, the names of the explicit parameters, the name of ``**rest``, and the validator."""
-    modules = {"parameters": sys.modules[__name__]}  # ``base`` imports this module only for type checkers
+    """Return all annotations, the names of the explicit parameters, the name of ``**``, and the validator."""
+    # ``base`` imports this module only for type checkers, and names it in annotations
+    modules = {"parameters": sys.modules[__name__]}
     # The return type is omitted, because it may be unresolvable.
     hints = SimpleNamespace(__annotations__={**function.__annotations__, "return": None})
     annotations = get_type_hints(hints, function.__globals__, modules, include_extras=True)
     del annotations["return"]
-    rest = getfullargspec(function).varkw or ""
-    more = get_type_hints(get_args(annotations.pop(rest))[0], None, modules, include_extras=True) if rest else {}
-    fields = {name: kind if name == "prompt" else kind | None for name, kind in (annotations | more).items()}
+    varkw_name, others = getfullargspec(function).varkw or "", dict[str, Any]()
+    if varkw_name:
+        (options,) = get_args(annotations.pop(varkw_name))
+        others = get_type_hints(options, None, modules, include_extras=True)
+    names = list(annotations)
+    annotations |= others
+    fields = {name: kind if name == "prompt" else kind | None for name, kind in annotations.items()}
     keywords: Any = TypedDict("keywords", fields, total=False)  # type: ignore[misc]  # for a type checker
     strict = with_config(strict=True, extra="allow", allow_inf_nan=False, arbitrary_types_allowed=True)
-    return annotations | more, list(annotations), rest, TypeAdapter(strict(keywords))
+    return annotations, names, varkw_name, TypeAdapter(strict(keywords))
 
 
 def describe_faults(invalid: ValidationError, annotations: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -143,8 +143,8 @@ class Api:
     Attributes:
         default_url: the base URL if none is configured; None if it must be configured.
         api_path: the path of the API on the server.
-        litellm_path: the path that LiteLLM appends to the base URL, or the first part of this path. If a configured
-            URL contains it, the URL is cut before it.
+        litellm_path: the beginning of the path that LiteLLM appends to the base URL. It is removed from a configured
+            URL, with everything after it.
         removed_suffixes: the endings that are removed from the path of a configured URL.
         cloud_host: the host of the vendor's cloud, if the server is usually local. The default scheme for this
             host is https.
@@ -158,7 +158,8 @@ class Api:
             if chat completions serve all its models.
         models_path: the path of the list of models.
         lists_all_models: whether this list is complete. A request for another model is then an error.
-        has_aliases: whether the operator chooses the names of models. The name in a response may then differ.
+        has_aliases: whether the operator chooses the names of models. The name in a response may then differ from that
+            in the request.
     """
 
     default_url: str | None = None
@@ -191,14 +192,16 @@ class Dialect:
         tool_choices: the supported values of ``tool_choice``; None for all values.
         schema_modes: the supported ways to request a schema, the best first. "prompt" adds it to the prompt.
         reasoning: the body's fields for each value of ``reasoning=``; empty if thinking cannot be controlled.
-        litellm_marks_reasoning: whether LiteLLM's price map marks all thinking models of the vendor. A listed model
-            without a mark then cannot think. A marked model without the levels "minimal" and "none" always thinks.
+        litellm_marks_reasoning: whether LiteLLM's price map marks all thinking models of the vendor. If so, a model of
+            the map without the mark cannot think. One with the mark, but without the levels "minimal" and "none",
+            always thinks.
         session_field: the body's field for ``session=``.
         body_fields: the fields that are added to every body.
         format_options: returns the body's ``options`` for the sampling parameters and the context length in tokens.
             None if these are fields of the body, as in OpenAI's API.
-        direct_chat_path: the path of text-only chat requests. This package writes them itself until LiteLLM is
-            imported, because the import takes seconds (ADR 10). None if LiteLLM changes such requests.
+        direct_chat_path: the path of text-only chat requests, which this package can write without LiteLLM. It does so
+            until LiteLLM is imported, because the import takes seconds (ADR 10). None if LiteLLM would write a
+            different request.
         supports_stream_usage: whether the server supports ``stream_options``.
         ignores_prefill: whether the server is known to ignore a prefill without ``continue_final_message``. It then
             starts a new answer.
@@ -226,13 +229,16 @@ class Dialect:
 
     @property
     def can_continue(self) -> bool:
-        """Return whether the server can continue a broken answer. If not, the router requests it in a prompt."""
+        """Return whether the server can continue a broken answer.
+
+        If not, the router adds an instruction to continue to the prompt.
+        """
         return self.supports_prefill or self.build_continuation is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSupport:
-    """The features of a local server beyond chat. By default, None means that the server lacks the feature.
+    """The features of a local server beyond chat. None means that the server lacks the feature, unless noted.
 
     Attributes:
         probe: how to recognise the server; None if it has no distinctive pages.

@@ -36,7 +36,10 @@ class Emit:
         """Emit an event."""
 
     def drop_text(self) -> None:
-        """Discard the text so far, because the answer starts again. Call it only if the caller has received no text."""
+        """Discard the recorded text, because the answer starts again.
+
+        Call it only before the caller has received text.
+        """
 
     async def drain(self) -> None:
         """Wait until the buffer has space."""
@@ -123,7 +126,7 @@ class _Channel(Emit):
         self._writer_future: asyncio.Future[None] | None = None  # ``drain`` waits for it
         self._loop = asyncio.get_running_loop()
         self._wait_event: Waiting | None = None
-        self._silent_since = math.inf  # the time of the last event, else of the first wait
+        self._silent_since = math.inf  # the time of the last event; before any event, the first ``waiting`` began then
         self._timer: asyncio.TimerHandle | None = None
         self._reader_cancelled = False
         self._reading_task = asyncio.current_task()
@@ -140,7 +143,7 @@ class _Channel(Emit):
         _wake(self.reader_future)
 
     async def drain(self) -> None:
-        if self.is_abandoned:  # no reader empties the buffer, and a library has suppressed the CancelledError
+        if self.is_abandoned:  # the task was cancelled, but a library suppressed the CancelledError
             raise asyncio.CancelledError
         while len(self.events) >= MAX_READ_AHEAD:
             self._writer_future = self._loop.create_future()
@@ -195,7 +198,10 @@ class _Channel(Emit):
             self._wait_event = outer
 
     def _schedule(self) -> None:
-        """Schedule the next Waiting event. The timer outlasts a wait, so that many short waits also emit an event."""
+        """Schedule the next Waiting event.
+
+        The timer continues between ``waiting`` blocks, so that many short ones also emit an event.
+        """
         delay = max(_WAITING_INTERVAL_S / 10, self._silent_since + _WAITING_INTERVAL_S - self._loop.time())
         self._timer = self._loop.call_later(delay, self._tick) if self._wait_event else None
 
@@ -214,8 +220,8 @@ class TextStream(AsyncIterator[str]):
     """An asynchronous iterator over the text of one response. Use ``events()`` to read all events.
 
     A stream can be iterated once. The server stops generating when the connection is closed. ``aclose()``, the end of
-    ``async with`` and a cancellation of the reading task close it at once. If ``async for`` is left early, the
-    connection is closed when the stream is garbage-collected.
+    ``async with`` and a cancellation of the reading task close the connection at once. If ``async for`` is left early,
+    it is closed when the stream is garbage-collected.
 
     The request runs in its own task, which starts with the first read and copies the context variables of that moment.
     The task reads ahead until 64 events are in the buffer.
@@ -287,7 +293,8 @@ class TextStream(AsyncIterator[str]):
         """Return an iterator over all events (``Event``). The last one is ``Finished``.
 
         Read either the events or the text of a stream. Emitted text is never withdrawn. The joined ``TextDelta`` events
-        are the completion's text, but without ``after=`` (see ``Options``). ``aclose()`` closes the connection.
+        are the completion's text. If the call has ``after=``, the completion's text begins with it, and the events omit
+        it (see ``Options``). ``aclose()`` closes the connection.
 
         Raises:
             InvalidRequest: on the first event, if the stream was started before.
@@ -335,7 +342,8 @@ class TextStream(AsyncIterator[str]):
 class _Events(AsyncGenerator[Event, None]):
     """An iterator over the events of a stream.
 
-    A read after a cancelled one raises InvalidRequest. A generator function would end without an error instead.
+    It is a class, because a generator would end without an error after a cancelled read. This iterator raises
+    InvalidRequest.
     """
 
     def __init__(self, stream: TextStream) -> None:

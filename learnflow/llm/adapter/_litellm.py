@@ -45,8 +45,8 @@ _ENVIRONMENT: Final = {
     "LITELLM_MODE": "PRODUCTION",
 }
 _LEFT_TO_SERVER: Final = ("tools", "tool_choice", "response_format")  # the server decides whether it supports them
-# ``_restore_omitted`` does not compare these fields.
-_OWN_FIELDS: Final = frozenset({"model", "messages", "stream", "stream_options", "extra_body"})
+# Fields that ``_restore_omitted`` does not restore.
+_NEVER_RESTORED: Final = frozenset({"model", "messages", "stream", "stream_options", "extra_body"})
 _NO_KEY: Final = "no-key"  # without a key, LiteLLM reads one from the environment, which may be for another host
 _CHAT_MODE: Final = "chat"
 # Parameters of chat completions -> their names in the Responses API.
@@ -54,7 +54,8 @@ _RENAMED: Final = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens"),
     **dict.fromkeys(("response_format", "verbosity"), "text"),
     "reasoning_effort": "reasoning",
-    "stream_options": "stream",  # not sent: a stream of the Responses API always has the usage
+    # LiteLLM drops ``stream_options``. This entry prevents its restoration: such a stream always has the usage
+    "stream_options": "stream",
 }
 # By name, because importing LiteLLM's exceptions takes seconds.
 _ERROR_CLASSES: Final[Mapping[str, type[LLMError]]] = {
@@ -64,7 +65,7 @@ _ERROR_CLASSES: Final[Mapping[str, type[LLMError]]] = {
 }
 
 _lock = threading.Lock()
-_prepared: Final = register("prepared prefixes of LiteLLM", set[str]())
+_prepared: Final = register("LiteLLM providers that are prepared", set[str]())
 
 
 async def prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
@@ -216,19 +217,19 @@ def _build_responses_request(
 
 
 def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], parameters: Mapping[str, Any]) -> None:
-    """Restore parts of messages and keywords of the caller that LiteLLM omitted. The server may reject them.
+    """Restore parts of messages and keywords of the caller that LiteLLM omitted or changed.
 
-    Defaults of this package and renamed parameters are not restored. ``messages`` and ``parameters`` are those that
-    were passed to LiteLLM.
+    The server then decides whether to reject them. Defaults of this package and renamed parameters are not restored.
+    ``messages`` and ``parameters`` are those that were passed to LiteLLM.
     """
     parts = [part for message in messages for part in parts_of(message) if isinstance(message.get("content"), list)]
     written = tuple(strings_of(body["messages"])) if parts else ()
     lost = any(not _is_written(part, written) for part in parts)
-    renamed = [body[name] for name in body.keys() - parameters.keys() - _OWN_FIELDS]
+    renamed = [body[name] for name in body.keys() - parameters.keys() - _NEVER_RESTORED]
     missing = {
         name: value
         for name, value in parameters.items()
-        if not (name in _OWN_FIELDS or may_be_left_out(value) or value in (body.get(name), "auto", *renamed))
+        if not (name in _NEVER_RESTORED or may_be_left_out(value) or value in (body.get(name), "auto", *renamed))
         and (name not in body or isinstance(value, float | int))
     }
     if lost or missing:
@@ -242,8 +243,8 @@ def _is_written(part: Mapping[str, Any], written: tuple[str, ...]) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _convert_parameters(prefix: str, model: str, version: str | None, keywords_json: str) -> dict[str, Any]:
-    """Convert OpenAI's parameters to those of the provider that LiteLLM names ``prefix``.
+def _convert_parameters(litellm_provider: str, model: str, version: str | None, keywords_json: str) -> dict[str, Any]:
+    """Convert OpenAI's parameters to those of a provider of LiteLLM.
 
     The server, not LiteLLM's price map, decides whether a model supports tools or schemas. If LiteLLM refuses them, or
     replaces a schema by a tool ("json_mode"), they are returned in OpenAI's format.
@@ -252,7 +253,7 @@ def _convert_parameters(prefix: str, model: str, version: str | None, keywords_j
     would block the event loop.
     """
     options = {"stream": True, "drop_params": False, "api_version": version}
-    convert = partial(_load().utils.get_optional_params, model=model, custom_llm_provider=prefix, **options)
+    convert = partial(_load().utils.get_optional_params, model=model, custom_llm_provider=litellm_provider, **options)
     parameters, optional_params = json.loads(keywords_json), dict[str, Any](json_mode=True)
     with suppress(_load().exceptions.UnsupportedParamsError):
         optional_params = convert(**parameters)

@@ -58,7 +58,7 @@ class _Waiter:
     limits: Limits
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Slot]
-    slot: Slot | None = None  # the slot from ``release``, until ``wait`` has passed it to its caller
+    slot: Slot | None = None  # assigned by ``release``; None again after ``wait`` has returned it
 
 
 @dataclass(slots=True)
@@ -103,8 +103,8 @@ class Capacity:
             limit = limits[address]
             share = 1 / len(limits) if has_unlimited or limit is None else limit / sum(finite_limits)
             overloaded = self.in_flight(address) + 1 > math.ceil(_MAX_LOAD_RATIO * total * share)
-            cached = _count_cached_prefixes(digests, self._recent_digests(address, limit))
-            received = _count_cached_prefixes(digests, self._recent_digests(address, _MAX_RECENT_PROMPTS))
+            cached = _count_known_prefixes(digests, self._recent_digests(address, limit))
+            received = _count_known_prefixes(digests, self._recent_digests(address, _MAX_RECENT_PROMPTS))
             tie_breaker = _digest(f"{digests[-1]} {address}")
             return self.is_full(address, limit), overloaded, -cached, -received, tie_breaker
 
@@ -120,7 +120,7 @@ class Capacity:
             )
 
     def release(self, slot: Slot | None) -> None:
-        """Release a slot, and give it to a waiting request. None is ignored."""
+        """Release a slot, and give it to a waiting request. Do nothing if ``slot`` is None."""
         if slot is None:
             return
         with self._lock:
@@ -217,24 +217,25 @@ class Capacity:
         received = self._recent_digests(address, _MAX_RECENT_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """Return the sort key. Requests that were overtaken too often come first.
+            """Return the sort key, for this order of requests.
 
-            Next are the prompts for which this server's cache has a longer prefix than every other server's cache. Next
-            are the prompts that no server has cached. Last are the prompts that another server has cached equally well
-            or better.
+            1. overtaken too often,
+            2. a longer prefix of the prompt is cached at this server than at any other,
+            3. no server has cached a prefix,
+            4. another server has cached a prefix of at least the same length.
             """
             if waiter.ticket.times_overtaken >= _MAX_TIMES_OVERTAKEN:
                 return False, 0, 0, 0, waiter.ticket.number
-            cached_here = _count_cached_prefixes(waiter.digests, cached[address])
+            cached_here = _count_known_prefixes(waiter.digests, cached[address])
             others = [
-                _count_cached_prefixes(waiter.digests, cached[other]) for other in waiter.limits if other != address
+                _count_known_prefixes(waiter.digests, cached[other]) for other in waiter.limits if other != address
             ]
             cache_loss = max(others, default=0) - cached_here
             return (
                 True,
                 cache_loss,
                 cached_here,
-                -_count_cached_prefixes(waiter.digests, received),
+                -_count_known_prefixes(waiter.digests, received),
                 waiter.ticket.number,
             )
 
@@ -249,7 +250,7 @@ def _resolve(future: asyncio.Future[Slot], slot: Slot) -> None:
         future.set_result(slot)
 
 
-def _count_cached_prefixes(digests: PrefixDigests, known: set[str]) -> int:
+def _count_known_prefixes(digests: PrefixDigests, known: set[str]) -> int:
     """Return the number of known digests. It grows with the length of the known prefix."""
     return sum(digest in known for digest in digests)
 
@@ -258,7 +259,7 @@ def prefix_digests(call: Call) -> PrefixDigests:
     """Return the digests of the first 256, 512, 1,024 ... characters of a prompt, up to half of the prompt.
 
     Two questions about one long text have the same digests, because only the ends of the prompts differ. Two long texts
-    after one system prompt have different digests.
+    after one system prompt differ in the digests of the longer prefixes.
     """
     text = "\n".join(text_of(part) for message in messages_of(call.prompt) for part in parts_of(message))
     length = _MIN_DIGEST_CHARS

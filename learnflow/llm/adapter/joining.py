@@ -7,8 +7,8 @@ Models often produce nonsense if the prefill ends inside a token. Tokenizers dif
 The prefill therefore ends before the last word, and the continuation must first repeat this word.
 
 Measured in 2026-11 on three servers, with the same model before and after the interruption (ADR 4). If the prefill
-ended before the last word, 3,021 of 3,027 answers had the same text as without an interruption. In the other six, the
-connection broke. If the prefill was the whole text, only 575 of 1,639 answers had the same text.
+ended before the last word, 3,021 of 3,027 answers had the same text as without an interruption. The other six failed
+with a connection error. If the prefill was the whole text, only 575 of 1,639 answers had the same text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_LAST_WORD_CHARS: Final = 64  # a longer last "word" is text without spaces,
 _MIN_OVERLAP_WORDS: Final = 8
 _MIN_OVERLAP_CHARS: Final = 24
 _MAX_OVERLAP_CHARS: Final = 400
-_MAX_COMPARED_SPACE_CHARS: Final = 1000  # ``new_text`` waits for a word after at most this much white space
+_MAX_COMPARED_SPACE_CHARS: Final = 1000  # after more white space, ``new_text`` does not wait for a word
 
 # Sent to a model without prefill.
 _INSTRUCTION: Final = (
@@ -101,8 +101,8 @@ def last_words(text: str) -> str:
     """Return the last words of a text, which a model without prefill must repeat.
 
     These are at least eight words and 24 characters, or the last 64 characters of a text without spaces. If the text
-    begins with the same words, return more words. Otherwise, an answer that starts again would look like a
-    continuation. Return a text with fewer words whole.
+    also begins with these words, return more words, so that an answer that starts again does not look like a
+    continuation. If the text has fewer words, return all of it.
     """
     return _overlaps(text)[0]
 
@@ -262,7 +262,7 @@ class _PrefixComparison:
         if not space and self._expected[-1:].isalnum() and stripped[:1].isalnum():
             self.differs = True  # the last word goes on, although white space is expected after it
             return None
-        # Return only the line breaks and the indentation that the expected text does not end with
+        # Subtract the line breaks and the indentation at the end of the expected text
         lines = space.count("\n") - self._trailing_space.count("\n")
         indent = space.rpartition("\n")[2] if "\n" in space else ""
         if lines <= 0:
@@ -362,7 +362,7 @@ async def join_continuation(work: Work, text_filter: ContinuationFilter, name: s
 
 
 def count_prior_tokens(call: Call) -> int:
-    """Return the tokens of ``Call.prior_text``: an estimate for ``after=``, and one for each piece in the journal."""
+    """Estimate the number of tokens of ``Call.prior_text``. Each piece in the journal counts as one token."""
     estimate = (estimate_min_tokens([call.after]) + estimate_max_tokens([call.after])) // 2
     return estimate + len(call.recorded or ())
 

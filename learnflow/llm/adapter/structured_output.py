@@ -91,7 +91,7 @@ def parse(response_format: Any, text: str) -> Any:
         reasons = [f"{'.'.join(map(str, fault['loc'])) or 'JSON'}: {fault['msg']}" for fault in faults]
         raise _mismatch_error(what, "; ".join(reasons) or what) from None
     except Exception as error:  # noqa: BLE001  # TooManySteps, or anything from a validator of the caller
-        raise _unvalidated_error(response_format.__name__, error) from None
+        raise _validation_failed_error(response_format.__name__, error) from None
 
 
 def check_complete(response_format: Any, text: str) -> None:
@@ -187,7 +187,7 @@ def _add_rejected(completion: Completion, rejected: Sequence[Completion], delay_
 # Limit of one validation, which then takes a second at most. A step is the check of one keyword. Long values and
 # messages count as more steps.
 _MAX_STEPS: Final = 100_000
-# Limit of nested keywords. Without it, jsonschema could raise a RecursionError. After one, its Rust code may raise a
+# Limit of nested keywords. Without it, jsonschema could raise a RecursionError. Its Rust dependency may then raise a
 # PanicException, which ``_validate`` would not catch, because it is not a subclass of Exception.
 _MAX_DEPTH: Final = 200
 # These keywords are not validated, because some answers would take unlimited time.
@@ -279,7 +279,7 @@ def _validate(answer: Any, schema: Any) -> None:
     except Unresolvable:
         return  # a $ref refers to another document
     except Exception as error:  # noqa: BLE001  # too many steps, huge numbers, deep nesting
-        raise _unvalidated_error("the JSON schema", error) from None
+        raise _validation_failed_error("the JSON schema", error) from None
     if fault:
         properties = schema.get("properties")
         field = str(fault.absolute_path[0]) if fault.absolute_path else ""
@@ -362,7 +362,7 @@ def _only_json(text: str) -> str:
     return candidates.pop() if len(candidates) == 1 else answer
 
 
-def _unvalidated_error(schema: str, error: Exception) -> SchemaMismatch:
+def _validation_failed_error(schema: str, error: Exception) -> SchemaMismatch:
     """Return a SchemaMismatch for an answer that cannot be validated. ``schema`` is the name of the schema."""
     what = f"the answer cannot be validated against {schema} ({type(error).__name__})"
     return _mismatch_error(what, what)

@@ -1,6 +1,7 @@
 """LiteLLM's proxy (tested with 1.106.2), recognised by ``/health/readiness``.
 
-The proxy forwards every request, and does not report to which server. Therefore all its models count as remote.
+The proxy itself is local. It forwards every request, and does not report to which server. Therefore all its models
+count as remote.
 """
 
 from __future__ import annotations
@@ -40,5 +41,5 @@ SPEC: Final = ProviderSpec(
     server=ServerSupport(forwards_requests=True, probe=Probe(pages=(_READINESS, _MODELS), parse_pages=_parse_pages)),
     dialect=Dialect(parameters=(COMMON_KEYWORDS | SAMPLING) - {"reasoning"}),
     other_variable_names={"base_url": ("LITELLM_PROXY_API_BASE",)},
-    known_capabilities={"cost": None},
+    known_capabilities={"cost": None},  # unknown, not free as that of other local servers
 )

@@ -38,8 +38,8 @@ def _parse_model_v1(row: Mapping[str, Any]) -> Model:
         "context": non_negative_int(row.get("max_context_length")) or None,
         "context_served": min(filter(None, lengths), default=None),  # any instance may answer
         "vision": bool_or_none(features.get("vision")),
-        # If a model was not trained for tools, LM Studio describes them in the prompt. Whether it can use them is
-        # unknown.
+        # If a model was not trained for tools, LM Studio describes them in the prompt. It is unknown whether the model
+        # can use them.
         "tools": bool_or_none(features.get("trained_for_tool_use")) or None,
         # The field is absent "when not exposed": a model without it may still think.
         "reasoning": True if "reasoning" in features else None,
@@ -63,7 +63,9 @@ def _parse_model_v0(row: Mapping[str, Any]) -> Model:
 
 
 def _load_with_keep_alive(model: str, keep_alive: str | float) -> tuple[str, dict[str, Any]]:
-    """Return a chat request that loads a model for ``keep_alive``. The load route of 0.4.25 rejects ``ttl``.
+    """Return a chat request that loads a model and keeps it loaded for ``keep_alive``.
+
+    The request that only loads a model cannot do this, because it rejects ``ttl`` (LM Studio 0.4.25).
 
     Raises:
         InvalidRequest: ``keep_alive`` is not a duration, or rounds to less than a second.

@@ -72,7 +72,7 @@ def _parse_listed_model(row: Mapping[str, Any], loaded: Mapping[str, int | None]
 
 
 def _parse_features(features: Any) -> dict[str, Any]:
-    """Return the capabilities for a model's list of features; none if there is no list."""
+    """Return the capabilities for a model's list of features; {} if there is no list."""
     if not isinstance(features, list):
         return {}
     return {"vision": "vision" in features, "tools": "tools" in features, "reasoning": "thinking" in features}
@@ -80,7 +80,7 @@ def _parse_features(features: Any) -> dict[str, Any]:
 
 def _add_details(model: Model, page: Mapping[str, Any]) -> Model:
     info, features = object_at(page, "model_info"), page.get("capabilities")
-    trained = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
+    max_length = next((non_negative_int(value) for key, value in info.items() if key.endswith(".context_length")), None)
     parameters = page.get("parameters")
     num_ctx = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
     served = model.capabilities.get("context_served") or (int(num_ctx[1]) if num_ctx else None)
@@ -91,23 +91,23 @@ def _add_details(model: Model, page: Mapping[str, Any]) -> Model:
         capabilities={
             **model.capabilities,
             **_parse_features(features),
-            "context": trained or model.capabilities.get("context"),
+            "context": max_length or model.capabilities.get("context"),
             "context_served": served,
         },
     )
 
 
-def _choose_context_length(needed: int, loaded: int | None, trained: int | None) -> int | None:
+def _choose_context_length(needed: int, loaded_length: int | None, max_length: int | None) -> int | None:
     """Choose ``num_ctx`` (the context length) for a request of ``needed`` tokens; None for the default.
 
     A change of ``num_ctx`` reloads the model. Therefore return the loaded length if it is enough. Otherwise return the
-    next power of two, so that a slightly longer prompt does not reload the model again. The result is at most the
-    model's maximum (``trained``), but at least the loaded length.
+    next power of two, so that a slightly longer prompt does not reload the model again. The result is at most
+    ``max_length`` (that of the model), but at least the loaded length.
     """
-    if needed <= (loaded or _DEFAULT_CONTEXT):
-        return loaded
+    if needed <= (loaded_length or _DEFAULT_CONTEXT):
+        return loaded_length
     length = max(_DEFAULT_CONTEXT, 1 << (needed - 1).bit_length())
-    return max(loaded or 0, min(length, trained or length))
+    return max(loaded_length or 0, min(length, max_length or length))
 
 
 def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> dict[str, Any]:
@@ -117,11 +117,11 @@ def _format_options(sampling: Mapping[str, Any], context_length: int | None) -> 
 
 
 def _truncates_prompts(version: str | None, own_api: bool) -> bool:
-    """Return whether a low number of prompt tokens means that Ollama dropped the beginning of the prompt.
+    """Return whether this version silently drops the beginning of a long prompt, and then reports too few tokens.
 
-    At ``/v1``, every version drops the beginning. At Ollama's own API, the number is reliable since 0.4. Nothing is
-    dropped there since 0.12.6, which supports ``truncate`` and ``shift`` (commit 6544e1473). A version that cannot be
-    parsed counts as new.
+    At ``/v1``, every version does. At Ollama's own API, versions from 0.4 to 0.12.5 do. Older versions report an
+    unreliable number. Newer ones support ``truncate`` and ``shift`` (commit 6544e1473). A version that cannot be parsed
+    counts as new.
     """
     if not own_api:
         return True
@@ -136,8 +136,8 @@ async def _build_continuation(
     """Return the request that continues an interrupted answer.
 
     Its prompt is the text that the server renders from the messages, followed by the answer so far. The continuation is
-    exact with any chat template. On Ollama 0.33 and 0.24, 224 of 224 answers that were cut at a chunk boundary and
-    continued equalled the unbroken stream.
+    exact with any chat template. In a test on Ollama 0.33 and 0.24, 224 answers were cut at a chunk boundary and then
+    continued. All of them equalled the unbroken stream.
 
     Raises:
         Unsupported: the messages have images or tool calls, or this version cannot render its template.
@@ -206,7 +206,7 @@ class NDJSONParser(StreamParser):
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         pieces = [call for call in message.get("tool_calls") or () if call is not None]
         calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call))
-        # Use the name in OpenAI's format. LiteLLM converts it to "thinking" in later requests
+        # The field's name in OpenAI's format. LiteLLM renames it to "thinking" in later requests
         collect_extra(self.extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
             self.has_end_mark = True

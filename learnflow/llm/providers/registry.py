@@ -45,14 +45,15 @@ from . import (
     yandexgpt,
 )
 
-# The vendors with a class, in the order in which they are listed.
 _SERVERS: Final = (ollama, lmstudio, vllm, llamacpp, embedded)
+# In the order of help texts and tables. Each vendor has a provider class.
 _VENDORS: Final = (openai, azure, *_SERVERS, openrouter, fireworks, gemini, anthropic, yandexgpt, custom)
 SPECS: Final[Mapping[str, ProviderSpec]] = MappingProxyType({vendor.SPEC.name: vendor.SPEC for vendor in _VENDORS})
 CUSTOM: Final = custom.SPEC  # any other server with OpenAI's API
 EMBEDDED: Final = embedded.SPEC  # used if no provider is named and no server responds
-# The kinds of server that probes recognise, in the order in which they are tried. Proxies are first: they forward the
-# probes of other kinds to the server behind them. llama.cpp is next: it imitates other pages, but sends its own header.
+# The kinds of server that probes recognise, in the order in which they are tried. Proxies are first, because they
+# forward the probes of other kinds to the server behind them. llama.cpp is next, because it also answers the probes of
+# other kinds. Its own header identifies it.
 KINDS: Final = (llamaswap.SPEC, litellm_proxy.SPEC, llamacpp.SPEC, ollama.SPEC, lmstudio.SPEC, vllm.SPEC)
 
 CLASSES: Final[dict[str, type[BaseProvider]]] = {}  # by the name of the spec, filled by ``providers/__init__.py``
@@ -199,8 +200,12 @@ def build(
 
 
 def provider_of(spec: ProviderSpec, *arguments: str | None, **keywords: Any) -> BaseProvider:
-    """Create a provider with this spec, and its class if it has none (an endpoint, or LiteLLM's table)."""
-    kind = CLASSES.get(spec.kind or spec.name, VendorProvider)
-    if getattr(kind, "spec", None) is not spec:
-        kind = type(f"{spec.name.title().replace('-', '').replace('_', '')}Provider", (kind,), {"spec": spec})
-    return kind(*arguments, **keywords)
+    """Create a provider with this spec.
+
+    If the spec has no class of its own (an endpoint, or a vendor of LiteLLM's table), create a subclass.
+    """
+    provider_class = CLASSES.get(spec.kind or spec.name, VendorProvider)
+    if getattr(provider_class, "spec", None) is not spec:
+        class_name = f"{spec.name.title().replace('-', '').replace('_', '')}Provider"
+        provider_class = type(class_name, (provider_class,), {"spec": spec})
+    return provider_class(*arguments, **keywords)

@@ -3,8 +3,9 @@
 No function sends a request or waits. ``execution`` performs the action that ``decide`` chooses.
 
 Another attempt continues an interrupted answer. It sends the text so far as a prefill (a last assistant message for the
-model to continue), or instructs the model to continue. The continuation must first repeat the last words, unless the
-prefill was the whole text. Otherwise the attempt fails with ``NotContinued``.
+model to continue), sometimes without the last word, or it instructs the model to continue. Unless the prefill was the
+complete text, the continuation must begin with the last words of the text. If not, the attempt fails with
+``NotContinued``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class RequestState:
         can_wait_for_load: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
         can_restart: a provider raised ``NotContinued``, and the answer was not restarted yet.
         can_retry: a failure may be transient, and a retry is left before the deadline.
-        time_left: the caller's deadline has not passed.
+        before_deadline: the caller's deadline has not passed.
     """
 
     text_emitted: bool = False
@@ -55,7 +56,7 @@ class RequestState:
     can_wait_for_load: bool = False
     can_restart: bool = False
     can_retry: bool = False
-    time_left: bool = True
+    before_deadline: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,9 @@ RULES: Final = (
     Rule(
         "the request is invalid or filtered, the cassette has no response to it, or the caller's deadline has passed",
         # If only the provider's own deadline has passed, another provider is tried
-        lambda error, state: not (error.failover or (isinstance(error, errors.DeadlineExceeded) and state.time_left)),
+        lambda error, state: (
+            not (error.failover or (isinstance(error, errors.DeadlineExceeded) and state.before_deadline))
+        ),
         "raise",
     ),
     Rule("a part of a tool call was emitted", lambda _, state: state.tool_call_emitted, "raise"),
@@ -222,11 +225,11 @@ def breaker_rule(error: LLMError) -> BreakerRule:
 
 
 def max_retries(configured: int) -> int:
-    """Return the configured number of retries, or the lower limit that a test has set."""
+    """Return the configured number of retries, or the maximum that a test has set, if it is smaller."""
     return configured if switches.max_retries is None else min(configured, switches.max_retries)
 
 
-def may_be_restarting(error: LLMError | None) -> bool:
+def suggests_restart(error: LLMError | None) -> bool:
     """Return whether the server may be restarting; False in a test that limits retries."""
     return switches.max_retries is None and isinstance(error, errors.ConnectionFailed) and error.refused
 

@@ -163,7 +163,7 @@ class Execution:
             can_wait_for_load=bool(loading),
             can_restart=bool(not_continued) and not self._restarted,
             can_retry=pause_s is not None,
-            time_left=self._now < self._deadline,
+            before_deadline=self._now < self._deadline,
         )
         rule = decision.decide(error, state)
         if rule.action == "raise":

@@ -28,7 +28,8 @@ class Chain:
 
     Attributes:
         digests: hashes of the prompt's beginning, to find a server that has it in its cache (``adapter.capacity``).
-        interrupted_model_names: the names of the model that wrote an interrupted answer; empty without one.
+        interrupted_model_names: all names of the model that wrote the interrupted answer; empty if no answer was
+            interrupted.
     """
 
     def __init__(self, candidates: Sequence[Candidate], call: Call, settings: Settings) -> None:
@@ -45,7 +46,7 @@ class Chain:
     def choose_models(self) -> None:
         """Set the model of each candidate: the requested one if the provider has it, else its default model.
 
-        If no provider is known to have the requested model, the first rank uses it.
+        If no provider is known to have the requested model, set it for the candidates of the first rank.
         """
         requested = self.call.model
         for candidate in self.candidates:
@@ -69,7 +70,10 @@ class Chain:
         return eligible, select(eligible, self.settings.llm_routing, self.interrupted_model_names)
 
     def sorted_candidates(self) -> list[Candidate]:
-        """Return the candidates sorted by LLM_ROUTING. In a rank, servers that probably cache the prompt come first."""
+        """Return the candidates sorted by LLM_ROUTING.
+
+        In a rank, servers whose cache probably has the beginning of the prompt come first.
+        """
         ranks = dict.fromkeys(candidate.rank for candidate in self.candidates)
         if self.settings.llm_routing == "order" and len(ranks) == len(self.candidates):
             return list(self.candidates)
@@ -85,7 +89,8 @@ class Chain:
     def missing(self, candidate: Candidate) -> list[str]:
         """Describe the requirements that a candidate certainly does not meet.
 
-        For a sole candidate, omit those that only the server enforces: the server explains its refusal better.
+        For a sole candidate, describe only the capabilities that it lacks. The server checks the other requirements,
+        and its error is more specific.
         """
         if candidate.creation_error:
             return [str(candidate.creation_error)]
@@ -96,12 +101,15 @@ class Chain:
         return missing_requirements(self.requirements, candidate.facts.capabilities)
 
     def supports(self, candidate: Candidate) -> bool:
-        """Return whether a candidate may get the request. A sole one always may: its own error is more specific."""
+        """Return whether to try a candidate.
+
+        A sole candidate is always tried, because the provider's error is more specific than the router's.
+        """
         return len(self.candidates) == 1 or not self.missing(candidate)
 
-    def remaining(self, failed: Candidate | None) -> list[Candidate]:
-        """Return the candidates other than ``failed`` that support the request and have not failed."""
-        others = [candidate for candidate in self.candidates if candidate is not failed]
+    def remaining(self, excluded: Candidate | None) -> list[Candidate]:
+        """Return the other candidates that support the request and have not failed."""
+        others = [candidate for candidate in self.candidates if candidate is not excluded]
         return [candidate for candidate in others if not candidate.failure and self.supports(candidate)]
 
     def failed_with(self, kind: type[LLMError]) -> list[Candidate]:
@@ -119,7 +127,7 @@ class Chain:
         The limit is LLM_PATIENCE, in seconds.
         """
         used = [candidate for candidate in self.candidates if self.supports(candidate)]
-        refused = all(candidate.distance == 0 and decision.may_be_restarting(candidate.failure) for candidate in used)
+        refused = all(candidate.distance == 0 and decision.suggests_restart(candidate.failure) for candidate in used)
         self._refused_since = min(self._refused_since, now) if refused else math.inf
         return refused and now - self._refused_since < self.settings.llm_patience
 
@@ -169,7 +177,7 @@ def sort_candidates(candidates: Sequence[Candidate], routing: Routing) -> list[C
 def select(
     candidates: Sequence[Candidate], routing: Routing, interrupted_model_names: frozenset[str] = frozenset()
 ) -> Candidate | None:
-    """Choose a candidate with circuit breakers that allow a request; None if there is none.
+    """Choose a candidate that is ready (its circuit breaker allows a request); None if no candidate is.
 
     The first one is chosen, with two exceptions:
 
@@ -190,5 +198,5 @@ def select(
 
 
 def first_to_recover(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate with the circuit breaker that ends its period first."""
+    """Return the candidate that is ready first: its circuit breaker has the earliest end."""
     return min(candidates, key=lambda candidate: candidate.breaker.open_until if candidate.breaker else 0.0)

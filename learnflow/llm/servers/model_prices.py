@@ -92,11 +92,11 @@ def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
         for level in REASONING_LEVELS
         if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
     }
-    # Without a flag for the level "none", a model that rejects "minimal" always thinks
-    always_thinks = (
+    # If the map does not report the level "none", a model that rejects "minimal" rejects "none", too
+    rejects_none = (
         spec.dialect.litellm_marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected
     )
-    rejected |= {"none"} if always_thinks or row.get("thinking_always_on") is True else set()
+    rejected |= {"none"} if rejects_none or row.get("thinking_always_on") is True else set()
     return frozenset(rejected.union(_SAMPLING if row.get("supports_sampling_params") is False else ()))
 
 
@@ -108,16 +108,16 @@ def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, reasoning: b
     """
     row = find_row(spec, model)
     paths = row.get("supported_endpoints") or ()
-    is_served = spec.api.responses_path is not None and (_RESPONSES in paths or row.get("mode") == "responses")
+    has_responses = spec.api.responses_path is not None and (_RESPONSES in paths or row.get("mode") == "responses")
     reasons = row.get("supports_reasoning") and (reasoning or not row.get("supports_none_reasoning_effort"))
-    return is_served and bool(_CHAT not in paths or (tools and reasons))
+    return has_responses and bool(_CHAT not in paths or (tools and reasons))
 
 
 def shutdown_date(spec: ProviderSpec, model: str) -> date | None:
     """Return the day on which a vendor shuts a model down; None if unknown.
 
-    A model without its own date gets the last date of its snapshots (the same name and a day). If one of them has no
-    date, the day is unknown.
+    A model without its own shutdown date gets the latest one of its snapshots (its name and a date). If a snapshot has
+    no shutdown date, return None.
     """
     if spec.local:
         return None

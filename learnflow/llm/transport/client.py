@@ -29,7 +29,7 @@ _MAX_ERROR_BYTES: Final = 256 * 1024  # limit for the body of an error response
 _ERROR_TIMEOUT_S: Final = 2.0  # time limit for reading this body
 COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 _MAX_INFLATED_BYTES: Final = 64 * 1024  # the largest decompressed piece
-_READS_BEFORE_YIELD: Final = 64  # a read of data that has already arrived does not suspend the task
+_READS_BEFORE_YIELD: Final = 64  # let other tasks run, because a read of buffered data does not suspend the task
 _NO_RESPONSE: Final = "without sending a response"  # in httpcore's message if the server closed the connection
 # Raised before connecting: the socks package or a CA file is missing, or a proxy URL is invalid.
 _SETUP_ERRORS: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
@@ -41,7 +41,7 @@ class HttpRequest:
 
     Attributes:
         body: the JSON to POST; None for a GET.
-        connect_timeout: the ``Client.connect_timeout`` for this request, if it is shorter.
+        connect_timeout: a limit in seconds that is shorter than ``Client.connect_timeout``. A longer one has no effect.
         on_timeout: callbacks for a request that a time limit ends. The recorder of cassettes adds one.
     """
 
@@ -89,7 +89,8 @@ class HttpResponse:
     async def aclose(self) -> None:
         """Close the connection, or return it to the pool if the body was read to its end.
 
-        If the caller is cancelled, the close continues. Otherwise httpcore's pool would have a half-closed connection.
+        The close continues if the caller is cancelled, because an interrupted close leaves a half-closed connection in
+        httpcore's pool.
         """
         closing = asyncio.ensure_future(self._close())
         ending_tasks.add(closing)
@@ -269,7 +270,7 @@ async def _send(request: httpx.Request, transport: network.RouteTransport) -> ht
         try:
             response = await transport.handle_async_request(request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-            # A RemoteProtocolError with another message means that a response has begun
+            # A RemoteProtocolError without ``_NO_RESPONSE`` means that a response has begun
             malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
             if new_stream or malformed:
                 raise
@@ -293,7 +294,7 @@ def _has_extra_bytes(stream: Any, connection: Any) -> bool:
         stream = getattr(stream, name, None)
     if stream is not None and stream.trailing_data[0]:
         return True
-    # asyncio may have read bytes that h11 has not received yet, with TLS perhaps encrypted ones
+    # asyncio may have bytes that h11 has not received yet. With TLS, they may still be encrypted
     tcp = tls = getattr(connection, "_stream", None)
     tcp = getattr(tls, "transport_stream", tcp)
     unread = getattr(getattr(tcp, "_protocol", None), "read_queue", ())

@@ -74,7 +74,7 @@ class Endpoint:
 
     Attributes:
         server_url: the URL without the path of the API, such as "http://localhost:8080".
-        base_url: the URL to which LiteLLM appends a path, such as "http://localhost:8080/v1".
+        base_url: the URL with the path of the API, such as "http://localhost:8080/v1".
         key_hint: the hint of the error if the key is missing or rejected.
         credentials: the header with the key; empty without a key.
         headers: further headers, whose values are secret. ``{session}`` in a value stands for the call's ``session=``
@@ -154,10 +154,11 @@ def configure_endpoint(
     """Return the endpoint of a provider. Arguments win over the environment.
 
     A key or header from the environment is sent to one origin only: that of ``<NAME>_BASE_URL``, else that of the
-    provider's default address, else that of ``url``. A key or header that is an argument is sent to any address.
+    provider's default address, else that of ``url``. A key or header that is given as
+    an argument is sent to the endpoint, whatever its origin is.
 
     Args:
-        url: None for the URL in the environment, else the default.
+        url: if None, use ``<NAME>_BASE_URL`` or the provider's default.
         key, headers: None for the value in the environment; "" or {} for no key or no headers.
         keyless: do not require a key.
 
@@ -196,10 +197,11 @@ def _choose_secret(
     """
     if given is not None:
         return given, ""
-    secret, mismatch_hint = provider_secret(spec, setting)
+    # The hint is not empty if the secret must not be sent to the configured address
+    secret, withheld_hint = provider_secret(spec, setting)
     default_origin = parse_endpoint(spec, spec.api.default_url).origin if spec.api.default_url else None
-    if mismatch_hint and endpoint.origin != default_origin:
-        return "", mismatch_hint
+    if withheld_hint and endpoint.origin != default_origin:
+        return "", withheld_hint
     if not secret or endpoint.origin == secrets_origin:
         return secret, ""
     variables = [spec.variable(name) for name in (setting, "base_url")]
@@ -234,11 +236,11 @@ def parse_headers(spec: ProviderSpec, given: Any, error_class: type[LLMError]) -
 
 
 def parse_endpoint(spec: ProviderSpec, url: str, version: str | None = None) -> Endpoint:
-    """Return the endpoint of a URL as an operator writes it, without key and headers.
+    """Parse an operator's URL. Return an endpoint without key and headers.
 
     Scheme, port and ``/v1`` are optional. The forms of ``OLLAMA_HOST`` are supported (Ollama's ``envconfig.Host``,
     2026-08): ``host``, ``:port``, ``0.0.0.0``, ``[::1]``, ``http://host`` (port 80) and ``https://host``, each with or
-    without a path. The API version is ``version``, else that in the URL, else the default.
+    without a path. ``Endpoint.version`` is ``version``, else the query's ``api-version``, else the default.
 
     Raises:
         NotConfigured: the URL is invalid.
@@ -315,8 +317,8 @@ def _invalid_url(spec: ProviderSpec, fault: str) -> NotConfigured:
 
 def add_error_context(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, model: str | None) -> LLMError:
     """Add the provider, the model, and a hint that names the variable to set. Return the error."""
-    # The hint is complete if the error was raised with a provider. A server that this package starts has no URL to set.
-    hint_has_variable = error.provider is not None or spec.starts_server
+    # Do not add the URL if the provider itself raised the error, or if this package starts the server
+    hint_is_complete = error.provider is not None or spec.starts_server
     error.provider, error.model = spec.name, error.model or model
     url = spec.variable("base_url")
     if isinstance(error, errors.ModelNotFound):
@@ -325,7 +327,7 @@ def add_error_context(error: LLMError, spec: ProviderSpec, endpoint: Endpoint, m
         error.hint = endpoint.key_hint
     elif isinstance(error, errors.ContextOverflow) and spec.context_setting:
         error.hint = error.advice.replace("context,", f"context ({spec.context_setting}),")
-    elif isinstance(error, errors.Misconfigured | errors.ConnectionFailed) and error.hint and not hint_has_variable:
+    elif isinstance(error, errors.Misconfigured | errors.ConnectionFailed) and error.hint and not hint_is_complete:
         error.hint = f"{error.hint}; the address in use is {endpoint.base_url}, the variable {url}"
     elif isinstance(error, errors.ConnectionFailed | errors.ConnectTimeout):
         program = spec.title if spec.api.default_url and spec.title != spec.name else "the server"

@@ -92,7 +92,7 @@ async def test_keyword_of_other_library_is_refused_with_hint() -> None:
         assert await provider.generate("hi", n=1)
         assert "n" not in server.seen[0].body
         for more, message in (
-            ({"n": 2}, "a call has one answer"),
+            ({"n": 2}, "a call returns one answer"),
             ({"logprobs": True}, "logprobs"),
             ({"top_logprobs": 5}, "another model"),
             ({"num_ctx": 8192}, "<NAME>_CONTEXT"),

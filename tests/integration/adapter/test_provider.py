@@ -116,7 +116,7 @@ async def test_call_without_model_lists_several_models() -> None:
         "ollama", responses={"/api/tags": {"models": [{"name": "a"}, {"name": "b"}]}, "/api/ps": {"models": []}}
     ) as server:
         provider = OllamaProvider(base_url=server.base_url)
-        with pytest.raises(errors.NotConfigured, match=r"there are 2: a, b.*OLLAMA_MODEL"):
+        with pytest.raises(errors.NotConfigured, match=r"the server has 2: a, b.*OLLAMA_MODEL"):
             await provider.generate("hi")
         server.responses["/api/ps"] = {"models": [{"name": "b"}]}
         assert (await provider.complete("hi")).model.requested == "b"
