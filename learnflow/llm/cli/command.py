@@ -1,4 +1,7 @@
-"""The decorator, the options and the exit codes of all commands. Other modules are imported if a command runs."""
+"""The decorator, the options and the exit codes of all commands.
+
+The modules that ``--help`` does not need are imported only when a command runs.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ _NO_PROVIDER_ERRORS: Final = (errors.NotConfigured, errors.NotLocal, errors.Conn
 def command(function: Callable[..., Any]) -> click.Command:
     """Turn a function into a click command, and add ``--verbose``.
 
-    The function returns the exit code. It may be a coroutine function.
+    The function returns the exit code. Coroutine functions are also supported.
     """
 
     @wraps(function)
@@ -48,7 +51,7 @@ def command(function: Callable[..., Any]) -> click.Command:
             if name := options.get("provider"):
                 _check_provider(name)
             if "provider" in options and created.name != "doctor":  # doctor prints ineffective settings in a section
-                _report_ineffective(name)
+                _report_ineffective_settings(name)
             with interruptible():
                 result = function(**options)
                 return int(asyncio.run(result) if asyncio.iscoroutine(result) else result)
@@ -79,7 +82,7 @@ def _check_provider(name: str) -> None:
         raise click.BadParameter(str(error), param_hint="--provider") from None
 
 
-def _report_ineffective(provider: str | None) -> None:
+def _report_ineffective_settings(provider: str | None) -> None:
     from .variables import ineffective, known_specs  # noqa: PLC0415  # not needed for --help
 
     for sentence in ineffective(known_specs(provider)):
@@ -90,8 +93,12 @@ def exit_code(error: errors.LLMError) -> ExitCode:
     """Return the exit code for an error. It is NO_PROVIDER if every attempt failed before a provider was reached."""
     if isinstance(error, errors.InvalidRequest):
         return ExitCode.USAGE
-    failures = [getattr(errors, tried.error, errors.LLMError) for tried in error.attempts] or [type(error)]
-    return ExitCode.NO_PROVIDER if all(issubclass(kind, _NO_PROVIDER_ERRORS) for kind in failures) else ExitCode.FAILED
+    error_classes = [getattr(errors, attempt.error, errors.LLMError) for attempt in error.attempts] or [type(error)]
+    return (
+        ExitCode.NO_PROVIDER
+        if all(issubclass(error_class, _NO_PROVIDER_ERRORS) for error_class in error_classes)
+        else ExitCode.FAILED
+    )
 
 
 def _complete_provider(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
@@ -100,7 +107,7 @@ def _complete_provider(_: click.Context, __: click.Parameter, incomplete: str) -
     return [name for name in SPECS if name.startswith(incomplete)]
 
 
-def _require_number(_: click.Context, __: click.Parameter, value: float) -> float:
+def _require_finite(_: click.Context, __: click.Parameter, value: float) -> float:
     if not math.isfinite(value):
         raise click.BadParameter("it must be a number of seconds")
     return value
@@ -118,6 +125,6 @@ timeout_option = click.option(
     default=1,
     show_default=True,
     metavar="SECONDS",
-    callback=_require_number,
+    callback=_require_finite,
     help="Time limit of all probes together.",
 )
