@@ -1,4 +1,4 @@
-"""One interface to cloud and local language models, which returns complete answers or raises typed errors.
+"""One interface to cloud and local language models. It returns complete answers or raises typed errors.
 
 The classes of providers are in ``learnflow.llm.providers``. Each name in ``__all__`` is imported on first use, because
 the imports take up to a second.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .routing.router import RouterProvider
     from .stream import TextStream
 
-__version__ = "0.1.0"  # pyproject.toml reads it
+__version__ = "0.1.0"  # pyproject.toml reads the version from this line
 
 __all__ = [
     "AtMost",
@@ -62,9 +62,9 @@ __all__ = [
     "get_provider",
 ]
 
-# The modules with the names above, in the order of their import time.
-_LIGHT = ["errors", "capabilities", "completion", "stream", "base", "factory"]
-_MODULES = [*_LIGHT, "adapter.routable", "adapter.provider", "routing.router"]
+# The modules that define the names above, the fastest import first.
+_FAST_MODULES = ["errors", "capabilities", "completion", "stream", "base", "factory"]
+_MODULES = [*_FAST_MODULES, "adapter.routable", "adapter.provider", "routing.router"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Run the commands, by ``python -m learnflow.llm`` or ``python learnflow/llm``.
 
-The second form does not import the parent package ``learnflow``. In the application LearnFlow, that package has code of
-the application, and its import is slow.
+The second form does not import the parent package ``learnflow``. In the application LearnFlow, importing that package
+is slow, because it contains code of the application.
 """
 
 import sys
@@ -10,7 +10,7 @@ from types import ModuleType
 
 if not __package__:  # python learnflow/llm
     _parent = Path(__file__).resolve().parent.parent
-    sys.path.pop(0)  # this folder, because its modules would shadow others of the same names
+    sys.path.pop(0)  # remove this folder, because its modules would shadow other modules of the same name
     sys.modules["learnflow"] = ModuleType("learnflow")
     sys.modules["learnflow"].__path__ = [str(_parent)]
 

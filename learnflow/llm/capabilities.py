@@ -14,18 +14,18 @@ State: TypeAlias = Literal["ready", "loading", "unauthorised", "misconfigured", 
 
 
 class Capabilities(TypedDict):
-    """The capabilities of a provider with its model. None means unknown, not "no".
+    """The capabilities of a provider and one of its models. None means unknown, not "no".
 
     Attributes:
         streaming: whether answers can be streamed.
         vision: whether images are supported.
         tools: whether tools are supported.
         json_schema: whether a schema in ``response_format`` is supported.
-        reasoning: whether the model can think.
-        context: the maximum context length of the model, for which it was trained, in tokens.
+        reasoning: whether the model supports reasoning (thinking).
+        context: the context length for which the model was trained, in tokens.
         context_served: the context length with which the server runs the model, in tokens.
         max_output: the maximum length of an answer in tokens.
-        prefill: whether the server can continue a last assistant message.
+        prefill: whether the server continues the last message if it is an assistant message.
         local: whether prompts stay on this machine or in a private network.
         cost: US dollars for a million prompt tokens, and for a million completion tokens.
     """
@@ -43,11 +43,14 @@ class Capabilities(TypedDict):
     cost: tuple[float, float] | None
 
 
-def default_capabilities(*, local: bool = True, **known: Any) -> Capabilities:
-    """Return the given capabilities, and defaults or None (unknown) for the others. A local server costs nothing."""
+def default_capabilities(*, local: bool = True, **capabilities: Any) -> Capabilities:
+    """Return the given capabilities. Every other capability gets its default, or None (unknown).
+
+    The default cost of a local server is 0.
+    """
     unknown = dict.fromkeys(Capabilities.__annotations__)
     defaults = {"streaming": True, "local": local, "cost": (0.0, 0.0) if local else None}
-    return cast(Capabilities, {**unknown, **defaults, **known})
+    return cast(Capabilities, {**unknown, **defaults, **capabilities})
 
 
 def merge_capabilities(capabilities: Capabilities, *others: Mapping[str, Any]) -> Capabilities:
@@ -58,9 +61,9 @@ def merge_capabilities(capabilities: Capabilities, *others: Mapping[str, Any]) -
     return cast(Capabilities, merged)
 
 
-# The capabilities that are true or false.
-FLAGS: Final = tuple(name for name, kind in get_type_hints(Capabilities).items() if kind in (bool, bool | None))
-_CONFIGURABLE_FLAGS: Final = ("finish", *FLAGS)  # "no-finish": the server never sends a finish_reason
+# The names of the boolean capabilities.
+FLAGS: Final = tuple(name for name, hint in get_type_hints(Capabilities).items() if hint in (bool, bool | None))
+_CONFIGURABLE_FLAGS: Final = ("finish", *FLAGS)  # "finish": whether the server sends a finish_reason
 
 
 def parse_capabilities(text: str) -> dict[str, Any]:
@@ -88,31 +91,34 @@ def parse_capabilities(text: str) -> dict[str, Any]:
     return capabilities
 
 
-_MAX_COMPARED_NAMES: Final = 300  # a cloud may list thousands of models
+_MAX_COMPARED_NAMES: Final = 300  # limits the time, because a cloud can list thousands of models
 
 
 def find_similar(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """Return up to ``count`` names of models that are similar to a name, the most similar first.
+    """Return up to ``count`` of ``names`` that are similar to ``name``, the most similar first.
 
-    Names are compared in lower case, with and without the folder and the tag ("folder/model:tag").
+    Names are compared in lower case, first in full, then without folder and tag ("folder/model:tag").
     """
     spellings: dict[str, str] = {}
     for other in islice(names, _MAX_COMPARED_NAMES):
         for spelling in _spellings(other):
             spellings.setdefault(spelling, other)
-    close = [match for word in _spellings(name) for match in difflib.get_close_matches(word, spellings, count)]
-    return list(dict.fromkeys(spellings[match] for match in close))[:count]
+    similar = [match for word in _spellings(name) for match in difflib.get_close_matches(word, spellings, count)]
+    return list(dict.fromkeys(spellings[match] for match in similar))[:count]
 
 
-# The optional end of a name: a date or version ("-2026-08-07", "-0613"), or a tag (":free").
-_SNAPSHOT: Final = re.compile(r"(?:[-@_][\d-]{3,}|:[\w.-]+)?")
+# The end of a name: nothing, a date or version ("-2026-08-07", "-0613"), or a tag (":free").
+_OPTIONAL_SUFFIX: Final = re.compile(r"(?:[-@_][\d-]{3,}|:[\w.-]+)?")
 
 
 def is_same_model(name: str, other: str) -> bool:
-    """Return whether two names may mean one model. Case and folder are ignored. One name may lack a date or a tag."""
+    """Return whether two names can refer to the same model. Ignore case, the folder, and "latest" at the end.
+
+    The longer name can also end with a date, a version or a tag.
+    """
     plain = (spelling.lower().rpartition("/")[2].removesuffix("latest").rstrip("-:") for spelling in (name, other))
     short, long = sorted(plain, key=len)
-    return long.startswith(short) and _SNAPSHOT.fullmatch(long, len(short)) is not None
+    return long.startswith(short) and _OPTIONAL_SUFFIX.fullmatch(long, len(short)) is not None
 
 
 def _spellings(name: str) -> tuple[str, str]:
@@ -132,10 +138,10 @@ class Health:
         latency_s: seconds until the response; None if there was none.
         server: the kind of server; None if unknown.
         version: the version of the server; None if unknown.
-        model: the model that a request would use; None if the request must name one.
-        cold: whether the server would load the model first; None if unknown.
+        model: the model of a request without ``model=``; None if unknown, or if a request must name a model.
+        cold: whether the server must load the model before it responds; None if unknown.
         models: the names of the server's chat models.
-        capabilities: the capabilities with ``model``.
+        capabilities: the capabilities of the provider and ``model``.
     """
 
     state: State

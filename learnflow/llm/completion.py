@@ -20,11 +20,11 @@ Parsed = TypeVar("Parsed", default=Any)
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
 Source: TypeAlias = Literal["stream", "call", "journal"]
 
-# The fields of a message and of a tool call in OpenAI's API. A server may add others, such as a signature of the
-# thinking. These "extra" fields are sent back only to the server that sent them.
+# The fields of a message and of a tool call in OpenAI's API. A server can add "extra" fields, such as a signature of
+# the thinking. Extra fields are sent back only to the server that sent them.
 MESSAGE_FIELDS: Final = frozenset({"role", "content", "name", "tool_calls", "function_call", "refusal", "audio"})
 CALL_FIELDS: Final = frozenset({"index", "id", "type", "function"})
-ORIGIN_FIELD: Final = "learnflow_origin"  # a field for ``Completion.origin``, which is not sent
+ORIGIN_FIELD: Final = "learnflow_origin"  # contains ``Completion.origin``; removed before a message is sent
 
 
 class ServedModel(str):  # noqa: SLOT000  # a str cannot have slots
@@ -58,7 +58,7 @@ class Usage:
     cached_tokens: int | None = None
 
     def __add__(self, other: Usage) -> Usage:
-        """Add each count. The sum is None if either operand is."""
+        """Add the counts. A sum is None if one of its two counts is None."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Usage(*(None if None in pair else sum(pair) for pair in pairs))
 
@@ -79,28 +79,28 @@ class ToolCall:
 
 
 class CallId(str):  # noqa: SLOT000  # a str cannot have slots
-    """The id of a tool call. ``answer`` is the ``Completion.message`` that contained the call.
+    """The id of a tool call. ``answer`` is the result of ``Completion.message()`` that contains the call.
 
-    A caller may build the next prompt without ``Completion.message``. If the prompt contains this object as the id,
+    Some callers build the next prompt without ``Completion.message()``. If a tool call in it has this object as its id,
     ``restore_extra`` still finds the extra fields.
     """
 
     answer: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True, kw_only=True)  # with slots, Completion[Quiz](…) is a TypeError in Python 3.11
+@dataclass(frozen=True, kw_only=True)  # no slots: Completion[Quiz](…) would be a TypeError in Python 3.11
 class Completion(Generic[Parsed]):
-    """A complete answer and its metadata; ``Completion[Quiz]`` if the call had ``response_format=Quiz``.
+    """An answer and its metadata; ``Completion[Quiz]`` if the call had ``response_format=Quiz``.
 
     Attributes:
         reasoning: the model's thinking, which ``text`` does not contain; None if the response has none.
-        parsed: the instance if ``response_format`` was a pydantic class, the parsed JSON if it was a dict. None without
-            ``response_format``, or if the model called tools instead.
+        parsed: the instance if ``response_format`` was a pydantic class, the parsed JSON if it was a dict. None if
+            ``response_format`` was not given, or if the model called tools instead.
         finish: "stop", "length" (a token limit was reached) or "tool_calls".
         cost: the cost in US dollars, 0.0 for a local server; None if unknown.
         first_token_s, total_s: seconds from the request to the first token and to the end.
         attempts: the number of attempts, including failed ones.
-        resumed: how often a provider continued an earlier text; see ``Resumed``.
+        resumed: how often a provider continued an interrupted text; see ``Resumed``.
         extra: the fields of the message that OpenAI's API does not define, for example ``reasoning_content``.
         origin: an identifier of the provider and address that sent ``extra``; None if unknown.
     """
@@ -126,7 +126,7 @@ class Completion(Generic[Parsed]):
         return replace(cast(Completion, self), text="", reasoning=None, parsed=None, tool_calls=(), extra={})
 
     def message(self) -> dict[str, Any]:
-        """Return the answer as a message for the next prompt. The message may be stored as JSON.
+        """Return the answer as a message for the next prompt. The message can be stored as JSON.
 
         The extra fields in the message are sent back only to the provider and address that sent them.
         """
@@ -184,10 +184,10 @@ class Waiting:
     """The request is waiting. The event is emitted once a second during the wait.
 
     Attributes:
-        reason: "queue" for a place within the concurrency limit, "load" for the load of a model, or "retry" for the
+        reason: "queue" for a slot within the concurrency limit, "load" for the load of a model, or "retry" for the
             next attempt.
         provider: the provider, or several ("gpu1+gpu2").
-        model: the requested model; None if it is not chosen yet.
+        model: the model; None if it is not chosen yet.
     """
 
     reason: Literal["queue", "load", "retry"]
@@ -197,7 +197,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Failover:
-    """A provider failed, and the router sends the request to the next one."""
+    """A provider failed, and the router sends the request to another provider."""
 
     provider: str
     to: str
@@ -213,10 +213,10 @@ class Resumed:
 
     Attributes:
         characters: the length of the text before the continuation.
-        by_instruction: True if an instruction in the prompt requested the continuation. False if the request ended with
-            the interrupted text, as the beginning of the answer (a prefill).
-        source: the origin of the text: "stream" (a stream that broke), "call" (the caller's ``after=``), or "journal"
-            (a file in ``LLM_JOURNAL``).
+        by_instruction: True if an instruction in the prompt requested the continuation. False if the request
+            contained the interrupted text as a prefill (the beginning of the answer).
+        source: the source of the interrupted text: "stream" (a stream that broke), "call" (the caller's ``after=``), or
+            "journal" (a file in ``LLM_JOURNAL``).
     """
 
     provider: str
@@ -236,9 +236,9 @@ Event: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | Waiting | Failov
 
 
 def add_extra(message: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of an assistant's message with the extra fields of ``answer`` and of its tool calls.
+    """Copy an assistant's message, and add the extra fields of ``answer`` and of its tool calls.
 
-    ``answer`` is the same message, from ``Completion.message``. Tool calls are matched by id.
+    ``answer`` has the fields of ``Completion.message()`` for the same answer. Tool calls are matched by id.
     """
     extra = {name: value for name, value in answer.items() if name not in MESSAGE_FIELDS}
     answer_calls = {call["id"]: call for call in answer.get("tool_calls", ())}
@@ -247,9 +247,9 @@ def add_extra(message: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str
 
 
 def restore_extra(message: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Return a copy of a message, for a request to the provider with this ``Completion.origin``.
+    """Copy a message for a request to a provider. Add the extra fields that this provider sent.
 
-    The copy has the extra fields that this provider sent, and none from another provider.
+    If another provider sent the extra fields, remove them. ``origin`` is the ``Completion.origin`` of this provider.
     """
     calls: list[Mapping[str, Any]] = list(message.get("tool_calls") or ())
     answer: Mapping[str, Any] = next((call["id"].answer for call in calls if isinstance(call.get("id"), CallId)), {})
@@ -257,5 +257,5 @@ def restore_extra(message: Mapping[str, Any], origin: str) -> dict[str, Any]:
     if restored.pop(ORIGIN_FIELD, origin) == origin:
         return restored
     calls = [{name: call[name] for name in call if name in CALL_FIELDS} for call in calls]
-    own = {name: restored[name] for name in restored if name in MESSAGE_FIELDS}
-    return own | ({"tool_calls": calls} if calls else {})
+    standard_fields = {name: restored[name] for name in restored if name in MESSAGE_FIELDS}
+    return standard_fields | ({"tool_calls": calls} if calls else {})

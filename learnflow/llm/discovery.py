@@ -1,7 +1,7 @@
 """Find model servers: probe the configured addresses and the default ports concurrently.
 
-Responses, not ports, determine the kind of a server (Ollama, vLLM …). A cloud is probed only if it is named, or if its
-key is set.
+Responses, not ports, determine the kind of a server (Ollama, vLLM …). A cloud is probed only if the caller
+names it, or if its address or key is configured.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ NO_SERVER: Final = "no provider is named, and no model server is ready on this m
 _EMBEDDED_HINT: Final = (
     "The embedded model is small. Set LLM_PROVIDER to a server or a cloud, or EMBEDDED_MODEL to a larger GGUF"
 )
-_LOOPBACK: Final = "127.0.0.1"  # "localhost" would wait for a DNS lookup if the name servers are down
+_LOOPBACK: Final = "127.0.0.1"  # not "localhost", because a DNS lookup waits if the name servers are down
 _DOCKER_HOST: Final = "host.docker.internal"
 _announced_models: Final = register("embedded models announced", set[str | None](), learned=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A provider that could be used, with the result of its probe.
+    """A provider that could be used, and the result of its probe.
 
     Attributes:
         provider: the provider; None if its settings are invalid or incomplete.
-        configured: whether settings name the provider, its address or its key. False for a default address.
-        kind: the detected kind of server, if ``<NAME>_KIND`` is missing or invalid; else None.
+        configured: whether the caller names the provider, or its address or key is configured. False for a default
+            address.
+        kind: the detected kind of server if ``<NAME>_KIND`` is missing or invalid. None if the variable is valid, or if
+            no kind was detected.
     """
 
     health: Health
@@ -53,10 +55,10 @@ class Candidate:
 
     @property
     def responded(self) -> bool:
-        """Return whether a model server responded, and has valid settings."""
+        """Return whether a model server responded, and the provider's settings are valid."""
         health = self.health
-        known = health.server is not None or health.state in ("ready", "loading", "model_missing")
-        return self.provider is not None and known and health.state != "misconfigured"
+        is_model_server = health.server is not None or health.state in ("ready", "loading", "model_missing")
+        return self.provider is not None and is_model_server and health.state != "misconfigured"
 
     @property
     def ready(self) -> bool:
@@ -73,16 +75,16 @@ async def scan(
         timeout_s: the timeout of each probe in seconds.
         named: the names of providers to probe even if they are not configured.
         clouds: whether to probe configured clouds.
-        embedded: whether to add the embedded model, which this package runs itself. It is added only if ``named`` is
-            empty, and no local server is configured or responds.
+        embedded: whether to add the embedded model, which this package runs itself. It is not added if
+            ``named`` is not empty, or if a local server is configured or responds.
     """
     named = set(named)
     cassettes = active.current(settings.load())
-    if cassettes and cassettes.providers is not None:  # in a replay, only the recorded providers exist
+    if cassettes and cassettes.providers is not None:  # in a replay, only the named and the recorded providers exist
         names = {*named, *filter(_spec_or_none, cassettes.providers)}
         return _without_duplicates(await asyncio.gather(*(_probe_configured(name, timeout_s) for name in names)))
     hosts = {_LOOPBACK} | (await _resolvable_hosts(timeout_s) if settings_sources.in_container() else set())
-    specs, probed, candidates = discoverable_specs(), set[str](), list[Candidate]()
+    specs, probed_urls, candidates = discoverable_specs(), set[str](), list[Candidate]()
     probes = [_probe_configured(name, timeout_s) for name in named if name not in specs and (clouds or _is_local(name))]
     for name, spec in specs.items():
         try:
@@ -94,31 +96,31 @@ async def scan(
         configured = bool(base_url or (provider_settings.api_key and not spec.local) or name in named)
         if configured and (clouds or spec.local):
             probes.append(_probe_configured(name, timeout_s))
-        # Skip loopback for a named provider without an address, because ``_probe_configured`` probes it
+        # If a provider is named and has no address, skip loopback: ``_probe_configured`` probes its default address
         default_hosts = hosts if base_url or name not in named else hosts - {_LOOPBACK}
-        urls = [url for url in _default_addresses(spec, default_hosts) if url not in probed]
-        probed.update(urls)  # several kinds have the same default port
+        urls = [url for url in _default_addresses(spec, default_hosts) if url not in probed_urls]
+        probed_urls.update(urls)  # probe a URL once, because several kinds have the same default port
         probes += [_probe_default(spec, url, timeout_s) for url in urls]
     await NETWORK.prepare()  # import modules before latencies are measured
     candidates = _without_duplicates(candidates + await asyncio.gather(*probes))
-    hidden = set(specs) - set(SPECS)  # uncommon kinds are listed only if a server responds
+    uncommon_kinds = set(specs) - set(SPECS)  # listed only if a server responds
     candidates = [
         candidate
         for candidate in candidates
-        if candidate.configured or candidate.health.provider not in hidden or candidate.health.state != "down"
+        if candidate.configured or candidate.health.provider not in uncommon_kinds or candidate.health.state != "down"
     ]
     return candidates if named or not embedded else candidates + await _probe_embedded(candidates, timeout_s)
 
 
 async def _probe_embedded(candidates: Iterable[Candidate], timeout_s: float) -> list[Candidate]:
-    """Return the embedded model, unless a local server is configured or responds.
+    """Return the candidate of the embedded model; [] if a local server is configured or responds.
 
-    If the model cannot be used, its error is returned only if one of its settings is set.
+    Also return [] if the model cannot be used and none of its settings is set.
     """
     if any(item.responded or (item.configured and _is_local(item.health.provider)) for item in candidates):
         return []
     try:
-        provider = await asyncio.to_thread(EmbeddedProvider)  # it reads the file system
+        provider = await asyncio.to_thread(EmbeddedProvider)  # in a thread, because it reads the file system
     except LLMError as error:
         is_set = settings.load_provider(EMBEDDED).model_fields_set
         return [_invalid_candidate(EMBEDDED.name, error)] if is_set else []
@@ -126,14 +128,14 @@ async def _probe_embedded(candidates: Iterable[Candidate], timeout_s: float) -> 
 
 
 async def _resolvable_hosts(timeout_s: float) -> set[str]:
-    """Return the names of the Docker host and of compose services that resolve in this container."""
+    """Return the host names of Docker and of compose services that this container can resolve."""
     names = [_DOCKER_HOST, *(spec.server.compose_service for spec in SPECS.values() if spec.server.compose_service)]
     lookups = await asyncio.gather(*(network.resolve(name, timeout_s / 2) for name in names), return_exceptions=True)
     return {name for name, addresses in zip(names, lookups, strict=True) if isinstance(addresses, list)}
 
 
 def _default_addresses(spec: ProviderSpec, hosts: set[str]) -> list[str]:
-    """Return the default addresses of a local server on ``hosts``; [] if it has none."""
+    """Return the default addresses of a local server on ``hosts``; [] for a cloud or a spec without a default."""
     if not spec.local or not spec.api.default_url:
         return []
     port = urlsplit(spec.api.default_url).port
@@ -150,15 +152,19 @@ async def _probe_configured(name: str, timeout_s: float) -> Candidate:
 
 def _invalid_candidate(name: str, error: LLMError) -> Candidate:
     spec = _spec_or_none(name)
-    known = spec.capabilities if spec else default_capabilities()
+    capabilities = spec.capabilities if spec else default_capabilities()
     health = Health(
-        state=state_of(error), provider=name, base_url=None, detail=message_without_provider(error), capabilities=known
+        state=state_of(error),
+        provider=name,
+        base_url=None,
+        detail=message_without_provider(error),
+        capabilities=capabilities,
     )
     return Candidate(health, None, configured=True)
 
 
 async def _probe_without_kind(name: str, timeout_s: float) -> Candidate | None:
-    """Probe an endpoint with a missing or invalid ``<NAME>_KIND``, to suggest one. None if it has another fault."""
+    """Probe an endpoint to suggest its ``<NAME>_KIND``. Return None if the endpoint has another fault."""
     spec = endpoint_spec(CUSTOM, name)
     try:
         provider_settings = settings.load_provider(spec)
@@ -185,7 +191,7 @@ async def _probe_default(spec: ProviderSpec, url: str, timeout_s: float) -> Cand
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     provider = _create_unconfigured(spec, url)
-    # Not refresh(), which would emit an event for a provider that the application does not use
+    # Do not call refresh(), because it emits an event, and the application does not use this provider
     health = await provider.catalog.health(timeout_s)
     kind = _detected_kind(provider)
     if kind and kind is not spec:
@@ -195,13 +201,16 @@ async def _probe_default(spec: ProviderSpec, url: str, timeout_s: float) -> Cand
 
 
 def _detected_kind(provider: BaseProvider) -> ProviderSpec | None:
-    """Return the kind of server that the last probe found; None without a server."""
+    """Return the kind of server that the last probe found; None if it found no server."""
     server = provider.catalog.server
     return (server.kind or CUSTOM) if server else None
 
 
 def _create_unconfigured(spec: ProviderSpec, url: str) -> BaseProvider:
-    """Create the provider for an address that is not configured. Only ``default_url`` gets the configured secrets."""
+    """Create the provider for an address that is not configured.
+
+    The configured secrets are sent only to the default URL, and only if no base URL is configured.
+    """
     provider_settings = settings.load_provider(spec)
     is_default = not provider_settings.base_url and _normalize(url) == _normalize(spec.api.default_url or "")
     secrets = (provider_settings.api_key, provider_settings.headers) if is_default else (None, None)
@@ -232,13 +241,13 @@ def _spec_or_none(name: str) -> ProviderSpec | None:
 
 def _is_local(name: str) -> bool:
     spec = _spec_or_none(name)
-    return spec is None or spec.local  # without a spec, it counts as local, so that the scan lists its error
+    return spec is None or spec.local  # an unknown provider counts as local, so that the scan lists its error
 
 
 def select_usable(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return the local servers that are ready, those with a loaded model first.
+    """Return the local servers that are ready. Servers that must first load their model come last.
 
-    Omit the servers that require ``model=`` in a request, unless there is no other.
+    Omit the servers that require ``model=`` in a request, unless all of them do.
     """
     ready = [item for item in candidates if item.provider and item.provider.spec.local and item.health.ready]
     unambiguous = [item for item in ready if item.health.model] or ready
@@ -246,7 +255,7 @@ def select_usable(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 async def find_providers(*, embedded: bool = True) -> list[BaseProvider]:
-    """Find the local servers to use if no provider is named. ``embedded`` permits the embedded model.
+    """Find the local servers to use if no provider is named. If ``embedded``, the embedded model is permitted.
 
     Raises:
         NotConfigured: no server is ready. The error lists the probed addresses.
@@ -261,32 +270,33 @@ async def find_providers(*, embedded: bool = True) -> list[BaseProvider]:
             _announced_models.add(provider.model)
             hint = f"{_EMBEDDED_HINT}. {_keys_hint()}".strip().removesuffix(".")
             events.emit(events.NothingConfigured(provider=provider.name, model=provider.model, hint=hint))
-    # Cassettes need a probe, but the scan recorded none
+    # Probe again, because cassettes need a probe and the scan was not recorded
     if any(provider.runner.client.transport for provider in providers):
         await asyncio.gather(*(provider.refresh() for provider in providers))
     return providers
 
 
 def make_finder() -> Callable[[], Coroutine[Any, Any, list[BaseProvider]]]:
-    """Return a function that finds the providers of a router. The router calls it again if all become unavailable.
+    """Return a function that finds the providers of a router.
 
-    Once a server was found, the embedded model does not silently replace it.
+    The router calls the function again if all providers become unavailable. After the function has found a server, it
+    never returns the embedded model, which must not silently replace a server.
     """
-    found_server = False
+    has_found_server = False
 
     async def find() -> list[BaseProvider]:
-        nonlocal found_server
-        providers = await find_providers(embedded=not found_server)
-        found_server = found_server or any(provider.spec is not EMBEDDED for provider in providers)
+        nonlocal has_found_server
+        providers = await find_providers(embedded=not has_found_server)
+        has_found_server = has_found_server or any(provider.spec is not EMBEDDED for provider in providers)
         return providers
 
     return find
 
 
 def _keys_hint() -> str:
-    """Return a hint with the clouds that have a key; "" if there are none."""
-    keys = [spec.name for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key]
-    return f"A key is set for {', '.join(keys)}: LLM_PROVIDER={keys[0]} would use it. " if keys else ""
+    """Return a hint that names the clouds with a key; "" if no cloud has a key."""
+    clouds = [spec.name for spec in SPECS.values() if not spec.local and settings.load_provider(spec).api_key]
+    return f"A key is set for {', '.join(clouds)}: LLM_PROVIDER={clouds[0]} would use it. " if clouds else ""
 
 
 def _no_server_error(candidates: Iterable[Candidate]) -> NotConfigured:

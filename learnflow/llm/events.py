@@ -76,8 +76,8 @@ class AttemptEnded(BaseEvent):
     """Base of the events at the end of an attempt.
 
     Attributes:
-        total_s: the seconds of the attempt, with its wait for a slot (see ``RequestQueued``). If the router waited for
-            the slot before the attempt, that wait is not included.
+        total_s: the seconds from the beginning to the end of the attempt. They include a wait of the attempt for a slot
+            (see ``RequestQueued``), but not a wait of the router before the attempt.
     """
 
     provider: str
@@ -123,10 +123,10 @@ class RequestEnded(BaseEvent):
 
 
 class TokenLimitReached(BaseEvent):
-    """A text ended at a token limit. It was returned to the caller, although it may be incomplete.
+    """A text ended at a token limit, and was returned to the caller. It is possibly incomplete.
 
     Attributes:
-        max_tokens: the limit of the request; None if it has none. The text then ended because the context was full.
+        max_tokens: the limit of the request; None if the request has no limit, and the context was full.
         hint: the reached limit, and what to do.
     """
 
@@ -163,7 +163,7 @@ class RequestAdjusted(BaseEvent):
 
 
 class FailedOver(BaseEvent):
-    """After a ``Failover``, another provider sent its first text or completed the answer. Not logged.
+    """After a ``Failover``, another provider responded: it sent text, or completed the answer. Not logged.
 
     Attributes:
         provider, to: the provider that failed first, and the one that responded.
@@ -179,8 +179,8 @@ class StreamContinued(BaseEvent):
     """The continuation of an interrupted text has ended. Not logged.
 
     Attributes:
-        outcome: "complete" if the answer is complete. "mismatched" if the continuation did not repeat the end of the
-            interrupted text, as required. "broken" if its attempt failed for another reason.
+        outcome: "complete" if the answer is complete. "mismatched" if the continuation did not begin with the end
+            of the interrupted text, which it must repeat. "broken" if the attempt failed for another reason.
     """
 
     provider: str
@@ -228,7 +228,7 @@ class ProviderUnusable(BaseEvent):
 
 
 class NothingConfigured(BaseEvent):
-    """No provider is configured and no local server responds. The embedded model, which this package runs, is used."""
+    """No provider is configured and no local server responds. This package runs its embedded model instead."""
 
     provider: str
     model: str | None
@@ -266,7 +266,7 @@ class ContentRecorded:
     completion: Completion
 
 
-LogEvent = BaseEvent | Failover | Resumed  # a stream yields the last two, too
+LogEvent = BaseEvent | Failover | Resumed  # a stream also yields Failover and Resumed
 Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
 
@@ -351,27 +351,27 @@ async def run_attempt(
 ) -> Completion:
     """Run an attempt, and emit the events of its beginning and its end.
 
-    ``receiver`` gets the events of the stream. ``model_and_max_tokens`` is a function, because the attempt may choose
-    both after its beginning. ``context_setting`` names the setting that increases the context length, for a hint.
+    ``receiver`` gets the events of the stream. ``model_and_max_tokens`` is a function, because the values can
+    change during the attempt. ``context_setting`` names the setting that increases the context length, for a hint.
     """
     started = time.monotonic()
     labels: dict[str, Any] = {"provider": provider, "attempt": attempt.number, "request": attempt.request}
     labels["metadata"] = dict(attempt.metadata)
     emit(AttemptStarted(model=model_and_max_tokens()[0], address=address, sampling=sampling, **labels))
 
-    def ended() -> dict[str, Any]:
+    def end_fields() -> dict[str, Any]:
         return {**labels, "total_s": time.monotonic() - started}
 
     try:
         completion = await work(receiver)
     except LLMError as error:
-        failed = ProviderRefused if isinstance(error, RequestRefused) else AttemptFailed
-        emit(failed(model=model_and_max_tokens()[0], error=error.without_text(), **ended()))
+        event_class = ProviderRefused if isinstance(error, RequestRefused) else AttemptFailed
+        emit(event_class(model=model_and_max_tokens()[0], error=error.without_text(), **end_fields()))
         raise
     except BaseException:
-        emit(AttemptCancelled(model=model_and_max_tokens()[0], **ended()))
+        emit(AttemptCancelled(model=model_and_max_tokens()[0], **end_fields()))
         raise
-    emit(AttemptSucceeded(completion=completion.without_text(), **ended()))
+    emit(AttemptSucceeded(completion=completion.without_text(), **end_fields()))
     if completion.finish == "length":
         limit = model_and_max_tokens()[1]
         hint = "The answer ended at {}. {}".format(*describe_limit(limit, completion.usage, context_setting))
@@ -382,7 +382,8 @@ async def run_attempt(
 async def run_request(chain: str, model: str | None, attempt: Attempt, work: Work, receiver: Emit) -> Completion:
     """Run a request, and emit the events of its beginning and its end.
 
-    ``receiver`` gets the events of the stream. ``attempt`` is the first attempt.
+    ``receiver`` gets the events of the stream. ``chain`` names the providers, in order of preference. ``attempt`` is
+    the first attempt.
     """
     emit(RequestStarted(request=attempt.request, provider=chain, model=model, metadata=attempt.metadata))
     outcome: Completion | LLMError | None = None
@@ -411,7 +412,10 @@ def emit(event: LogEvent) -> None:
 
 
 def _call_sink(sink: Callable[[Any], None], event: object) -> None:
-    """Call a sink. If it raises, log only the classes, because the text of the error may contain a prompt."""
+    """Call a sink. If the sink raises, log the classes of the event and the error.
+
+    The text of the error is not logged, because it can contain a prompt.
+    """
     try:
         sink(event)
     except Exception as error:  # noqa: BLE001  # an application's sink may raise anything
@@ -428,9 +432,10 @@ def _log(event: LogEvent) -> None:
 
 
 def log_fields(event: LogEvent) -> dict[str, Any]:
-    """Return the fields of the log line of an event, without empty values.
+    """Return the fields of the log line of an event, without those that are None or {}.
 
-    An error is replaced by the name of its class, and a completion by its numbers.
+    An error is replaced by the name of its class, and a completion by its model, finish reason, first-token time, cost
+    and usage.
     """
     values = {field_.name: getattr(event, field_.name) for field_ in fields(event)}
     completion, error = values.pop("completion", None), values.get("error")

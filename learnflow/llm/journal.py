@@ -1,10 +1,11 @@
-"""The journal: files with the text of unfinished answers. A later equal call in any process continues the text.
+"""The journal: files with the text of unfinished answers. A later identical call, in any process, continues the text.
 
-A request locks its file. The lock ends with the process. The file is deleted before a finished answer is returned.
-JSON and tool calls are not recorded. A file's name begins with a digest of the request. The file has no prompt.
+A request locks its file. The system releases the lock when the process ends. The file is deleted before a finished
+answer is returned. Requests with tools or for JSON are not recorded. A file's name begins with a digest of the request.
+The file does not contain the prompt.
 
-Each line is a record: a checksum and a JSON list of pieces of the text. The checksum includes the version of this
-format and the digest. A line of another version or request therefore counts as damaged.
+Each line is a record: a checksum and a JSON list of pieces of the text. The checksum also covers the version of this
+format and the digest of the request. A line of another version or request therefore counts as damaged.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ RunCall: TypeAlias = Callable[[Call, Emit], Coroutine[Any, Any, Completion]]
 
 _FILE_GLOB: Final = f"{'[0-9a-f]' * 32}-{'[0-9a-f]' * 16}.journal"  # a digest of the request, and a random number
 _MAX_FILE_BYTES: Final = 16 * 2**20
-_MAX_UNWRITTEN_CHARS: Final = 512  # at most 2 KiB
+_MAX_UNWRITTEN_CHARS: Final = 512  # at most 2 KiB in UTF-8
 _MAX_UNWRITTEN_S: Final = 1.0
 _IGNORED_KEYWORDS: Final = ("timeout", "session", "headers")  # keywords that do not change the answer
-# After these errors, no provider can continue a text.
+# After one of these errors, no provider can continue the recorded text.
 _NOT_CONTINUABLE: Final = (errors.NotContinued, errors.EmptyAnswer, errors.RequestError, errors.CapabilityError)
 
 _files: Final = register("open files of the journal", set["JournalFile"]())
@@ -48,10 +49,10 @@ _is_recording: Final = ContextVar("_is_recording", default=False)
 
 
 class JournalFile(Relay):
-    """A file of the journal, locked by one request. It records the emitted text, and forwards all events to ``emit``.
+    """A file of the journal, locked by one request. The object records text, and forwards all events to ``emit``.
 
-    The file may have text of an earlier call. This text is emitted only at the event ``Resumed``, when a provider has
-    continued it.
+    The file can contain text of an earlier call. This text is emitted just before the event ``Resumed``, because only
+    then has a provider continued the text.
 
     Args:
         sync: whether to write each record to the disk (fsync).
@@ -73,7 +74,7 @@ class JournalFile(Relay):
         self._sync, self._is_scheduled = sync, False
         self._unwritten: list[str] = []
         with ExitStack() as stack:
-            # -1 after the file was closed, and in the child of a fork
+            # ``descriptor`` is -1 after ``close()``, and in a forked child
             self.descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o600)
             stack.callback(os.close, self.descriptor)
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,12 +117,12 @@ class JournalFile(Relay):
                 asyncio.get_running_loop().run_in_executor(None, _fsync, self.path)
 
     def drop_text(self) -> None:
-        """Delete the text. The answer starts again from the beginning."""
+        """Delete the text, because the answer starts again from the beginning."""
         self._unwritten, self._size = [], 0
         self.write()
 
     def close(self, *, deletes: bool = False) -> None:
-        """Close the file, which ends its lock. Delete the file if ``deletes`` is True, or if it has no text."""
+        """Close the file and release its lock. Delete the file if ``deletes`` is True, or if it has no text."""
         if not deletes:
             self.write()
         _files.discard(self)
@@ -134,7 +135,7 @@ class JournalFile(Relay):
 
     @staticmethod
     def close_inherited() -> None:
-        """Close the files in the child of a fork. Otherwise their locks would not end with the parent."""
+        """Close the files in a forked child, because open copies would keep the locks after the parent's end."""
         for file in _files:
             os.close(file.descriptor)
             file.descriptor = -1
@@ -144,24 +145,27 @@ class JournalFile(Relay):
 after_fork(JournalFile.close_inherited)
 
 
-def with_journal(settings: Settings, limit_s: float, run: RunCall, call: Call) -> Work:
-    """Return the coroutine function that runs a call. A call without ``timeout=`` has ``limit_s`` seconds.
+def with_journal(settings: Settings, default_timeout_s: float, run: RunCall, call: Call) -> Work:
+    """Return the coroutine function that runs a call. ``default_timeout_s`` applies if ``timeout=`` is missing.
 
-    With ``LLM_JOURNAL``, it records the text of the answer, and continues the text of an earlier equal call.
+    If ``LLM_JOURNAL`` is set, the function records the text of the answer, and continues the text of an earlier
+    identical call.
     """
     if settings.llm_journal is None or call.format_keyword:
         return partial(run, call)
-    return partial(_run_recorded, settings, limit_s, run, call)
+    return partial(_run_recorded, settings, default_timeout_s, run, call)
 
 
-async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: Call, emit: Emit) -> Completion:
-    """Run a call, and delete its file at the end.
+async def _run_recorded(
+    settings: Settings, default_timeout_s: float, run: RunCall, call: Call, emit: Emit
+) -> Completion:
+    """Run a call with a file of the journal. Delete the file if the call succeeds.
 
-    After an error or a cancellation, the file stays for a later call. It is deleted nevertheless if the caller stopped
+    After an error or a cancellation, keep the file for a later call. Delete the file even then if the caller stopped
     the stream, or if the text cannot become a valid answer.
     """
-    deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or limit_s)
-    # A router inside an application's provider records nothing, because the outer router records its text
+    deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or default_timeout_s)
+    # A router inside an application's provider records nothing, because the outer router records the same text
     file = None if _is_recording.get() else open_file(settings, _digest(call), emit)
     if file is None:
         return await run(call, emit)
@@ -181,17 +185,17 @@ async def _run_recorded(settings: Settings, limit_s: float, run: RunCall, call: 
 
 
 async def _run_with_file(run: RunCall, call: Call, file: JournalFile, deadline: float) -> Completion:
-    """Run a call that continues the text of the file.
+    """Run a call, and continue the text of the file, if any.
 
-    If the text cannot be continued, or was thinking, run the call again from the beginning. If a stream has already
-    emitted text, raise the error instead.
+    If the text cannot be continued, or turns out to be thinking, run the call again from the beginning. Raise the error
+    instead if a stream has already emitted new text.
     """
     try:
         return await run(call, file)
     except LLMError as error:
-        is_emitted = file.has_emitted and not call.buffered
-        restarts = file.pieces and (error.discards_text or isinstance(error, _NOT_CONTINUABLE))
-        if is_emitted or not (restarts or isinstance(error, errors.ThinkingLeaked)):
+        reached_caller = file.has_emitted and not call.buffered
+        cannot_continue = file.pieces and (error.discards_text or isinstance(error, _NOT_CONTINUABLE))
+        if reached_caller or not (cannot_continue or isinstance(error, errors.ThinkingLeaked)):
             raise
     file.drop_text()
     left_s = max(0.001, deadline - asyncio.get_running_loop().time())
@@ -199,9 +203,9 @@ async def _run_with_file(run: RunCall, call: Call, file: JournalFile, deadline: 
 
 
 def open_file(settings: Settings, digest: str, emit: Emit) -> JournalFile | None:
-    """Open the file with the unfinished answer to a request, else a new one. Delete old and damaged files.
+    """Open the file with the unfinished answer to a request. If there is no such file, create one.
 
-    Return None if no file can be opened.
+    Delete old files, and damaged files of this request. Return None if no file can be opened.
     """
     folder, sync = settings.llm_journal or Path(), settings.llm_journal_sync
     with _warn_on_error(folder, "it cannot be used"):
@@ -213,7 +217,7 @@ def open_file(settings: Settings, digest: str, emit: Emit) -> JournalFile | None
             with _warn_on_error(path, "it is not used"), suppress(FileNotFoundError, BlockingIOError):
                 status = path.lstat()
                 is_old = abs(time.time() - status.st_mtime) > settings.llm_journal_ttl
-                if is_old or (status.st_size and path.name.startswith(digest)):  # an empty file may be new
+                if is_old or (status.st_size and path.name.startswith(digest)):  # a new file is empty
                     file = JournalFile(path, emit, sync=sync)
                     if "".join(file.pieces).strip() and not is_old:
                         return file
@@ -225,7 +229,7 @@ def open_file(settings: Settings, digest: str, emit: Emit) -> JournalFile | None
 
 
 def paths(folder: Path) -> list[Path]:
-    """Return the paths of all files, sorted by name."""
+    """Return the paths of the journal's files, sorted by name."""
     return sorted(folder.glob(_FILE_GLOB))
 
 
@@ -247,7 +251,7 @@ def read(path: Path) -> tuple[list[str], int]:
 
 
 def _encode(path: Path, pieces: list[str]) -> bytes:
-    """Return the line of a record. The checksum includes the version of the format, 1."""
+    """Return a record as a line. The checksum also covers the version of the format (1) and the digest."""
     data, key = json.dumps(pieces).encode(), b"1" + path.name[:32].encode()
     return b"%s %s\n" % (hashlib.blake2b(data, digest_size=8, key=key).hexdigest().encode(), data)
 
@@ -256,7 +260,7 @@ def _digest(call: Call) -> str:
     """Return a digest of everything in a call that affects the answer."""
     options = {name: value for name, value in call.options.items() if name not in _IGNORED_KEYWORDS}
     values = call.prompt, call.model, call.temperature, call.max_tokens, call.after, options
-    text = json.dumps(values, sort_keys=True, default=dict)  # a keyword may be any Mapping, which json does not support
+    text = json.dumps(values, sort_keys=True, default=dict)  # ``dict`` converts the mappings that json rejects
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The log: structlog if the application configures it, else the standard logging.
+"""The log: structlog if the application configures it, else the module ``logging``.
 
 A line contains a prompt or an answer only at DEBUG, and only if LLM_LOG_CONTENT is set. A line that cannot be written
 is dropped, because a full disk must not fail a request.
@@ -14,18 +14,18 @@ from typing import Any, Final, Literal
 
 Level = Literal["debug", "info", "warning", "error"]
 
-_NAME: Final = "learnflow.llm"
-_STANDARD_LOGGER: Final = logging.getLogger(_NAME)
-_format: Final = ["text"]
+_LOGGER_NAME: Final = "learnflow.llm"
+_STANDARD_LOGGER: Final = logging.getLogger(_LOGGER_NAME)
+_format: Final = ["text"]  # one item, which ``set_format()`` replaces
 
 
 def set_format(name: str) -> None:
-    """Set the format of lines in the standard logging: "json", or text. It does not affect a configured structlog."""
+    """Set the format of lines: JSON if ``name`` is "json", else text. A configured structlog ignores the format."""
     _format[:] = [name]
 
 
 def write_line(level: Level, event: str, **fields: Any) -> None:
-    """Write one line. A float has three significant digits."""
+    """Write one line. Floats are rounded to three significant digits."""
     with suppress(Exception):
         logger = _logger_for(level)
         if logger is not None:
@@ -34,21 +34,21 @@ def write_line(level: Level, event: str, **fields: Any) -> None:
 
 
 def _logger_for(level: Level) -> Any:
-    """Return the logger; None if the level is disabled. An unconfigured structlog is not used: it prints to stdout."""
-    structlog: Any = sys.modules.get("structlog")  # if the application configures it, it is imported
+    """Return the logger; None if the level is disabled. Skip an unconfigured structlog, because it prints to stdout."""
+    structlog: Any = sys.modules.get("structlog")  # an application that configures structlog has imported it
     if structlog and structlog.is_configured():
-        return structlog.get_logger(_NAME)
+        return structlog.get_logger(_LOGGER_NAME)
     is_enabled = _STANDARD_LOGGER.isEnabledFor(logging.getLevelNamesMapping()[level.upper()])
     return _create_logger(_format[0]) if is_enabled else None
 
 
 @cache
 def _create_logger(format_name: str) -> Any:
-    """Create a logger that writes lines in this format to the standard logging."""
+    """Create a logger that writes lines in this format to the module ``logging``."""
     import structlog  # noqa: PLC0415  # the import takes 0.2 s
     from structlog import processors, stdlib  # noqa: PLC0415
 
-    as_json = [stdlib.add_log_level, processors.TimeStamper(fmt="iso"), processors.JSONRenderer()]
-    as_text = [processors.KeyValueRenderer(key_order=["event"])]
-    chosen: list[Any] = as_json if format_name == "json" else as_text
-    return structlog.wrap_logger(_STANDARD_LOGGER, processors=chosen, wrapper_class=stdlib.BoundLogger)
+    json_chain = [stdlib.add_log_level, processors.TimeStamper(fmt="iso"), processors.JSONRenderer()]
+    text_chain = [processors.KeyValueRenderer(key_order=["event"])]
+    chain: list[Any] = json_chain if format_name == "json" else text_chain
+    return structlog.wrap_logger(_STANDARD_LOGGER, processors=chain, wrapper_class=stdlib.BoundLogger)

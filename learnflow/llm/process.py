@@ -1,7 +1,7 @@
 """The state of this process: circuit breakers, context lengths, DNS results, connection pools, sinks of log events.
 
-Each module registers its collections. For tests, ``state()`` returns the sizes of all collections, and ``forget()``
-clears those that requests have filled (learned state).
+Each module registers its collections. Tests call ``state()`` for the sizes of all collections, and ``forget()`` to
+clear the collections that requests have filled (learned state).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from datetime import date
 from typing import Any, Final, TypeVar
 
 _C = TypeVar("_C", bound=Collection[Any])
-_collections: Final[dict[str, tuple[Any, bool]]] = {}
+_collections: Final[dict[str, tuple[Any, bool]]] = {}  # the flag is ``learned``
 
 
 def register(name: str, values: _C, *, learned: bool = False) -> _C:
-    """Register a collection under a name for ``state()``, and return it.
+    """Register a collection for ``state()``. Return the collection.
 
     ``learned`` means that requests fill the collection, and that ``forget()`` clears it.
     """
@@ -39,13 +39,13 @@ def forget() -> None:
 
 
 # Tasks that close dropped streams and connections. The set holds them, because asyncio has only weak references to
-# tasks. An event loop must not be closed before its tasks here have ended.
+# tasks. An event loop must not be closed before its tasks in this set have ended.
 ending_tasks: Final = register("tasks that are ending", set[asyncio.Future[Any]]())
 
 
 async def wait_for_ending_tasks() -> None:
-    """Wait for the tasks of this event loop in ``ending_tasks``."""
-    await asyncio.sleep(0)  # a stream that was just dropped adds its task now
+    """Wait for the tasks in ``ending_tasks`` that belong to this event loop."""
+    await asyncio.sleep(0)  # meanwhile, a stream that was just dropped adds its task
     while tasks := [future for future in ending_tasks if future.get_loop() is asyncio.get_running_loop()]:
         await asyncio.wait(tasks)
         ending_tasks.difference_update(tasks)
@@ -63,7 +63,10 @@ class SharedTasks:
         return task is None or task.done() or task.get_loop() is not asyncio.get_running_loop()
 
     def start(self, name: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
-        """Return the running task with this name, else start one. Await it with ``asyncio.shield``: it is shared."""
+        """Return the running task with this name, else start one.
+
+        Await the task with ``asyncio.shield``, because other callers share the task.
+        """
         if self.is_idle(name):
             self._tasks[name] = asyncio.create_task(work())
         return self._tasks[name]
@@ -81,12 +84,14 @@ class Switches:
 
     Attributes:
         allowed_origins: the origins (scheme, host and port) that may receive requests; None for all.
-        max_retries: an upper limit for the retries, which then have no pauses; None for the configured number.
-        today: the current date; None for the real one.
-        is_command: whether a command of ``learnflow-llm`` runs. A command serves no metrics, because the application
-            may use the port. A command does not wait for a restarting server, unless LLM_PATIENCE is set.
-        collected_faults: collects the faults of invalid variables and unreadable files by name. These then count as
-            unset. None to raise an error instead.
+        max_retries: the maximum number of retries, without pauses between them. A lower configured number still
+            applies. None for no override.
+        today: the date that replaces the current date; None for no override.
+        is_command: whether a command of ``learnflow-llm`` is running. A command serves no metrics, because the
+            application could need the port. A command does not wait for a restarting server, unless LLM_PATIENCE is
+            set.
+        collected_faults: the faults of invalid variables and unreadable files, by the name of the variable or file.
+            These variables and files are then ignored. If None, an error is raised instead.
     """
 
     allowed_origins: set[tuple[str, str, int]] | None = None

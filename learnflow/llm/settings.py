@@ -23,7 +23,7 @@ from .parameters import ApiName, Count, CountOrZero, Seconds, describe_faults
 from .process import switches
 from .provider_spec import ProviderSpec
 
-# ``LLM_MODEL_<NODE>`` is the model of one LangGraph node of the application LearnFlow.
+# The prefix of ``LLM_MODEL_<NODE>``, the model of one LangGraph node in the application LearnFlow.
 NODE_PREFIX: Final = "LLM_MODEL_"
 _SettingsT = TypeVar("_SettingsT", bound="EnvSettings")
 
@@ -35,7 +35,7 @@ def _parse_networks(value: object) -> object:
 
 
 def _make_absolute(folder: Path) -> Path:
-    """Expand ``~`` and make the path absolute. Raise ValueError if the system cannot have such a path."""
+    """Expand ``~`` and make the path absolute. Raise ValueError if the path is invalid on this system."""
     if not str(folder).isprintable():
         raise ValueError("a path must be printable")
     try:
@@ -50,7 +50,7 @@ _Folder = Annotated[Path, AfterValidator(_make_absolute)]
 
 
 def _enables_content(value: object) -> bool:
-    """Return whether a value of OpenTelemetry's variable enables content on spans. An unknown value does not."""
+    """Return whether a value of OpenTelemetry's variable enables prompts and answers in spans. Unknown ones do not."""
     return str(value).strip().lower() in ("true", "1", "span_only", "span_and_event")
 
 
@@ -63,7 +63,7 @@ def parse_chain(text: str) -> list[tuple[str, ...]]:
 
 
 def parse_rank(text: str) -> tuple[str, ...]:
-    """Parse the names of one rank, "a+b". Without a name, return the text, so that an error can quote it."""
+    """Parse the names of one rank, "a+b". If there is no name, return the text, which an error then quotes."""
     return tuple(name.strip().lower() for name in text.split("+") if name.strip()) or (text.strip(),)
 
 
@@ -85,33 +85,34 @@ class Settings(EnvSettings):
     Attributes:
         llm_provider: the provider: a name from docs/providers.md, or a name of your own (`GPU1_BASE_URL` is the
             address of `gpu1`).
-        llm_providers: several providers, separated by commas, the preferred one first. `+` joins equal providers:
-            `gpu1+gpu2,openai`. Overrides `LLM_PROVIDER`, unless only `LLM_PROVIDER` is in the process's environment.
+        llm_providers: several providers, separated by commas, the preferred one first. `+` joins providers that
+            are equally preferred: `gpu1+gpu2,openai`. Overrides `LLM_PROVIDER`, except if only `LLM_PROVIDER` is in the
+            process's environment.
         llm_fallback_enabled: if `false`, only the providers before the first comma of `LLM_PROVIDERS` are used.
-        llm_connect_timeout: seconds for DNS and TCP together, and again for TLS.
+        llm_connect_timeout: seconds for DNS and TCP together. The same limit applies separately to TLS.
         llm_first_token_timeout: seconds until the first token. Unset: 60, or 180 for a self-hosted server, which may
             have to read a long prompt.
         llm_gap_timeout: seconds between two tokens. Unset: 30, or 120 for a self-hosted server.
         llm_deadline: seconds for a request with all its providers and retries; `timeout=` of a call overrides it.
         llm_load_timeout: seconds for loading a model.
-        llm_reask: how often an answer that does not match the schema is sent back to the model, with the reason. After
-            that, the next provider gets the request. 0: never.
+        llm_reask: how often an answer that does not match the schema is sent back to the model, with the reason (0:
+            never). After that, the next provider gets the request.
         llm_retries: how often a request is retried after a transient failure, if no other provider can serve it.
-        llm_patience: seconds for which a self-hosted server that refuses connections is retried. The server
-            may be restarting. Used only if no other provider can serve the request. 0: only `LLM_RETRIES` retries.
+        llm_patience: seconds for which a self-hosted server that refuses connections is retried, because it may be
+            restarting. Used only if no other provider can serve the request. 0: only `LLM_RETRIES` retries.
             `learnflow-llm` commands do not wait unless this variable is set.
-        llm_spill: what happens to a request if its provider, or all of the providers joined by `+`, have reached the
-            concurrency limit. `no`: it waits. `local`: it goes to another provider, but not from a local one to a
-            cloud. `cloud`: it goes to any other provider.
+        llm_spill: what happens to a request if its provider has reached its concurrency limit (with `+`: if all the
+            joined providers have). `no`: the request waits. `local`: the request goes to another provider, but not from
+            a local one to a cloud. `cloud`: the request goes to any other provider.
         llm_routing: the order of the providers: `order` (as named), `latency`, `cost`, `local-first`, or
-            `warm-first` (as named, but a loaded model, even in a cloud, comes before one that must be loaded).
+            `warm-first` (as named, but models that must be loaded come last, even after clouds).
         llm_local_only: if `true`, no byte leaves this machine and its private network.
         llm_local_networks: further private networks, separated by commas, for example a VPN: `100.64.0.0/10`.
         llm_log_format: `text` (`event='llm.failover' provider='gpu1'`), or `json` (an object with level and time).
         llm_log_content: if `true`, prompts and answers are logged, at DEBUG.
-        llm_metrics_port: serves metrics for Prometheus at `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra
-            `[prometheus]`). Unset: no metrics.
-        llm_metrics_host: the address that serves the metrics. Unset: 127.0.0.1, inside a container 0.0.0.0.
+        llm_metrics_port: the port that serves metrics for Prometheus, at
+            `http://LLM_METRICS_HOST:LLM_METRICS_PORT/metrics` (extra `[prometheus]`). Unset: no metrics.
+        llm_metrics_host: the address that serves the metrics. Unset: 127.0.0.1, or 0.0.0.0 inside a container.
             Outside a container, set 0.0.0.0 if Prometheus runs in Docker.
         llm_opentelemetry: if `true`, spans and metrics go to the application's OpenTelemetry (extra
             `[opentelemetry]`).
@@ -121,10 +122,11 @@ class Settings(EnvSettings):
             Unset: requests are sent to the servers.
         llm_replay_mode: `play` replays the cassettes; `record` sends the requests and records the responses in
             `LLM_REPLAY`.
-        llm_models_dir: the folder in which `learnflow-llm pull` stores models. `~` expands. Unset:
+        llm_models_dir: the folder in which `learnflow-llm pull` stores models. `~` is the home directory. Unset:
             `learnflow-llm/models` in the user's cache folder.
-        llm_journal: folder for the text of unfinished answers. An equal request of a later process continues the
-            answer. `~` expands. The folder contains texts of your users. Unset: nothing is recorded.
+        llm_journal: folder for the text of unfinished answers. A later identical request, also of another process,
+            continues the answer. `~` is the home directory. The folder contains texts of your users. Unset: nothing is
+            recorded.
         llm_journal_sync: if `true`, each record in `LLM_JOURNAL` survives a power cut (fsync).
         llm_journal_ttl: seconds after which an unfinished answer in `LLM_JOURNAL` is deleted instead of continued.
     """
@@ -165,7 +167,7 @@ class Settings(EnvSettings):
 
 
 class ProviderSettings(EnvSettings):
-    """The variables of one provider. The field ``model`` is the variable ``<NAME>_MODEL``.
+    """The variables of one provider. For example, the field ``model`` is the variable ``<NAME>_MODEL``.
 
     Attributes:
         base_url: the address of the server; `/v1` and a slash at the end are optional.
@@ -176,14 +178,14 @@ class ProviderSettings(EnvSettings):
         headers: additional headers of every request: `Name: value; Name: value`, or a JSON object. `{session}` is
             the `session=` of the call. The values are secrets, and are sent only to the address that gets the key.
         api: the API of all requests: `chat` (chat completions) or `responses` (OpenAI's Responses API). Unset:
-            `responses` only if the model or the request needs it.
+            `responses` if the model or the request needs it, else `chat`.
         api_version: the version of the API, for a provider that has versions.
-        context: the served context length in tokens, if the server does not report it. It is sent if the API has a
-            parameter for it.
+        context: the served context length in tokens, if the server does not report it. The length is sent if the API
+            has a parameter for it.
         max_concurrency: the concurrency limit; further requests wait.
-        slots: the number of concurrent requests of a server that the package starts. Unset: 2.
-        threads: the number of computing threads of a server that the package starts. Unset: the cores that the process
-            may use.
+        slots: the number of requests that run concurrently in a server that the package starts. Unset: 2.
+        threads: the number of computing threads of a server that the package starts. Unset: the number of cores that
+            the process may use.
         capabilities: what the server does not report, separated by commas: `vision`, `tools`, `json_schema`,
             `reasoning`, `prefill` (`no-vision` and so on if unsupported); `max_output=TOKENS`; `cost=DOLLARS/DOLLARS`
             for a million prompt tokens and a million answer tokens; `no-finish` if the server sends no finish reason.
@@ -225,8 +227,8 @@ def load() -> Settings:
 def find_chain() -> settings_sources.SetVariable:
     """Return the variable that is used: LLM_PROVIDERS or LLM_PROVIDER. One of them must be set.
 
-    The environment wins over files, so that ``LLM_PROVIDER=…`` before a command works beside an LLM_PROVIDERS in
-    ``.env``. In one source, LLM_PROVIDERS wins.
+    The environment wins over files, so that ``LLM_PROVIDER=… command`` overrides LLM_PROVIDERS in ``.env``. In one
+    source, LLM_PROVIDERS wins.
     """
     return next(settings_sources.find_variables(["LLM_PROVIDERS", "LLM_PROVIDER"], settings_sources.read_sources()))
 
@@ -255,8 +257,8 @@ def _read(
         provider: the name of the provider, for an error.
 
     Raises:
-        NotConfigured: a value is invalid. ``learnflow-llm doctor`` collects the faults in ``switches`` instead. The
-            variable then counts as unset.
+        NotConfigured: a value is invalid. In ``learnflow-llm doctor``, nothing is raised: the fault is added to
+            ``switches.collected_faults``, and the variable counts as unset.
     """
     sources, variables = settings_sources.read_sources(), dict[str, Any]()
     for name in settings_class.model_fields:

@@ -58,14 +58,14 @@ def read_sources() -> Sources:
 
 
 def unreadable_lines() -> list[tuple[str, int]]:
-    """Return the file and the number of each line in the ``.env`` files that cannot be parsed."""
+    """Return the file name and the line number of each unreadable line in the ``.env`` files."""
     return [(name, line) for name in _FILES for line in _read_env_file(name)[1]]
 
 
 def find_variables(names: Sequence[str], sources: Sources) -> Iterator[SetVariable]:
-    """Yield the variables with these names that are set, in order of precedence.
+    """Yield the variables that are set and have one of these names, in order of precedence.
 
-    The environment comes first, then both files, then the secrets. Each of the three groups keeps the order of
+    The environment comes first, then both files as one group, then the secrets. Within each, the order is that of
     ``names``. If both files set a variable, ``.env`` comes first.
     """
     for group in ((ENVIRONMENT,), _FILES, (str(SECRETS_FOLDER),)):
@@ -78,9 +78,9 @@ def find_variables(names: Sequence[str], sources: Sources) -> Iterator[SetVariab
 def provider_secret(spec: ProviderSpec, setting: str) -> tuple[str, str]:
     """Return a secret of a provider, and a hint if the secret must not be sent to the configured address.
 
-    A ``.env`` file in the working directory may come from an untrusted repository. Its address must not receive a
-    secret of the environment. If a file sets the address, the secret must also be written in a file. It must not be
-    copied from the environment (``${...}``).
+    An address in a ``.env`` file must not receive a secret of the environment, because the file in the working
+    directory may come from an untrusted repository. If a file sets the address, a ``.env`` file must also contain the
+    secret itself, not a reference ``${...}``. Alternatively, both may be Docker secrets.
 
     Args:
         spec: the provider's spec.
@@ -138,9 +138,9 @@ def _read_env_file(name: str) -> tuple[dict[str, str], list[int]]:
     return _parse_env_file(name, _read_text(Path(name)))
 
 
-@lru_cache(maxsize=8)  # every provider reads the files, and parsing thousands of lines takes a second
+@lru_cache(maxsize=8)  # because every provider reads the files, and parsing thousands of lines takes a second
 def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
-    """Return the values as written, and the numbers of unreadable lines. The cache also prevents repeated warnings."""
+    """Return the values as written, and the numbers of unreadable lines. The cache prevents repeated warnings."""
     values, unreadable = dict[str, str](), list[int]()
     for line in parse_stream(io.StringIO(text)):
         if line.key and line.value is not None and re.fullmatch(r"[\w.]+", line.key):  # a key such as //NAME is invalid
@@ -155,13 +155,14 @@ def _parse_env_file(name: str, text: str) -> tuple[dict[str, str], list[int]]:
     return values, unreadable
 
 
-def _resolve(written: Mapping[str, str]) -> dict[str, str]:
+def _resolve(raw_values: Mapping[str, str]) -> dict[str, str]:
     """Return the values of a file with each ``${...}`` replaced."""
-    values, known = dict(written), dict[str, str | None](os.environ if written else {})  # no copy without a file
-    for name, value in written.items():
+    # If there is no file, do not copy the environment
+    values, variables = dict(raw_values), dict[str, str | None](os.environ if raw_values else {})
+    for name, value in raw_values.items():
         if "$" in value:
-            values[name] = "".join(atom.resolve(known) for atom in parse_variables(value))
-        known[name] = values[name]
+            values[name] = "".join(atom.resolve(variables) for atom in parse_variables(value))
+        variables[name] = values[name]
     return values
 
 
@@ -182,7 +183,7 @@ def proxies() -> dict[str, str]:
 
 
 def proxy_for(scheme: str, host: str) -> str | None:
-    """Return the proxy for a host, from ``HTTPS_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``; None for no proxy."""
+    """Return the proxy for a host, or None, from ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``."""
     proxy = proxies().get(scheme) or proxies().get("all")
     if not proxy or urllib.request.proxy_bypass(host):
         return None
@@ -190,11 +191,11 @@ def proxy_for(scheme: str, host: str) -> str | None:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder. Raise NotConfigured without a home directory."""
+    """Return the user's cache folder. Raise NotConfigured if the user has no home directory."""
     variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
-    configured = Path(os.environ.get(variable, ""))
-    if configured.is_absolute():  # the XDG specification requires that relative paths are ignored
-        return configured
+    configured_folder = Path(os.environ.get(variable, ""))
+    if configured_folder.is_absolute():  # the XDG specification requires that relative paths are ignored
+        return configured_folder
     default = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
     try:
         return Path.home() / default

@@ -23,7 +23,8 @@ class TextStream:
 
     def __init__(self, stream: AsyncTextStream) -> None:
         self._stream = stream
-        self._text = BACKGROUND.iterate(cast(AsyncGenerator[str, None], stream))  # only __anext__ and aclose are used
+        # The cast is safe, because ``iterate`` uses only __anext__ and aclose
+        self._text = BACKGROUND.iterate(cast(AsyncGenerator[str, None], stream))
         self._events: BlockingIterator[Event] | None = None
 
     def __repr__(self) -> str:
@@ -93,7 +94,7 @@ class Provider:
             prompt: a text, or OpenAI-style messages.
             model: the name of the model; None for the default.
             temperature: the sampling temperature.
-            max_tokens: the longest answer, in tokens.
+            max_tokens: the maximum length of the answer, in tokens.
             more: keywords of ``Options``, for example ``system`` or ``timeout`` (seconds). Tools are not supported.
 
         Returns:
@@ -119,7 +120,7 @@ class Provider:
             prompt: a text, or OpenAI-style messages.
             model: the name of the model; None for the default.
             temperature: the sampling temperature.
-            max_tokens: the longest answer, in tokens.
+            max_tokens: the maximum length of the answer, in tokens.
             more: keywords of ``Options``, for example ``tools`` or ``timeout`` (seconds).
 
         Returns:
@@ -148,11 +149,11 @@ class Provider:
             prompt: a text, or OpenAI-style messages.
             model: the name of the model; None for the default.
             temperature: the sampling temperature.
-            max_tokens: the longest answer, in tokens.
+            max_tokens: the maximum length of the answer, in tokens.
             more: keywords of ``Options``, for example ``tools``, ``response_format`` or ``timeout`` (seconds).
 
         Returns:
-            The completion. With ``response_format=Quiz`` it is a ``Completion[Quiz]``, and ``parsed`` is a ``Quiz``.
+            The completion. ``response_format=Quiz`` makes it a ``Completion[Quiz]``, whose ``parsed`` is a ``Quiz``.
 
         Raises:
             InvalidRequest: a keyword or a value is invalid. Nothing was sent.
@@ -196,7 +197,7 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
         The provider. No request was sent.
 
     Raises:
-        NotConfigured: a name is unknown, no provider has its address and key, or a keyword is invalid.
+        NotConfigured: a name is unknown, every provider lacks its address or its key, or a keyword is invalid.
     """
     return Provider(factory.get_provider(name, **keywords))
 

@@ -19,17 +19,18 @@ CLOUD_TIMEOUTS_S: Final = (60.0, 30.0)
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """The timeouts of a provider in seconds, and its other limits.
+    """The timeouts (in seconds) and the other limits of a provider.
 
     Attributes:
-        connect: the longest time for DNS and TCP together, and again for TLS.
+        connect: the longest time for DNS and TCP together. The same limit applies to TLS separately.
         first_token: the longest time from the request to the first token.
         gap: the longest time between two tokens.
         deadline: the longest time for a request with all its attempts.
         load: the longest time to load a model.
         local_only: whether only connections to this machine or a private network are allowed.
         max_concurrency: the concurrency limit; None if not configured.
-        own_deadline: the provider's ``deadline=``. It limits each attempt that a router makes. None if not given.
+        own_deadline: the keyword ``deadline``; None if not given. In a router, it limits each attempt with this
+            provider.
     """
 
     connect: float

@@ -1,1 +1,1 @@
-"""One provider: check a request, write it with LiteLLM's configuration, send it and read the response."""
+"""One provider: check a request, write it with LiteLLM, send it and read the response."""

@@ -17,14 +17,14 @@ from ..transport.stream_parser import StreamParser
 from ..transport.tool_calls import join_extra
 from .request import Request
 
-_MIN_TEXT_LETTERS: Final = 4  # letters and digits. A shorter text may occur in any message by chance
-_MIN_QUOTE_LETTERS: Final = 16  # a message quotes a text if they share so many consecutive letters and digits
-_MAX_COMPARED_CHARS: Final = 200_000  # of each text: an image has millions
+_MIN_TEXT_LETTERS: Final = 4  # letters and digits. A shorter text is not compared, because any message may contain it
+_MIN_QUOTE_LETTERS: Final = 16  # a message quotes a text if it repeats this many letters and digits in a row
+_MAX_COMPARED_CHARS: Final = 200_000  # of each text, because the data URL of an image has millions
 _ESCAPE: Final = re.compile(r"(?<!\\)\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 
 
 class Answer(Transcript):
-    """The answer of one response while it arrives. It receives deltas, emits events, and returns the completion.
+    """One answer while it arrives. It receives the deltas of a response, emits events, and returns the completion.
 
     Args:
         hold_text: hold back text that may be thinking (the model's reasoning before its answer).
@@ -32,9 +32,9 @@ class Answer(Transcript):
         is_continuation: the response continues an answer. The response may be empty, and its text is not held back.
 
     Attributes:
-        first_delta_at: the time of the first delta, on the event loop's clock; None before it.
+        first_delta_at: the event loop's time of the first delta; None before the first delta.
         delta_count: the number of deltas. Most servers send one for each token.
-        load_wait: the wait while the server loads the model. The first delta ends the wait.
+        load_wait: an exit stack that is open while the server loads the model. The first delta closes the stack.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Answer(Transcript):
         """Return the completion without ``parsed``. ``cost`` is set only if the server reports it.
 
         Raises:
-            AnswerTruncated: thinking used all tokens, or a tool call ended at the limit.
+            AnswerTruncated: thinking used all tokens, or a tool call ended at the token limit.
             ContentFiltered: the model refused to answer.
             EmptyAnswer: the response has neither text nor tool calls.
             MalformedAnswer: a tool call has no name, or its arguments are not a JSON object.
@@ -102,7 +102,7 @@ class Answer(Transcript):
         if calls and finish == "length":
             raise errors.AnswerTruncated("the token limit was reached in a tool call, which may be incomplete")
         must_call = self._request.tool_choice not in (None, "auto", "none")
-        if must_call and not calls:  # some servers ignore the parameter
+        if must_call and not calls:  # some servers ignore ``tool_choice``
             hint = "Use a model and a server that support tools"
             raise errors.SchemaMismatch("tool_choice= requires a tool call, but the answer has none", hint=hint)
         first = self.first_delta_at
@@ -156,7 +156,10 @@ def redact(error: LLMError, endpoint: Endpoint, request: Request | None = None, 
 
 
 def _normalize(text: str) -> str:
-    """Return the letters and digits of a text. A quotation may differ in case, white space, punctuation and escapes."""
+    """Reduce a text to letters and digits in lower case.
+
+    Case, white space, punctuation and escapes are ignored, because a quotation may change them.
+    """
     plain = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else " ", text)
     return "".join(re.findall(r"[^\W_]+", plain)).lower()
 

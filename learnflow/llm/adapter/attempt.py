@@ -1,7 +1,7 @@
 """Run one attempt at one provider: choose the model, wait for a slot, send the request, check the answer.
 
-``AttemptRunner`` has the state of a provider, ``_AttemptRun`` that of one attempt. A slot is a place within the
-concurrency limit of a server.
+``AttemptRunner`` has the state of a provider. ``_AttemptRun`` has the state of one attempt. A slot is a place within
+the concurrency limit of a server.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .request import Request, RequestFormat, write_without_litellm
 # For the event ``RequestAdjusted``, if ``build_request`` appended a message.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _BAD_REQUEST: Final = 400
-_ADJUSTABLE_ERRORS: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
+_ADJUST_REQUEST_AFTER: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
 # ``error_mapping`` did not recognise the server's message in these errors. LiteLLM may recognise it.
 _UNEXPLAINED_ERRORS: Final = (errors.RequestRefused, errors.ErrorBody, errors.ErrorInAnswer)
 
@@ -53,7 +53,7 @@ class AttemptRunner:
     Attributes:
         address: the key of the queue and the circuit breakers; see ``BaseProvider.address``.
         log_content: log prompts and answers at DEBUG.
-        reask: the maximum number of correction requests if an answer does not match its schema.
+        reask: the maximum number of requests to correct an answer that does not match its schema.
         api: the configured API; None if the model and the request decide.
         request_formats: model name -> the format that the model last accepted.
         leaking_models: the models that sent thinking as text. Their text is held back until </think>.
@@ -76,7 +76,7 @@ class AttemptRunner:
 
     @property
     def origin(self) -> str:
-        """Return the value of ``Completion.origin``: a digest, because messages must not contain the address."""
+        """Return ``Completion.origin``: a digest, because the messages of a prompt must not contain the address."""
         return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base_url}".encode()).hexdigest()[:16]
 
     @property
@@ -87,7 +87,7 @@ class AttemptRunner:
 
     @property
     def continuation_spec(self) -> ProviderSpec | None:
-        """Return a spec with a ``Dialect`` (format of requests) that can continue a broken answer; None without one.
+        """Return a spec with a ``Dialect`` (format of requests) that can continue a broken answer; else None.
 
         The provider's own spec comes first. The spec of the detected server must have the same parser.
         """
@@ -101,10 +101,10 @@ class AttemptRunner:
     def start(self, request: Request, attempt: Attempt) -> Work:
         """Return a coroutine function that runs the attempt.
 
-        A buffered request delivers its answer in one piece. If this answer does not match its schema, the function also
-        requests corrections.
+        If ``request.buffered``, the caller receives the whole answer at the end. If this answer does not match its
+        schema, the function also requests corrections.
         """
-        # Thinking may arrive as text. Hold back text if the caller receives it at the end, or has requested thinking
+        # Thinking may arrive as text. Hold back text if the caller reads all text at the end, or requests thinking
         hold_text = (request.buffered and not request.is_journaled) or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
         if request.buffered and self.reask and validated and attempt.prefix is None:
@@ -116,13 +116,18 @@ class AttemptRunner:
         return self._start_once(request, attempt, hold_text=hold_text)
 
     def _start_once(self, request: Request, attempt: Attempt, *, hold_text: bool) -> Work:
-        run = _AttemptRun(self, request, attempt, hold_text=hold_text)
+        attempt_run = _AttemptRun(self, request, attempt, hold_text=hold_text)
         name, base_url = self.spec.name, self.client.endpoint.base_url
-        run_attempt = partial(events.run_attempt, context_setting=self.spec.context_setting)
-        return partial(run_attempt, name, base_url, request.sampling, attempt, run.model_and_max_tokens, run.run)
+        with_events = partial(events.run_attempt, context_setting=self.spec.context_setting)
+        return partial(
+            with_events, name, base_url, request.sampling, attempt, attempt_run.model_and_max_tokens, attempt_run.run
+        )
 
     def record_failure(self, error: LLMError, model: str | None) -> LLMError:
-        """Add the provider, the model and a hint to an error, and return it. Also update the catalog of models."""
+        """Add the provider, the model and a hint to an error, and return the error.
+
+        Clear the catalog if its models may have changed. Record a model that sent thinking as text.
+        """
         if isinstance(error, errors.ModelNotFound):
             error.hint = error.hint or self.catalog.alternatives_hint(model)
         add_error_context(error, self.spec, self.client.endpoint, model)
@@ -144,9 +149,9 @@ async def _before_deadline(deadline: float) -> AsyncIterator[None]:
 
 
 class _AttemptRun:
-    """One running attempt. ``hold_text`` holds back text that may be thinking.
+    """One running attempt. If ``hold_text``, it holds back text that may be thinking.
 
-    Its ``ContextBudget`` chooses the context length and the token limit of the answer.
+    The ``ContextBudget`` of the attempt chooses the context length and the token limit of the answer.
     """
 
     def __init__(self, runner: AttemptRunner, request: Request, attempt: Attempt, *, hold_text: bool) -> None:
@@ -157,10 +162,10 @@ class _AttemptRun:
         self._client = replace(runner.client, endpoint=endpoint)
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.prefill_with_thinking)
         self._answer: Answer | None = None
-        self._responses_error: LLMError | None = None  # raise it if the retry as a chat completion fails, too
+        self._responses_error: LLMError | None = None  # raised if the retry as a chat completion also fails
 
     def model_and_max_tokens(self) -> tuple[str | None, int | None]:
-        """Return the model (None if not yet chosen) and the ``max_tokens`` to send (None without a limit)."""
+        """Return the model (None if not yet chosen) and the ``max_tokens`` to send (None if unlimited)."""
         return self._model or None, self._budget.answer_limit or self._request.sampling.get("max_tokens")
 
     async def run(self, emit: Emit) -> Completion:
@@ -184,7 +189,7 @@ class _AttemptRun:
     async def _prepare(self, deadline: float) -> None:
         """Choose the model, check whether the request fits it, and import LiteLLM."""
         runner, spec, budget = self._runner, self._spec, self._budget
-        # An early check of the host's name only. ``network.Backend`` checks the resolved address
+        # This early check reads only the host name. ``network.Backend`` checks the resolved address
         if self._timeouts.local_only and not (spec.local or runner.client.endpoint.looks_local):
             hint = "Set LLM_PROVIDER to a server of your own, or LLM_LOCAL_ONLY=false"
             raise errors.NotLocal(f"LLM_LOCAL_ONLY is set, and {spec.title} is not local; nothing was sent", hint=hint)
@@ -199,7 +204,7 @@ class _AttemptRun:
                 await _litellm.prepare(spec, runner.client.endpoint)
 
     async def _acquire_slot(self, deadline: float, emit: Emit) -> Slot | None:
-        """Wait for a slot, and return it. Return None if the router has acquired the slot, and will release it.
+        """Wait for a slot, and return it. Return None if the router acquired a slot, because the router releases it.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -237,7 +242,7 @@ class _AttemptRun:
         while True:
             api = request_format.api or self._choose_api()
             async with _before_deadline(deadline):
-                # Check again that the model is local: since ``_prepare``, the wait for a slot may have taken minutes
+                # Check again that the model is local, because the wait for a slot may have taken minutes
                 await self._catalog.choose_name(self._model)
                 if api == "responses":  # the Responses API always requires LiteLLM
                     await _litellm.prepare(self._spec, self._client.endpoint)
@@ -262,7 +267,7 @@ class _AttemptRun:
                     await reader.read(send, deadline, feed, emit.drain)
             except Exception as failure:  # noqa: BLE001  # ``run`` converts every exception
                 error = await self._classify(failure, deadline)
-                if isinstance(error, _ADJUSTABLE_ERRORS) and answer.first_delta_at is None:
+                if isinstance(error, _ADJUST_REQUEST_AFTER) and answer.first_delta_at is None:
                     request_format = self._adjust_or_raise(request_format, error, api)
                     continue
                 with suppress(Exception):  # raise ``error``, not an exception of ``end``
@@ -275,12 +280,14 @@ class _AttemptRun:
 
     def _choose_api(self) -> ApiName:
         """Choose the API. LiteLLM's price map lists the models that require the Responses API."""
-        request, thinks = self._request, self._request.reasoning not in (False, "none")
-        needs = model_prices.needs_responses(self._spec, self._model, tools=bool(request.tools), reasoning=thinks)
-        return "responses" if needs else "chat"
+        request, may_think = self._request, self._request.reasoning not in (False, "none")
+        needs_responses = model_prices.needs_responses(
+            self._spec, self._model, tools=bool(request.tools), reasoning=may_think
+        )
+        return "responses" if needs_responses else "chat"
 
     def _adjust_or_raise(self, request_format: RequestFormat, error: LLMError, api: ApiName) -> RequestFormat:
-        """Return the format to retry with after an error response. Raise the error if a retry cannot help."""
+        """Return the format of the retry after an error response. Raise the error if a retry cannot help."""
         adjustment = self._budget.adjust_after(error)
         if adjustment is None:
             change = self._request.next_format(request_format, error, api=api)
@@ -302,8 +309,10 @@ class _AttemptRun:
         if not _litellm.is_prepared(self._spec):
             return error
         status, message = error.status or _BAD_REQUEST, error.server_message
-        kind = _litellm.classify_error(self._spec, self._model, status, message)
-        return with_class(error, kind) if kind in (errors.ContextOverflow, errors.ContentFiltered) else error
+        error_class = _litellm.classify_error(self._spec, self._model, status, message)
+        return (
+            with_class(error, error_class) if error_class in (errors.ContextOverflow, errors.ContentFiltered) else error
+        )
 
     def _report_adjusted(self, adjustment: str | None, *, is_limit_low: bool = False) -> None:
         if adjustment:
@@ -311,7 +320,7 @@ class _AttemptRun:
             events.emit(events.RequestAdjusted(**labels, change=adjustment, is_limit_low=is_limit_low))
 
     def _initial_format(self) -> RequestFormat:
-        """Return the format for the first request to a model, from the configuration and LiteLLM's price map."""
+        """Derive the format of the first request to a model from the configuration and LiteLLM's price map."""
         requires_responses = model_prices.needs_responses(self._spec, self._model, tools=False, reasoning=True)
         api = self._runner.api or ("responses" if requires_responses else None)
         no_schema = self._catalog.overrides.get("json_schema") is False
@@ -339,7 +348,7 @@ class _AttemptRun:
         return partial(self._catalog.is_loading, self._model, QUICK_PROBE_S)
 
     def _feed(self, answer: Answer, delta: Delta) -> None:
-        """Add a delta to the answer. Raise NotLocal if another machine generated it, and LLM_LOCAL_ONLY is set."""
+        """Add a delta to the answer. Raise NotLocal if LLM_LOCAL_ONLY is set and another machine answers."""
         if self._timeouts.local_only and answer.parser.is_forwarded:
             raise errors.NotLocal(
                 "LLM_LOCAL_ONLY is set, and the server forwarded the request to another machine",
@@ -358,9 +367,9 @@ class _AttemptRun:
             raise
 
     async def _build_http_request(self, request_format: RequestFormat) -> HttpRequest:
-        """Return the HTTP request that starts an answer, or continues one.
+        """Return the HTTP request that starts or continues an answer.
 
-        To continue an answer, send it as a prefill (a last assistant message), or use ``Dialect.build_continuation``.
+        An answer is continued as a prefill (the last assistant message), or with ``Dialect.build_continuation``.
         """
         attempt, spec, model, budget = self._attempt, self._spec, self._model, self._budget
         continuation_spec = self._runner.continuation_spec if attempt.prefix is not None else None
@@ -388,7 +397,7 @@ class _AttemptRun:
         Raises:
             AnswerTruncated: the answer is empty or invalid because it ended at a token limit.
             SchemaMismatch: the answer does not match its schema. The error contains the completion.
-            LLMError: the answer is incomplete for another reason.
+            LLMError: another check failed.
         """
         request, attempt = self._request, self._attempt
         completion: Completion | None = None
@@ -397,7 +406,7 @@ class _AttemptRun:
             await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._find_cost(completion), origin=self._runner.origin)
             for call in completion.tool_calls:
-                cast(CallId, call.id).answer = completion.message()  # ``restore_extra`` reads it for the next prompt
+                cast(CallId, call.id).answer = completion.message()  # for the next prompt: ``restore_extra`` reads it
             if not completion.tool_calls:
                 parsed = await structured_output.parse_async(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
@@ -407,12 +416,12 @@ class _AttemptRun:
             limit, tokens = self.model_and_max_tokens()[1], answer.parser.usage.completion_tokens
             if answer.parser.finish == "length" or (limit and tokens == limit):
                 reached, remedy = describe_limit(limit, answer.parser.usage, self._spec.context_setting)
-                is_specific = isinstance(error, errors.AnswerTruncated) and error.hint != error.advice
-                hint = error.hint if is_specific else remedy
+                has_specific_hint = isinstance(error, errors.AnswerTruncated) and error.hint != error.advice
+                hint = error.hint if has_specific_hint else remedy
                 failure = errors.AnswerTruncated(f"{error.what}; it ended at {reached}", hint=hint)
                 is_empty = not (answer.text or answer.parser.partial_calls)
                 is_context_full = not limit or (tokens or limit) < limit
-                # If an answer with text used all of max_tokens, that of another provider would also stop there
+                # No failover if text used all of max_tokens, because another provider would also stop at this limit
                 failure.failover = is_empty or is_context_full
                 raise failure from None
             if isinstance(error, errors.SchemaMismatch):
@@ -435,13 +444,16 @@ class _AttemptRun:
         return 0.0 if self._catalog.capabilities(self._model)["cost"] == (0.0, 0.0) else None
 
     def _report_other_model(self, served: str | None) -> None:
-        """Emit an event if another model answered, unless the operator chose the server's model names (aliases)."""
+        """Emit an event if another model answered, once for each pair of names.
+
+        Emit nothing if the operator chooses the server's model names (aliases).
+        """
         runner, name = self._runner, self._spec.name
         served = self._catalog.other_model_name(self._model, served)
-        kind = (self._catalog.server and self._catalog.server.kind) or self._spec
+        server_spec = (self._catalog.server and self._catalog.server.kind) or self._spec
         pair = (self._model, served)
         if served and not (
-            kind.api.has_aliases or pair in runner.reported_mismatches or is_same_model(self._model, served)
+            server_spec.api.has_aliases or pair in runner.reported_mismatches or is_same_model(self._model, served)
         ):
             runner.reported_mismatches.add(pair)
             events.emit(events.OtherModelAnswered(provider=name, model=self._model, served=served))

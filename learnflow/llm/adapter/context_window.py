@@ -27,16 +27,17 @@ from .options import messages_of, parts_of, text_of
 from .request import Request
 
 _MIN_CHECKED_TOKENS: Final = 1000  # a shorter prompt is not checked for truncation
-# A prompt is truncated if the server reports at most half as many tokens as the prompt has words. With a larger share,
-# it may be complete: some tokenizers need a third fewer tokens than words, and some chat templates omit old thinking.
-_MAX_READ_SHARE: Final = 0.5
-# The caller may pass an ``AtMost`` as ``max_tokens``. If it is lowered below this share, a warning is logged.
+# A prompt counts as truncated if the server reports at most half as many tokens as the prompt has words. If the server
+# reports more, the prompt may be complete, because some tokenizers need a third fewer tokens than words, and some chat
+# templates omit old thinking.
+_MAX_TRUNCATED_SHARE: Final = 0.5
+# A warning is logged if an ``AtMost`` (a ``max_tokens`` that may be lowered) drops below this share of its value.
 _MIN_ANSWER_SHARE: Final = 0.25
-_MARGIN_TOKENS: Final = 8  # reserve for tokens of the chat template, which the server does not count
-_LOAD_FAILED_STATUS: Final = 500  # of the server itself; 502 and 504 come from a gateway in front of it
+_MARGIN_TOKENS: Final = 8  # reserve for the chat template's tokens that the server does not count
+_LOAD_FAILED_STATUS: Final = 500  # if the server cannot load a model. A gateway in front of it returns 502 or 504
 _MAX_IMAGE_TOKENS: Final = 1024  # of one image
-_MAX_TEMPLATE_TOKENS: Final = 8  # added around one message
-_MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt consists mostly of the chat template
+_MAX_TEMPLATE_TOKENS: Final = 8  # added to one message by the chat template
+_MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt is not learned from, because it is mostly chat template
 _CAPABILITY_NOUNS: Final = {"vision": "images", "tools": "tools", "json_schema": "a JSON schema"}
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MAX_CJK_CHARS_PER_TOKEN: Final = 6
@@ -47,7 +48,7 @@ _requested_lengths: Final = register("requested context lengths", dict[tuple[str
 
 
 def estimate_max_tokens(texts: Iterable[str], images: int = 0, messages: int = 0) -> int:
-    """Return an upper estimate of a prompt's tokens: one for 3 ASCII characters or 1.5 other characters."""
+    """Return an upper estimate of a prompt's tokens: one token for 3 ASCII or 1.5 other characters."""
     total = 0.0
     for text in texts:
         ascii_chars = len(text.encode("ascii", "ignore"))
@@ -56,7 +57,7 @@ def estimate_max_tokens(texts: Iterable[str], images: int = 0, messages: int = 0
 
 
 def estimate_min_tokens(texts: Iterable[str]) -> int:
-    """Return a lower estimate of a prompt's tokens: one for each word or 6 CJK characters.
+    """Return a lower estimate of a prompt's tokens: one token for each word or 6 CJK characters.
 
     In most tokenizers, a token is at most one word.
     """
@@ -65,7 +66,7 @@ def estimate_min_tokens(texts: Iterable[str]) -> int:
 
 
 def requested_context(base: str, model: str) -> int | None:
-    """Return the context length that this process last requested for a model; None if it has requested none.
+    """Return the context length that this process last requested for a model; None if unknown.
 
     ``base`` is the server's base URL.
     """
@@ -89,9 +90,9 @@ def requirements_of(call: Call) -> Requirements:
 
 
 def required_capabilities(images: object, tools: object, response_format: object) -> tuple[str, ...]:
-    """Return the names of the required capabilities. An argument is falsy if the request does not have it."""
-    schema = isinstance(response_format, Mapping) and response_format.get("type") == "json_schema"
-    required = {"vision": images, "tools": tools, "json_schema": schema}
+    """Return the names of the required capabilities. A falsy argument requires no capability."""
+    needs_schema = isinstance(response_format, Mapping) and response_format.get("type") == "json_schema"
+    required = {"vision": images, "tools": tools, "json_schema": needs_schema}
     return tuple(name for name, value in required.items() if value)
 
 
@@ -112,10 +113,10 @@ class ContextBudget:
 
     - the operator's setting ``<NAME>_CONTEXT``, if set,
     - the length with which the model is loaded, if the prompt and the answer fit,
-    - a longer one, which later requests of this process use, too.
+    - a longer length, which later requests of this process use, too.
 
-    If ``max_tokens`` is an ``AtMost``, it is lowered to the number of tokens that fit after the prompt, or to the
-    model's output limit.
+    If ``max_tokens`` is an ``AtMost``, two limits can lower it: the tokens that fit after the prompt, and the model's
+    output limit.
 
     ``prefill`` is the text to continue, which the server reads after the prompt. It is "" for a new answer.
 
@@ -146,12 +147,13 @@ class ContextBudget:
         self.must_load_model = self.is_answer_limit_low = False
 
     async def prepare(self, model: str, timeout_s: float) -> str | None:
-        """Check whether the request fits the model, and adjust its limits.
+        """Check whether the request fits the model. Adjust the context length and the token limit.
 
-        Return a description of the changes; None if there are none. ``timeout_s`` is the timeout of a probe in seconds.
+        Return a description of the changes; None if nothing changed. ``timeout_s`` is the time limit of a
+        probe in seconds.
 
         Raises:
-            Unsupported: the model does not support images, tools or a JSON schema of the request.
+            Unsupported: the model does not support a feature of the request: images, tools or a JSON schema.
             ContextOverflow: the prompt is certainly longer than the model's context length.
         """
         self._model_name, self._model = model, Model(name=model)
@@ -183,7 +185,7 @@ class ContextBudget:
         return "; ".join(filter(None, (adjustment, self._lower_answer_limit(limit)))) or None
 
     async def _prepare_context_length(self) -> str | None:
-        """Set the context length to request. Describe the change; return None if the loaded length is used."""
+        """Choose the context length to request. Return a description of the change; None if nothing changed."""
         changes = self._choose_length(self._max_prompt_tokens) != self._loaded_length
         if changes and not self._catalog.was_probed_since(self._model_name, self._began):
             self._catalog.clear()  # another client may have loaded the model with a longer length
@@ -214,12 +216,15 @@ class ContextBudget:
         if self._configured_length:
             return self._configured_length
         assert self._spec.server.choose_context_length  # noqa: S101  # ``_chooses_length`` is true
-        needed = prompt_tokens + int(self._request.sampling.get("max_tokens", 0))
-        trained = self._model.capabilities.get("context")
-        return self._spec.server.choose_context_length(needed, loaded_length or self._loaded_length, trained)
+        needed_tokens = prompt_tokens + int(self._request.sampling.get("max_tokens", 0))
+        max_length = self._model.capabilities.get("context")
+        return self._spec.server.choose_context_length(needed_tokens, loaded_length or self._loaded_length, max_length)
 
     def _request_length(self, length: int | None) -> str | None:
-        """Use a context length for this request and later ones. Describe the change; return None if there is none."""
+        """Use a context length for this request and later requests.
+
+        Return a description of the change; None if nothing changed.
+        """
         before = self.context_length
         if length is not None:
             self.context_length = _requested_lengths[self._key] = length
@@ -228,20 +233,20 @@ class ContextBudget:
         return f"with a context of {length} tokens instead of {before or 'the default'}: the server reloads the model"
 
     async def _find_answer_limit(self) -> int | None:
-        """Return how many tokens fit after the prompt, or the model's output limit if lower; None if unknown."""
+        """Return how many tokens fit after the prompt, at most the model's output limit; None if unknown."""
         if not self._spec.local:
             # ``capabilities`` reads the price map. Load the map in a thread, because the first load takes 0.1 s
             await asyncio.to_thread(model_prices.price_map)
         capabilities = self._catalog.capabilities(self._model_name)
         length = None if self._request.sets_context_length else self.context_length or capabilities["context_served"]
-        left = length - await self._count_prompt_tokens(length) if length else 0
-        return min((limit for limit in (capabilities["max_output"], left) if limit and limit > 0), default=None)
+        tokens_left = length - await self._count_prompt_tokens(length) if length else 0
+        return min((limit for limit in (capabilities["max_output"], tokens_left) if limit and limit > 0), default=None)
 
     async def _count_prompt_tokens(self, length: int) -> int:
-        """Return the tokens of the prompt: an estimate, or the server's count if the request may not fit ``length``.
+        """Return the prompt's tokens: an estimate, or the server's count if the request might exceed ``length``.
 
         Raises:
-            ContextOverflow: the server's count is not below ``length``.
+            ContextOverflow: the server's count is ``length`` or more.
         """
         count_tokens, client = self._spec.server.count_tokens, self._client
         fits = self._max_prompt_tokens + (self._request.flexible_max_tokens or 0) <= length
@@ -265,7 +270,7 @@ class ContextBudget:
             _tokens_per_word[key] = max(tokens / min_tokens, _tokens_per_word.get(key, 1.0))
 
     def _lower_answer_limit(self, limit: int | None) -> str | None:
-        """Lower ``answer_limit`` to a limit. Describe the change; return None if the limit is not lower."""
+        """Lower ``answer_limit`` to ``limit``. Return a description of the change; None if ``limit`` is not lower."""
         before = self.answer_limit or self._request.flexible_max_tokens
         if limit is None or before is None or limit >= before:
             return None
@@ -274,7 +279,7 @@ class ContextBudget:
         return f"max_tokens={limit} instead of {before}, because no more fit the context or the model's output limit"
 
     def adjust_after(self, error: LLMError) -> str | None:
-        """Adjust the limits after an error response. Describe the change; return None if there is none.
+        """Adjust the limits after an error response. Return a description of the change; None if nothing changed.
 
         Raises:
             ContextOverflow, ServerFailed: the server could not load the model with the requested context length.
@@ -282,8 +287,8 @@ class ContextBudget:
         if isinstance(error, errors.ContextOverflow):
             if self._chooses_length:
                 return self._request_longer_context(error)
-            left = (error.context_length or 0) - (error.prompt_tokens or 0)
-            return self._lower_answer_limit(left) if left > 0 else None
+            tokens_left = (error.context_length or 0) - (error.prompt_tokens or 0)
+            return self._lower_answer_limit(tokens_left) if tokens_left > 0 else None
         if not self._chooses_length:
             return None
         failed = isinstance(error, errors.ServerFailed) and error.status == _LOAD_FAILED_STATUS
@@ -292,16 +297,17 @@ class ContextBudget:
         return None
 
     def _request_longer_context(self, error: errors.ContextOverflow) -> str | None:
-        """Request a longer context length, at most once. Describe the change.
+        """Request a longer context length, at most once. Return a description of the change.
 
-        If the length cannot grow, or a retry has failed, add the lengths to the error and return None.
+        Return None if the length cannot grow, or after a failed retry. If the error then has no token count, add the
+        context length and an estimate of the prompt's tokens.
         """
         sent = self.context_length
         if not self._retried:
             self._retried = True
-            # If the error has no token count, request a longer context length than the one that failed
-            needed = error.prompt_tokens or max(self._max_prompt_tokens, (sent or 0) + 1)
-            if adjustment := self._request_length(self._choose_length(needed, sent or error.context_length or 1)):
+            # If the error has no token count, request a longer context length than the failed length
+            tokens = error.prompt_tokens or max(self._max_prompt_tokens, (sent or 0) + 1)
+            if adjustment := self._request_length(self._choose_length(tokens, sent or error.context_length or 1)):
                 return adjustment
         else:
             self._forget_length()
@@ -314,12 +320,12 @@ class ContextBudget:
     def _load_error(self, error: LLMError) -> LLMError:
         """Return the error for a context length with which the server could not load the model.
 
-        If the operator configured the length, every request fails: ServerFailed opens the circuit breaker. Otherwise,
-        the error is a ContextOverflow.
+        The error is a ServerFailed if the operator configured the length, because every request would fail. This error
+        opens the circuit breaker. If no length is configured, the error is a ContextOverflow.
         """
         self._forget_length()
-        kind = errors.ServerFailed if self._configured_length else errors.ContextOverflow
-        failure = kind(
+        error_class = errors.ServerFailed if self._configured_length else errors.ContextOverflow
+        failure = error_class(
             f"the server could not load the model with a context of {self.context_length} tokens",
             hint=f"Set {self._spec.variable('context')} to a length that fits its memory, or choose a smaller model",
             status=error.status,
@@ -328,7 +334,7 @@ class ContextBudget:
         return failure
 
     def _forget_length(self) -> None:
-        """Forget the context length of this request, because it failed. Later requests use the loaded length."""
+        """Forget the requested context length, because the request failed. Later requests use the loaded length."""
         if _requested_lengths.get(self._key) == self.context_length:
             _requested_lengths.pop(self._key, None)
 
@@ -338,25 +344,27 @@ class ContextBudget:
             self._catalog.mark_loaded(self._model_name, self.context_length)
 
     async def check_usage(self, usage: Usage) -> None:
-        """Check the token counts of a response: a local server may have dropped the beginning of the prompt.
+        """Check the token counts of a response, because a local server may have dropped the beginning of the prompt.
 
         Raises:
-            ContextOverflow: the server read far less than the prompt, and servers of its kind (for example Ollama)
-                truncate prompts silently (``ServerSupport.truncates_prompts``).
+            ContextOverflow: the server read far less than the prompt, and it is of a kind that truncates prompts
+                silently (``ServerSupport.truncates_prompts``), for example Ollama.
         """
         catalog, read_tokens = self._catalog, usage.prompt_tokens or 0
         min_tokens = estimate_min_tokens(self._request.texts)
         if read_tokens and not self._request.images:
             self._record_token_count(read_tokens)
-        is_truncated = min_tokens >= _MIN_CHECKED_TOKENS and 0 < read_tokens <= min_tokens * _MAX_READ_SHARE
+        is_truncated = min_tokens >= _MIN_CHECKED_TOKENS and 0 < read_tokens <= min_tokens * _MAX_TRUNCATED_SHARE
         if not (is_truncated and self._spec.local) or usage.cached_tokens:
             return
         if catalog.server is None:
             await catalog.health(QUICK_PROBE_S)
-        server, kind = catalog.server, catalog.server and catalog.server.kind
-        if not (server and kind and kind.server.truncates_prompts):
+        server, server_spec = catalog.server, catalog.server and catalog.server.kind
+        if not (server and server_spec and server_spec.server.truncates_prompts):
             return
-        if kind.server.truncates_prompts(server.version, self._spec.dialect.parser is kind.dialect.parser):
+        if server_spec.server.truncates_prompts(
+            server.version, self._spec.dialect.parser is server_spec.dialect.parser
+        ):
             counts = f"{read_tokens} of at least {min_tokens} tokens"
             what = f"the server dropped the beginning of the prompt: it read {counts}"
             raise _overflow_error(what, min_tokens, read_tokens)
@@ -367,7 +375,7 @@ class ContextBudget:
         return estimate_max_tokens(self._texts, self._request.images, len(self._request.messages))
 
 
-def _overflow_error(what: str, needed: int, context_length: int) -> LLMError:
+def _overflow_error(what: str, prompt_tokens: int, context_length: int) -> LLMError:
     error = errors.ContextOverflow(what)
-    error.prompt_tokens, error.context_length = needed, context_length
+    error.prompt_tokens, error.context_length = prompt_tokens, context_length
     return error

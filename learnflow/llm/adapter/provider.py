@@ -45,19 +45,19 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         base_url: the address of the server, with or without ``/v1`` and trailing slash.
         model: the default model.
         api_key: the API key. A key from the environment is sent only to the host that it was issued for.
-        vision_model: the default model for prompts with images, if it is not ``model``.
+        vision_model: the default model for prompts with images; ``model`` if not set.
         headers: additional headers of every request to the server, as a dict or in the format of ``<NAME>_HEADERS``.
-            ``{session}`` in a value is the ``session=`` of the call. Without ``session=``, the header is not sent.
+            ``{session}`` in a value becomes the ``session=`` of the call. Without ``session=``, the header is not sent.
         api: "chat" for chat completions, "responses" for OpenAI's Responses API; None to choose by model and request.
         times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout`` and ``deadline`` in seconds;
             ``local_only``; ``max_concurrency``.
 
     Raises:
-        NotConfigured: the address is invalid or missing, a header is invalid, or the vendor has no such API.
+        NotConfigured: the address is invalid or missing, a header is invalid, or the vendor lacks the chosen API.
         KeyMissing: the key is missing, and the vendor requires one.
     """
 
-    spec: ProviderSpec  # the address may select a variant of it, as for Azure (``spec.api.choose_variant``)
+    spec: ProviderSpec  # ``spec.api.choose_variant`` can select a variant by the address, for example for Azure
     _transport: Any = None  # an httpx transport to use instead of the network
     _server_kinds: Sequence[ProviderSpec] = ()  # the kinds of server that a probe recognises; if empty, only ``spec``
 
@@ -121,7 +121,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def address(self) -> str:
         """Return the key of the circuit breakers and the queue: the base URL.
 
-        An endpoint with a configured name (``<NAME>_KIND``) has its own key, even if another one has the same URL.
+        An endpoint with a configured name (``<NAME>_KIND``) has its own key, even if another endpoint has this URL.
         """
         return f"{self.endpoint.base_url} ({self.name})" if self.spec.kind else self.endpoint.base_url
 
@@ -130,7 +130,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         spec, endpoint, timeouts, name = self.spec, self.endpoint, self._timeouts, model or self.model
         capabilities = self.get_capabilities(name)
         if spec.server.choose_context_length and "context_served" not in self.catalog.overrides:
-            # The loaded length is no limit: the server can reload the model with its maximum context length
+            # The loaded length is no limit, because the server can reload the model with the model's maximum length
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -189,7 +189,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         await _litellm.prepare(self.spec, self.endpoint)
 
     async def aclose(self) -> None:
-        """Close the idle connections of this event loop to the server. The provider can be used again afterwards.
+        """Close this event loop's idle connections to the server. The provider can be used again afterwards.
 
         Without this call, the connections are closed when the event loop ends.
         """
@@ -237,7 +237,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the capabilities of a model, from the spec, the last probe and the configuration. Sends nothing.
 
         Args:
-            model: the name of the model; None for the default model, with the ``vision`` of ``vision_model``.
+            model: the name of the model; None for the default model. ``vision`` is then that of ``vision_model``.
         """
         capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:
@@ -277,11 +277,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise clear_cause(error)  # noqa: B904  # ``clear_cause`` removes the context
 
     async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
-        """Load a model unless it is loaded."""
+        """Wait while the server loads. Load the model if it is not loaded, or if ``keep_alive`` is set.
+
+        If the server has no ``load_path``, it cannot load models on request.
+        """
         model = await self._wait_while_loading(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):
-            requested = requested_context(self.endpoint.base_url, model.name)
-            context_length = self.catalog.overrides.get("context_served") or requested
+            requested_length = requested_context(self.endpoint.base_url, model.name)
+            context_length = self.catalog.overrides.get("context_served") or requested_length
             await self.catalog.load(model.name, context_length, keep_alive)
             await self._wait_while_loading(name)
 

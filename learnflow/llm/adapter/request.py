@@ -24,25 +24,26 @@ from . import structured_output
 from .options import messages_of, parts_of, strings_of, text_of
 
 _BODY_PARAMETERS: Final = ("top_k", "min_p")  # sent in ``extra_body``, because OpenAI's API does not have them
-# A prefill is a last assistant message that the model continues. vLLM requires both fields. Without them, llama.cpp
-# repeats the prefill.
+# A prefill is a last assistant message that the model continues. vLLM requires the two fields below. Without them,
+# llama.cpp repeats the prefill.
 _CONTINUES_FIELD: Final = "continue_final_message"
 _PREFILL_FIELDS: Final = {_CONTINUES_FIELD: True, "add_generation_prompt": False}
-# Appended after a last assistant message, which many servers would otherwise continue.
+# Appended after a last assistant message, because many servers would continue that message.
 _ADDED_MESSAGE: Final = {"role": "user", "content": "Please give your next message."}
-_MAX_TYPE_CHARS: Final = 40
-_MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer one
+_MAX_TYPE_CHARS: Final = 40  # of the type of a message part, in an error message
+_MAX_SESSION_CHARS: Final = 64  # OpenAI returns an error for a longer session
 _SCHEMA_WORDS: Final = ("format", "schema", "grammar", "structured")  # in messages of servers that reject a schema
 # An error message of chat completions contains this path if the model requires the Responses API.
 _RESPONSES_API: Final = "v1/responses"
+# If the Responses API fails with one of these errors, chat completions may work.
 _API_REFUSALS: Final = (errors.Misconfigured, errors.RequestRefused, errors.Unsupported)
-_WORD_START: Final = re.compile(r"(?<=[a-z])(?:-(?=[a-z])|(?=[A-Z]))")  # of "tokens" in "max-tokens" and "maxTokens"
-_NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # a word in an error response that may name a parameter
+_WORD_START: Final = re.compile(r"(?<=[a-z])(?:-(?=[a-z])|(?=[A-Z]))")  # before "tokens" in "max-tokens", "maxTokens"
+_NAME: Final = re.compile(r"[a-z]+(?:_[a-z]+)*")  # a word in an error response, possibly a parameter
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFormat:
-    """The format of a request that a model accepts. It changes after error responses.
+    """The format of a request that a model accepts. A retry after an error response may use another format.
 
     Attributes:
         omitted: the parameters that are omitted, because the server rejected them.
@@ -66,7 +67,7 @@ class Request:
     Attributes:
         messages: OpenAI-style messages, including the system message.
         model: the model's name at the provider; None if it is chosen later.
-        correction_message_count: how many messages at the end are rejected answers and requests to correct them.
+        correction_message_count: the number of messages at the end that ``with_correction`` added.
         user_message_added: ``_ADDED_MESSAGE`` follows the caller's last assistant message.
         buffered: the caller receives the whole answer at the end. The server may send it without streaming.
         is_journaled: the journal (a file of unfinished answers) records the text while it arrives.
@@ -135,12 +136,12 @@ class Request:
     def to_openai(
         self, request_format: RequestFormat, *, context_length: int | None, max_tokens: int | None, prefill: str | None
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Return messages and parameters in the format of OpenAI's client. Other fields are in ``extra_body``.
+        """Return messages and parameters for OpenAI's client. Fields that the client lacks are in ``extra_body``.
 
         Args:
             request_format: the format to use. Its ``api`` must be set.
             context_length: the context length to request, in tokens; None for the server's default.
-            max_tokens: a lower limit than the caller's, in tokens; None for the caller's.
+            max_tokens: a smaller ``max_tokens`` than the caller's, in tokens; None to send the caller's.
             prefill: the text that the model continues; None for a new answer.
 
         Raises:
@@ -181,7 +182,7 @@ class Request:
         return messages, parameters
 
     def streams(self, request_format: RequestFormat) -> bool:
-        """Return whether the response is requested as a stream. A call of ``stream`` always requests one."""
+        """Return whether the response is requested as a stream. A call of ``stream`` always requests a stream."""
         return not (self.buffered and "stream" in request_format.omitted)
 
     def next_format(
@@ -189,8 +190,8 @@ class Request:
     ) -> tuple[RequestFormat, str] | None:
         """Return the format for a retry, and a description of the change; None if a retry cannot help.
 
-        The retry may use the other API, or the changes of ``_without_rejected``. ``request_format`` and ``api`` are
-        those of the rejected request.
+        The retry uses the other API, or a change of ``_without_rejected``. ``request_format`` and ``api`` are those of
+        the rejected request.
         """
         may_switch_api = request_format.api is None and self.spec.api.responses_path is not None
         if may_switch_api and api == "chat" and _RESPONSES_API in error.server_message:
@@ -206,9 +207,10 @@ class Request:
     ) -> tuple[RequestFormat, str] | None:
         """Return a format without the rejected parameters, and a description; None if a retry cannot help.
 
-        Only parameters that this package added are omitted, and an ``AtMost`` (the caller's ``max_tokens``, which may
-        be lowered). If a refusal names no parameter, all of these except ``stream`` are omitted. Alternatively,
-        ``max_tokens`` is renamed, or the schema is sent in the next mode.
+        A retry can omit the parameters that this package added. Of the caller's parameters, it can omit only an
+        ``AtMost`` (a ``max_tokens`` that may be lowered). If the server refuses the request without naming a parameter,
+        the retry omits all of these except ``stream``. For some errors, the retry renames ``max_tokens`` instead, or
+        sends the schema in the next mode.
         """
         if not isinstance(error, errors.CapabilityError):
             return None
@@ -238,9 +240,10 @@ class Request:
         return replace(request_format, omitted=request_format.omitted | rejected), adjustment
 
     def format_to_cache(self, request_format: RequestFormat, first_format: RequestFormat) -> RequestFormat:
-        """Return the format to cache, given the format that the server accepted and that of the first try.
+        """Return the accepted format as it is cached. ``first_format`` is the format of the first try.
 
-        If only the retry omitted an ``AtMost``, this is not cached: the next request may have a lower value.
+        If only the retry omitted an ``AtMost``, the cached format does not omit it, because the next request may have a
+        lower value.
         """
         omitted = request_format.omitted
         if self.flexible_max_tokens:
@@ -248,7 +251,10 @@ class Request:
         return replace(request_format, omitted=omitted)
 
     def _session_field(self) -> Mapping[str, str]:
-        """Return the body field for ``session=``; empty if the API has none. A long session is sent as a digest."""
+        """Return the body field for ``session=``. A long session is sent as a digest.
+
+        Return no field if the caller set no session, or if the API has no field for it.
+        """
         name, session = self.spec.dialect.session_field, self.session
         if name is None or session is None:
             return {}
@@ -258,7 +264,7 @@ class Request:
         """Return the body fields for ``reasoning=``, and those that only the Responses API has.
 
         With ``store: false``, OpenAI does not store the response. Instead, the response contains the encrypted
-        reasoning. The next request of the conversation sends it back.
+        reasoning. The next request of the conversation sends this reasoning back.
         """
         reasoning = self._reasoning_fields(request_format.unsupported)
         if request_format.api != "responses":
@@ -272,10 +278,10 @@ class Request:
         return fields
 
     def _sampling_of(self, request_format: RequestFormat) -> dict[str, Any]:
-        """Return the sampling parameters without the defaults that the model does not support.
+        """Return the sampling parameters. Omit a rejected or unsupported one if ``may_be_left_out``.
 
-        Raise Unsupported if the caller set an unsupported parameter to a value other than 1. The value 1 is the
-        vendors' default: models accept it even if they reject other values.
+        Raise Unsupported if the caller set an unsupported parameter to a value other than 1. Models accept 1 even if
+        they reject other values, because it is the vendors' default.
         """
         omitted = request_format.omitted | request_format.unsupported
         sampling = {n: value for n, value in self.sampling.items() if n not in omitted or not may_be_left_out(value)}
@@ -285,7 +291,7 @@ class Request:
         return sampling
 
     def _reasoning_fields(self, unsupported: frozenset[str]) -> Mapping[str, Any]:
-        """Return the body fields for ``reasoning=``. Raise Unsupported if the model does not support it."""
+        """Return the body fields for ``reasoning=``. Raise Unsupported if the model does not support this level."""
         fields, value = self.spec.dialect.reasoning, self.reasoning
         if value is None or ("reasoning" in unsupported and value in (False, "none")):
             return {}
@@ -326,9 +332,9 @@ def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keyword
     fields |= {name: dict(value) for name, value in fields.items() if isinstance(value, Mapping)}
     fields["tools"] = [dict(tool) for tool in fields.get("tools", ())]
     messages, system = _check_messages(spec, prompt), fields.pop("system", None)
-    continues_by_request = fields.get("extra_body", {}).get(_CONTINUES_FIELD)
+    continuation_requested = fields.get("extra_body", {}).get(_CONTINUES_FIELD)
     user_message_added = messages[-1]["role"] == "assistant" and not (
-        spec.dialect.ignores_prefill or continues_by_request
+        spec.dialect.ignores_prefill or continuation_requested
     )
     if user_message_added:
         messages.append(dict(_ADDED_MESSAGE))
@@ -387,7 +393,7 @@ def _is_data_url(image: Any) -> bool:
 def _with_instruction(
     messages: list[dict[str, Any]], instruction: str, correction_message_count: int
 ) -> list[dict[str, Any]]:
-    """Add an instruction to the caller's last message: many chat templates reject two user messages in a row.
+    """Add an instruction to the caller's last message, because many chat templates reject two user messages in a row.
 
     If that message is not a user message, add a user message after it. The last ``correction_message_count`` messages
     are not the caller's.

@@ -1,8 +1,8 @@
 """``RoutableProvider``: the methods that a router requires of a provider in addition to ``LLMProvider``.
 
 A router wraps an application's own provider with ``routable``, which adds defaults for these methods. An application
-can also inherit from ``RoutableProvider`` and override them. The router then treats its provider like one of this
-package.
+can also derive its provider from ``RoutableProvider`` and override these methods. A router then treats the provider
+like a provider of this package.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ class Facts:
     """The known properties of a provider and one of its models. No request is sent to find them.
 
     Attributes:
-        address: the key of the circuit breakers and the slots (``adapter.capacity``). Providers with one address share
-            both.
+        address: the key of the circuit breakers and the slots (``adapter.capacity``). Providers with the same
+            address share breakers and slots.
         capabilities: the capabilities of the model. Here, ``context_served`` is the longest context length with which
             the server can load the model.
         first_token_s: time limit to the first token in seconds.
         gap_s: time limit between two tokens in seconds.
         deadline_s: time limit of one attempt in seconds; None if only the deadline of the request applies.
         names: the model's ``comparable_names``, to find the same model at other providers.
-        has_model: the provider has the model.
+        has_model: the provider is known to have the model.
         cold: the server must load the model before it responds.
         loads: the server can load models on request.
         prefills: the provider supports prefill: it continues a last assistant message exactly where it ends.
         replays: the responses come from cassettes (recorded responses). Circuit breakers and concurrency limits do
             not apply.
         concurrency_limit: how many requests may be in flight; None if unlimited.
-        looks_local: the address looks like one of this machine or a private network. A connection checks it again.
+        looks_local: the address looks like one of this machine or a private network. Each connection checks the
+            resolved address.
         local_only: the provider refuses requests unless it is local.
         lacking_capabilities: the capabilities that the model lacks. The provider refuses a request that requires one.
     """
@@ -168,14 +169,14 @@ class RoutableProvider(LLMProvider):
                 with emit.waiting(Waiting("queue", self.name, call.model)):
                     slot = await CAPACITY.acquire(facts.address, facts.concurrency_limit, deadline)
             limits_s = [attempt.max_first_token_s, None if call.buffered else facts.first_token_s]
-            first = min(filter(None, limits_s), default=math.inf)
-            async with asyncio.timeout_at(min(deadline, loop.time() + first)) as scope:
-                limited = _TimeLimitedEmit(emit, scope, deadline, deadline if call.buffered else facts.gap_s)
-                return await self._call(call, limited)
+            first_token_s = min(filter(None, limits_s), default=math.inf)
+            async with asyncio.timeout_at(min(deadline, loop.time() + first_token_s)) as scope:
+                limited_emit = _TimeLimitedEmit(emit, scope, deadline, deadline if call.buffered else facts.gap_s)
+                return await self._call(call, limited_emit)
         except TimeoutError:
             in_queue = slot is None and attempt.slot is None
-            kind = errors.DeadlineExceeded if in_queue or loop.time() >= deadline else limited.timeout_error
-            failure: LLMError = kind("the provider did not answer in time", provider=self.name)
+            error_class = errors.DeadlineExceeded if in_queue or loop.time() >= deadline else limited_emit.timeout_error
+            failure: LLMError = error_class("the provider did not answer in time", provider=self.name)
         except LLMError as error:
             failure = error
         except Exception as error:  # noqa: BLE001  # an application's own provider may raise anything
@@ -238,9 +239,9 @@ def to_completion(answer: Any, provider: str, model: str | None) -> Completion:
 
 
 class _TimeLimitedEmit(Relay):
-    """Limits the time between two events to ``gap_s`` seconds. The time in which the caller reads does not count.
+    """Limits the time between two events to ``gap_s`` seconds. The wait for space in the buffer does not count.
 
-    ``drain`` postpones ``scope``, the timeout of the attempt, but not beyond ``deadline``, a time of the event loop.
+    ``drain`` postpones ``scope`` (the timeout of the attempt), at most to ``deadline`` (on the event loop's clock).
 
     Attributes:
         timeout_error: the error to raise if ``scope`` expires.
@@ -264,17 +265,17 @@ class _TimeLimitedEmit(Relay):
 
 
 def comparable_names(model: str | None) -> frozenset[str]:
-    """Return the name of a model in lower case, without vendor and ``:latest``; an empty set for None."""
+    """Return a set with the name of a model in lower case, without vendor and ``:latest``; an empty set for None."""
     return frozenset([model.rpartition("/")[2].removesuffix(":latest").casefold()] if model else [])
 
 
 def exception_error(error: Exception, provider: str) -> LLMError:
-    """Return the error for an exception of an application's provider. Omit its message, which may quote the prompt."""
+    """Return the error for an exception of an application's provider. Omit the message, which may quote the prompt."""
     return errors.ServerFailed(f"the provider raised {type(error).__name__}", provider=provider)
 
 
 def routable(provider: LLMProvider) -> RoutableProvider:
-    """Return a ``RoutableProvider`` itself. Return a wrapper with defaults around any other provider."""
+    """Return the provider if it is a ``RoutableProvider``, else a wrapper with defaults."""
     return provider if isinstance(provider, RoutableProvider) else _WrappedProvider(provider)
 
 
@@ -284,7 +285,7 @@ def _delegate(name: str) -> Any:
 
 
 class _WrappedProvider(RoutableProvider):
-    """A wrapper around an application's provider that has only the methods of ``LLMProvider``."""
+    """Wraps a provider of an application. That provider has only the methods of ``LLMProvider``."""
 
     name = _delegate("name")
     generate, stream, complete = _delegate("generate"), _delegate("stream"), _delegate("complete")
@@ -293,7 +294,7 @@ class _WrappedProvider(RoutableProvider):
         self.provider = provider
 
     def get_capabilities(self) -> Capabilities:
-        """Return the provider's capabilities. Defaults replace omitted ones, or all if the provider raises an error.
+        """Return the provider's capabilities, with defaults for omitted keys. If the provider raises, return defaults.
 
         By default, ``streaming`` is True, ``local`` is False, and the others are None (unknown).
         """

@@ -21,7 +21,7 @@ def exit_on_interrupt() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[bool]:
-    """Let Ctrl-C cancel the command while the block runs, so that its requests stop.
+    """Let Ctrl-C cancel the command while the block runs, so that the command's requests stop.
 
     Yield whether this process only runs the command, because ``exit_on_interrupt`` was called.
     """

@@ -32,11 +32,11 @@ from .terminal import escape, notify, progress, read_stdin, write_json
 @json_option(help="Print the answer with its metadata as one JSON object.")
 @provider_option
 async def ask(prompt: str, as_json: bool, provider: str | None, **options: Any) -> int:
-    """Ask one question. The answer goes to stdout. If the prompt is -, it is read from stdin."""
+    """Ask one question. The answer goes to stdout. If PROMPT is -, the prompt is read from stdin."""
     prompt = read_stdin() if prompt == "-" else prompt
     options = {name: value for name, value in options.items() if value not in (None, "")}
     notices: list[str] = []  # printed after the last line of the answer
-    remove_sink = events.add_sink(partial(_add_notice, notices))
+    remove_sink = events.add_sink(partial(_handle_event, notices))
     try:
         router = get_provider(provider)
         if as_json:
@@ -55,7 +55,7 @@ async def ask(prompt: str, as_json: bool, provider: str | None, **options: Any) 
     return ExitCode.OK
 
 
-def _add_notice(notices: list[str], event: events.LogEvent) -> None:
+def _handle_event(notices: list[str], event: events.LogEvent) -> None:
     """Print a notice about an unusable provider or the embedded model. Store other notices in ``notices``.
 
     The embedded model is a small model that this package runs itself if no server responds.
@@ -72,7 +72,7 @@ def _add_notice(notices: list[str], event: events.LogEvent) -> None:
 
 
 async def _model_hint(router: RouterProvider, error: LLMError) -> str:
-    """Return a hint that lists the server's models and the command to download the missing one; "" if unknown."""
+    """Return a hint with the server's models and the command to download the missing model; "" if no hint exists."""
     for provider in router.providers:
         if isinstance(provider, BaseProvider) and provider.name == error.provider:
             await provider.refresh()
@@ -81,7 +81,7 @@ async def _model_hint(router: RouterProvider, error: LLMError) -> str:
 
 
 async def _print_stream(provider: LLMProvider, prompt: str, options: dict[str, Any]) -> None:
-    """Print the answer as it arrives, then a newline. Only on a terminal, escape control characters."""
+    """Print the answer as it arrives, then a newline. Escape control characters if stdout is a terminal."""
     text = ""
     with ExitStack() as progress_stack:  # closed before the first output
         update = progress_stack.enter_context(progress(_waiting_text(provider)))

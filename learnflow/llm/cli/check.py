@@ -1,6 +1,6 @@
 """``check``: test a server for the features that this package depends on. The answers are not printed.
 
-A cloud provider gets requests only if the operator names it.
+A cloud provider gets requests only if ``--provider`` or the settings name this provider.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .status import chain_of
 from .terminal import notify, progress, table, write, write_json
 
 _MISSING_MODEL: Final = "learnflow-no-such-model"
-_MAX_LONG_PROMPT_TOKENS: Final = 40_000  # the check of the context length is skipped if it needs a longer prompt
-_ESTIMATED_TOKENS: Final = 900  # of all other checks together
+_MAX_LONG_PROMPT_TOKENS: Final = 40_000  # a context length that needs a longer prompt is not checked
+_ESTIMATED_TOKENS: Final = 900  # of all checks together, except the check of the context length
 _PROMPT = "Say the word pong."
 _SCHEMA: Final = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
 _TOOL: Final = {
@@ -59,8 +59,8 @@ class Finding:
 async def check(model: str | None, as_json: bool, provider: str | None) -> int:
     """Check a server for the features that this package depends on.
 
-    Sends about a dozen short requests, for finish reasons, streams, errors, schemas, tools and continuation. The last
-    line of the output is the variable to set, if any.
+    Sends about a dozen short requests, for finish reasons, streams, errors, schemas, tools and continuation. Without
+    --json, the last line of the output is the variable to set, or "Nothing to set."
     """
     server = await _refreshed_provider(provider)
     context_length = server.facts(model).capabilities["context_served"]
@@ -75,7 +75,7 @@ async def check(model: str | None, as_json: bool, provider: str | None) -> int:
             findings.append(await _finding(question, run))
         if question == "finish reason" and findings[-1].passed is False:
             break  # the other checks would fail for the same reason
-    value = _capabilities(findings)
+    value = _capabilities_value(findings)
     if as_json:
         write_json({"provider": server.name, "capabilities": value, "findings": [*map(asdict, findings)]})
     else:
@@ -102,7 +102,8 @@ _Check = Callable[[], Awaitable[tuple[bool | None, str]]]  # returns ``passed`` 
 class _Checks:
     """The checks of one provider.
 
-    ``long_prompt_tokens`` is the size of a prompt that exceeds the context length. 0 skips this check.
+    ``long_prompt_tokens`` is the size of a prompt that exceeds the context length. If it is 0, the context length is
+    not checked.
     """
 
     def __init__(self, provider: BaseProvider, model: str | None, long_prompt_tokens: int) -> None:
@@ -113,16 +114,16 @@ class _Checks:
     def all(self) -> list[tuple[str, _Check]]:
         """Return the name and the function of each check, in order."""
         return [
-            ("finish reason", self.finish),
-            ("tokens counted", self.usage),
-            ("a stream", self.stream),
-            ("max_tokens", self.limit),
-            ("a missing model", self.missing_model),
-            ("a prompt too long", self.context_overflow),
-            ("JSON schema", self.schema),
-            ("tools", self.tools),
-            ("continuation", self.prefill),
-            ("stops on disconnect", self.disconnect),
+            ("finish reason", self.check_finish_reason),
+            ("tokens counted", self.check_usage),
+            ("a stream", self.check_stream),
+            ("max_tokens", self.check_max_tokens),
+            ("a missing model", self.check_missing_model),
+            ("a prompt too long", self.check_context_overflow),
+            ("JSON schema", self.check_schema),
+            ("tools", self.check_tools),
+            ("continuation", self.check_prefill),
+            ("stops on disconnect", self.check_disconnect),
         ]
 
     async def _complete(self, prompt: str = _PROMPT, **options: Any) -> Completion:
@@ -130,17 +131,17 @@ class _Checks:
             prompt, **{"model": self._model, "max_tokens": 60, "temperature": 0.0, **options}
         )
 
-    async def finish(self) -> tuple[bool | None, str]:
+    async def check_finish_reason(self) -> tuple[bool | None, str]:
         """Check that an answer ends with a finish reason."""
         completion = await self._complete()
         return True, f"{completion.finish}, {len(completion.text)} characters in {completion.total_s:.1f} s"
 
-    async def usage(self) -> tuple[bool | None, str]:
-        """Check that the server reports tokens."""
+    async def check_usage(self) -> tuple[bool | None, str]:
+        """Check that the server reports token counts."""
         usage = (await self._complete()).usage
         return usage.completion_tokens is not None, f"prompt {usage.prompt_tokens}, answer {usage.completion_tokens}"
 
-    async def stream(self) -> tuple[bool | None, str]:
+    async def check_stream(self) -> tuple[bool | None, str]:
         """Check that the server sends the answer in more than one piece."""
         loop, times = asyncio.get_running_loop(), list[float]()
         started = loop.time()
@@ -151,12 +152,12 @@ class _Checks:
                 times.append(loop.time() - started)
         return len(times) > 1, f"{len(times)} pieces from {times[0]:.2f} to {times[-1]:.2f} s" if times else "no text"
 
-    async def limit(self) -> tuple[bool | None, str]:
+    async def check_max_tokens(self) -> tuple[bool | None, str]:
         """Check that an answer that reaches ``max_tokens`` has the finish reason "length"."""
         completion = await self._complete("Count from 1 to 100.", max_tokens=3)
         return completion.finish == "length", completion.finish
 
-    async def missing_model(self) -> tuple[bool | None, str]:
+    async def check_missing_model(self) -> tuple[bool | None, str]:
         """Check that a missing model causes an error."""
         try:
             await self._complete(model=_MISSING_MODEL)
@@ -165,7 +166,7 @@ class _Checks:
             return True, f"{code} (HTTP {error.status})" if error.status else "not in the server's list"
         return None, "answered: the server accepts any name"
 
-    async def context_overflow(self) -> tuple[bool | None, str]:
+    async def check_context_overflow(self) -> tuple[bool | None, str]:
         """Check that a prompt that exceeds the context length causes an error."""
         if not self._long_prompt_tokens:
             return None, "not checked: the context length is unknown, too large, or that of a cloud"
@@ -175,21 +176,21 @@ class _Checks:
             return True, f"HTTP {error.status}" if error.status else "raised before the request was sent"
         return False, "answered: the server drops the beginning of a long prompt without an error"
 
-    async def schema(self) -> tuple[bool | None, str]:
-        """Check that an answer fits a JSON schema without a correction request."""
+    async def check_schema(self) -> tuple[bool | None, str]:
+        """Check that the first answer fits a JSON schema, so that no correction request is necessary."""
         response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": _SCHEMA, "strict": True}}
         completion = await self._complete('Give the word "pong" as JSON.', response_format=response_format)
         if completion.attempts > 1:
             return False, "only after a correction request"
         return (True, "fits") if completion.finish == "stop" else (None, f"finish {completion.finish}")
 
-    async def tools(self) -> tuple[bool | None, str]:
+    async def check_tools(self) -> tuple[bool | None, str]:
         """Check that the model calls a tool."""
         completion = await self._complete("What is the weather in Paris? Call the tool.", tools=[_TOOL])
         called = [call.name for call in completion.tool_calls]
         return bool(called) or None, f"called {', '.join(called)}" if called else "answered without a call"
 
-    async def prefill(self) -> tuple[bool | None, str]:
+    async def check_prefill(self) -> tuple[bool | None, str]:
         """Check that the model continues the beginning of an answer (a prefill)."""
         if not self._provider.facts(self._model).prefills:
             return None, "no prefill: a prompt asks for the continuation"
@@ -197,20 +198,23 @@ class _Checks:
         completion = await self._provider.attempt(call, Attempt(prefix="1 2 3 4"))(Emit())
         return True, f"continued with {len(completion.text)} characters"
 
-    async def disconnect(self) -> tuple[bool | None, str]:
-        """Check that the server stops generating when the client disconnects. Otherwise the next answer is late."""
+    async def check_disconnect(self) -> tuple[bool | None, str]:
+        """Check that the server stops generating when the client disconnects: the next answer is not late."""
         if not self._provider.spec.local:
             return None, "not checked for a cloud"
-        before = (await self._complete()).first_token_s or 0.0
+        before_s = (await self._complete()).first_token_s or 0.0
         async with self._provider.stream("Write a long story.", model=self._model, max_tokens=1000) as answer:
             async for _ in answer:
                 break
-        after = (await self._complete()).first_token_s or 0.0
-        return after < 1 + 3 * before, f"the next answer began after {after:.2f} s, an earlier one after {before:.2f} s"
+        after_s = (await self._complete()).first_token_s or 0.0
+        return (
+            after_s < 1 + 3 * before_s,
+            f"the next answer began after {after_s:.2f} s, an earlier one after {before_s:.2f} s",
+        )
 
 
 async def _finding(question: str, run: _Check) -> Finding:
-    """Run a check. If it raises an LLMError, return a failed finding, without text of the answer."""
+    """Run a check. If it raises an LLMError, the finding is a failure, and has no text of the answer."""
     try:
         passed, seen = await run()
     except errors.NotRecorded:
@@ -221,14 +225,14 @@ async def _finding(question: str, run: _Check) -> Finding:
     return Finding(question, passed, seen)
 
 
-def _capabilities(findings: list[Finding]) -> str:
+def _capabilities_value(findings: list[Finding]) -> str:
     """Return the value to set for the variable ``<NAME>_CAPABILITIES``, such as "json_schema,no-tools"."""
-    passed = {finding.question: finding.passed for finding in findings}
+    results = {finding.question: finding.passed for finding in findings}
     missing_finish = any(
         finding.question == "finish reason" and "FinishMissing" in finding.seen for finding in findings
     )
     words = ["no-finish"] if missing_finish else []
     for question, name in (("JSON schema", "json_schema"), ("tools", "tools")):
-        if passed.get(question) is not None:
-            words.append(name if passed[question] else f"no-{name}")
+        if results.get(question) is not None:
+            words.append(name if results[question] else f"no-{name}")
     return ",".join(words)

@@ -1,4 +1,4 @@
-"""``doctor``: show the configuration of this machine, and how to correct it. It prints no key and changes nothing."""
+"""``doctor``: show the configuration of this machine, and how to correct it. No key is printed, nothing is changed."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
 
     The exit code is 0 only if a provider that would serve requests is ready, and no value is invalid.
     """
-    faults = switches.collected_faults = dict[str, str]()  # collects invalid values, which otherwise raise
+    faults = switches.collected_faults = dict[str, str]()  # faults are collected here instead of raised
     report_replay()
     write(f"This is {'a' if settings_sources.in_container() else 'not a'} container.")
     specs = known_specs(provider)
-    _print_section("Variables that are set", _variables(specs))
+    _print_section("Variables that are set", _variable_texts(specs))
     for spec in specs:
-        settings.load_provider(spec)  # adds its invalid values to ``faults``
+        settings.load_provider(spec)  # adds the provider's invalid values to ``faults``
     _print_section("Invalid values, ignored below", (f"{name} {fault}" for name, fault in faults.items()))
     _print_section("Settings without effect", ineffective(specs, all_unknown=True))
-    chain, candidates = await probe(provider, timeout_s, checks_names=False)  # configured names, probed providers
+    # ``chain`` has the names of the requested or configured providers, ``candidates`` the probed providers
+    chain, candidates = await probe(provider, timeout_s, checks_names=False)
     if candidates:
         write("\nProbed servers:")
         table(("  PROVIDER", "STATE", "ADDRESS", "DETAIL"), map(_row, candidates))
     _print_section("Warnings", [*_warnings(candidates), *await _router_warnings(candidates, timeout_s)])
-    _print_section("Providers that would serve requests", [_ready_providers(chain, candidates)])
+    _print_section("Providers that would serve requests", [_ready_providers_text(chain, candidates)])
     print_lines([*default_lines(faults), *provider_lines(chain, candidates)])
     ready = any(candidate.ready for candidate in providers_in_use(chain, candidates))
     return ExitCode.OK if ready and not faults else ExitCode.NO_PROVIDER
@@ -58,7 +59,7 @@ def _print_section(title: str, lines: Iterable[str]) -> None:
         write(line, indent="  ")
 
 
-def _variables(specs: Iterable[ProviderSpec]) -> Iterator[str]:
+def _variable_texts(specs: Iterable[ProviderSpec]) -> Iterator[str]:
     for variable in variables(specs):
         override = f", overridden by {variable.overridden_by}" if variable.overridden_by else ""
         yield f"{variable.name} (in {variable.source}{override})"
@@ -98,9 +99,9 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 
 def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
-    """Yield a warning for each configured loopback address without a server.
+    """Yield a warning for each configured loopback address that does not respond.
 
-    If the provider responds at another address, yield none.
+    Skip a provider that responds at another address.
     """
     responding = {candidate.health.provider for candidate in candidates if candidate.responded}
     for candidate in candidates:
@@ -116,16 +117,23 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
 
 
 async def _router_warnings(candidates: Sequence[Candidate], timeout_s: float) -> list[str]:
-    """Return a warning for each address of a router, a proxy of several servers such as vllm-router or smg."""
+    """Return a warning for each local address that belongs to a router.
+
+    This router is a program such as vllm-router or smg, which forwards requests to several servers.
+    """
     responding = [candidate.provider for candidate in candidates if candidate.provider and candidate.responded]
     local = [provider for provider in responding if provider.spec.local or provider.endpoint.looks_local]
-    return [warning for warning in await asyncio.gather(*(_router_warning(one, timeout_s) for one in local)) if warning]
+    return [
+        warning
+        for warning in await asyncio.gather(*(_router_warning(provider, timeout_s) for provider in local))
+        if warning
+    ]
 
 
 async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
-    """Return a warning if the address is a router, else "".
+    """Return a warning if the address belongs to a router; else "".
 
-    A router serves the page ``/workers`` itself. It forwards other requests, so only this page identifies it.
+    Only the page ``/workers`` identifies a router, because a router forwards all other requests.
     """
     try:
         async with asyncio.timeout(timeout_s):
@@ -135,16 +143,18 @@ async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
     workers = [row for row in page.rows("workers") or () if text_or_none(row.get("url"))]
     if not workers:
         return ""
-    spec, unhealthy = provider.spec, sum(row.get("is_healthy") is False for row in workers)
-    limit = "" if settings.load_provider(spec).max_concurrency else f"; also set {spec.variable('max_concurrency')}"
+    spec, unhealthy_count = provider.spec, sum(row.get("is_healthy") is False for row in workers)
+    limit_hint = (
+        "" if settings.load_provider(spec).max_concurrency else f"; also set {spec.variable('max_concurrency')}"
+    )
     return (
         f"{provider.endpoint.base_url} is a router of {len(workers)} servers"
-        f"{f' ({unhealthy} unhealthy)' if unhealthy else ''}. Start it with --disable-retries, because this package "
-        f"retries{limit and f'{limit} to the slots of all servers together'}"
+        f"{f' ({unhealthy_count} unhealthy)' if unhealthy_count else ''}. Start it with --disable-retries, because "
+        f"this package retries{limit_hint and f'{limit_hint} to the slots of all servers together'}"
     )
 
 
-def _ready_providers(chain: Sequence[str], candidates: Sequence[Candidate]) -> str:
+def _ready_providers_text(chain: Sequence[str], candidates: Sequence[Candidate]) -> str:
     ready = [candidate.health for candidate in providers_in_use(chain, candidates) if candidate.ready]
     if ready:
         return ", then ".join(f"{health.provider} at {health.base_url or 'no address'}" for health in ready)

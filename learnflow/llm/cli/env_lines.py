@@ -32,7 +32,7 @@ class Line:
         variable_names: the name to set, then other names for the same setting.
         value: the value; "" to use the default.
         comment: a comment above the line.
-        is_alternative: whether another line has priority. The line is then printed as a comment.
+        is_alternative: whether another line has priority. If True, this line is printed as a comment.
     """
 
     variable_names: tuple[str, ...]
@@ -42,9 +42,10 @@ class Line:
 
     @property
     def source(self) -> str:
-        """Return where to set the variable: ``.env``, or the environment if the variable is already set there.
+        """Return where to set the variable: in ``.env``, or in the environment if it already sets the variable.
 
-        The environment overrides ``.env``. If ``value`` is "", return the source that sets the variable now.
+        A line in ``.env`` would then have no effect, because the environment overrides ``.env``. If ``value`` is "",
+        return the source that sets the variable now.
         """
         current = next(find_variables(self.variable_names, read_sources()), None)
         return current.source if current and (current.source == ENVIRONMENT or not self.value) else ".env"
@@ -65,7 +66,7 @@ def print_lines(lines: Iterable[Line]) -> None:
 def default_lines(faults: Iterable[str]) -> Iterator[Line]:
     """Yield lines that replace invalid values with defaults.
 
-    ``faults`` has names of variables, and of files that cannot be read. A file gets no line.
+    ``faults`` contains the names of invalid variables and of unreadable files. Files are skipped.
     """
     for name in filter(str.isidentifier, faults):
         field = Settings.model_fields.get(name.lower())
@@ -74,7 +75,7 @@ def default_lines(faults: Iterable[str]) -> Iterator[Line]:
 
 
 def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Iterator[Line]:
-    """Yield lines that configure a working provider. If a provider of ``chain`` is ready, yield none.
+    """Yield lines that configure a working provider. Yield nothing if a provider of ``chain`` is ready.
 
     Args:
         chain: the names of the configured providers, in order of preference.
@@ -93,7 +94,7 @@ def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Ite
         yield from _server_lines(candidate, is_alternative=bool(missing))
     if missing or ready or local or clouds:
         return
-    # If a configured server is down, the user still prefers it. Another provider is only an alternative.
+    # Another provider is only an alternative, because a configured provider has priority even while it is down
     with suppress(LLMError):
         build(EMBEDDED.name)
         comment = "or a small model on this machine" if chain else "the embedded model on this machine"
@@ -109,7 +110,7 @@ def _provider_line(name: str, comment: str = "") -> Line:
 
 
 def _missing_lines(candidate: Candidate) -> Iterator[Line]:
-    """Yield the missing setting of a provider: the kind of server, the API key or the model."""
+    """Yield the line that sets a missing setting of a provider: the kind of server, the API key or the model."""
     health = candidate.health
     if candidate.kind:
         yield Line(endpoint_spec(candidate.kind, health.provider).variable_names("kind"), candidate.kind.name)
@@ -124,13 +125,13 @@ def _server_lines(candidate: Candidate, *, is_alternative: bool) -> Iterator[Lin
     assert candidate.provider  # noqa: S101  # the candidate is ready
     spec, health = candidate.provider.spec, candidate.health
     lines = [_provider_line(spec.name, "or" if is_alternative else "" if spec.local else "prompts leave this machine")]
-    if not (candidate.configured or spec.starts_server or _is_default(candidate.provider)):
+    if not (candidate.configured or spec.starts_server or _has_default_address(candidate.provider)):
         lines.append(Line(spec.variable_names("base_url"), candidate.provider.endpoint.base_url))
     lines += _model_lines(spec, [health.model] if health.model else health.models)
     yield from (replace(line, is_alternative=is_alternative) for line in lines)
 
 
-def _is_default(provider: BaseProvider) -> bool:
+def _has_default_address(provider: BaseProvider) -> bool:
     """Return whether the provider uses its default address, which needs no line."""
     default = provider.spec.api.default_url or ""
     server_url = provider.endpoint.server_url.replace("//127.0.0.1:", "//localhost:")
@@ -141,6 +142,6 @@ def _is_default(provider: BaseProvider) -> bool:
 
 
 def _model_lines(spec: ProviderSpec, models: Sequence[str]) -> Iterator[Line]:
-    """Yield the line that sets the model: the first name that needs no quotes."""
+    """Yield the line that sets the model to the first name that needs no quotes."""
     value, *others = [name for name in models if _PLAIN_NAME.fullmatch(name)] or [_UNKNOWN]
     yield Line(spec.variable_names("model"), value, f"or {', '.join(others[:5])}" if others else "")

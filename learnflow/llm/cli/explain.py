@@ -32,11 +32,12 @@ class Choice:
     """Whether a provider would serve a request, and why.
 
     Attributes:
-        model: the model that would answer, according to the last probe. Without a probe, the requested one.
-        serves: True if the provider would get the request. None if it would, but may lack a required capability.
+        model: the model that would answer, according to the last probe. Without a probe, the requested model.
+        serves: whether the provider would get the request. None if it would, although a required capability is missing
+            or unknown.
         reason: the reason for ``serves``.
         rank: the position in the operator's order, from 0. Load-balanced providers have the same rank.
-        is_next: whether the provider would get the request if those before it fail.
+        is_next: whether the provider would get the request if all providers before it fail.
     """
 
     provider: str
@@ -94,22 +95,22 @@ async def explain(
 def choices_of(
     router: RouterProvider, prompt: Prompt, model: str | None = None, **options: Unpack[Options]
 ) -> list[Choice]:
-    """Return the providers of a router in the order in which the router would try them. Send nothing."""
+    """Return a choice for each provider of a router, sorted by LLM_ROUTING. No request is sent."""
     chain = router.chain_now(Call(prompt, model, options=options))
     order = chain.sorted_candidates()
-    capable = [candidate for candidate in order if not (chain.missing(candidate) or _expect(candidate)[1])]
+    capable = [candidate for candidate in order if not (chain.missing(candidate) or _predict(candidate)[1])]
     chosen = select(capable, chain.settings.llm_routing) or (first_to_recover(capable) if capable else None)
     return [_choice(candidate, chain, is_chosen=candidate is chosen) for candidate in order]
 
 
-def _expect(candidate: Candidate) -> tuple[str | None, str | None]:
-    """Return the model that would answer, and why the request would fail; None if unknown."""
+def _predict(candidate: Candidate) -> tuple[str | None, str | None]:
+    """Predict the model that would answer, or the reason why the request would fail. None means unknown."""
     provider = candidate.original
     return provider.catalog.expect(candidate.target.model) if isinstance(provider, BaseProvider) else (None, None)
 
 
-def _doubt(candidate: Candidate, chain: Chain) -> str | None:
-    """Return why the chosen provider may lack a capability that the request requires; None if it lacks none."""
+def _capability_caveat(candidate: Candidate, chain: Chain) -> str | None:
+    """Describe the required capabilities that the provider lacks, else the unknown ones; None if it has all."""
     capabilities: Mapping[str, Any] = candidate.facts.capabilities
     required = chain.requirements.capabilities
     if lacking := [name for name in required if capabilities[name] is False]:
@@ -121,7 +122,7 @@ def _doubt(candidate: Candidate, chain: Chain) -> str | None:
 def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
     serves: bool | None = False
     is_next = False
-    requested, (model, failure) = candidate.target.model, _expect(candidate)
+    requested, (model, failure) = candidate.target.model, _predict(candidate)
     if missing := chain.missing(candidate):
         reason = missing[0] if candidate.creation_error else f"lacks {', '.join(missing)}"
     elif failure:
@@ -130,8 +131,8 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
         reason = f"its circuit breaker is open after {type(candidate.breaker.error).__name__}"
     elif not is_chosen:
         is_next, reason = True, "would be used if the providers before it fail"
-    elif doubt := _doubt(candidate, chain):
-        serves, reason = None, doubt
+    elif caveat := _capability_caveat(candidate, chain):
+        serves, reason = None, caveat
     else:
         serves, reason = True, "would serve"
     if serves is not False and candidate.facts.cold:
@@ -141,9 +142,9 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
     return Choice(candidate.name, model or requested, serves, reason, candidate.rank, is_next)
 
 
-def _serves_cells(choice: Choice, probe: bool) -> tuple[str, str]:
+def _serves_cells(choice: Choice, probed: bool) -> tuple[str, str]:
     """Return the cells of the columns SERVES and WHY. Without a probe, "yes" becomes "unknown"."""
-    if choice.serves and not probe:
+    if choice.serves and not probed:
         return "unknown", "would be used; use --probe to probe the servers first"
     serves = "next" if choice.is_next else _SERVES[choice.serves]
     return serves, choice.reason.removeprefix(f"{choice.provider}: ")

@@ -42,7 +42,7 @@ def clear() -> int:
     deleted = 0
     for path in _paths():
         with suppress(OSError):
-            journals.JournalFile(path, Emit()).close(deletes=True)  # raises OSError if another process locks it
+            journals.JournalFile(path, Emit()).close(deletes=True)  # OSError if another process locks the file
         deleted += not path.exists()
     write(f"{deleted} unfinished answer{'' if deleted == 1 else 's'} deleted")
     return ExitCode.OK

@@ -29,7 +29,7 @@ COMMANDS: Final = {
 
 
 class _Commands(click.Group):
-    """A group that imports a command only if it runs. Help and the completion of command names need no import."""
+    """A group that imports a command only to run it. Help and the completion of command names need no import."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -1,4 +1,4 @@
-"""The part file of a download. Only a complete, verified part file is renamed to the model."""
+"""The part file of a download. Only a complete, verified part file is renamed to ``NAME.gguf``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PartFile:
 
     Attributes:
         path: the path of the model.
-        source: a hash of the URL or package. The URL itself may contain a token.
+        source: a hash of the URL or package, because the URL itself can contain a token.
         sha256: the required SHA-256 in hexadecimal digits; None to accept any GGUF.
     """
 
@@ -80,12 +80,12 @@ class PartFile:
         """
         if not self.path.exists():
             return None
-        actual = self._hash(self.path, hashlib.sha256())
-        if actual == (self.sha256 or self._read_metadata("sha256")):
-            return actual
+        actual_sha256 = self._hash(self.path, hashlib.sha256())
+        if actual_sha256 == (self.sha256 or self._read_metadata("sha256")):
+            return actual_sha256
         if self.sha256 is None:
             hint = f"Choose another --name, give --sha256 to replace it, or remove {self.path}"
-            raise LLMError(f"another model is stored as {self.name} (SHA-256 {actual})", hint=hint)
+            raise LLMError(f"another model is stored as {self.name} (SHA-256 {actual_sha256})", hint=hint)
         return None
 
     def resume_point(self) -> tuple[int, str]:
@@ -114,7 +114,7 @@ class PartFile:
             raise LLMError(what, hint="Free some space, or set LLM_MODELS_DIR to a folder on another disk")
 
     def write(self, chunks: Iterable[bytes], offset: int, total: int | None) -> str:
-        """Append to the part file, verify it, and rename it to the model. Return the SHA-256.
+        """Append ``chunks`` to the part file, verify the file, and rename it to ``path``. Return the SHA-256.
 
         ``chunks`` is the content from byte ``offset`` on. ``total`` is the complete size in bytes; None if unknown.
 
@@ -134,10 +134,10 @@ class PartFile:
                 self.discard()
             what = f"the file of {self.name} has {size:,} bytes instead of {total:,}"
             raise LLMError(what, hint="Run the command again")
-        actual = digest.hexdigest()
-        self._verify(actual)
-        self._commit(actual)
-        return actual
+        actual_sha256 = digest.hexdigest()
+        self._verify(actual_sha256)
+        self._commit(actual_sha256)
+        return actual_sha256
 
     def _append(self, file: IO[bytes], chunks: Iterable[bytes], digest: Any, size: int, total: int | None) -> int:
         with progress(f"{self.name}: downloading", total, in_bytes=True) as update:
@@ -161,16 +161,16 @@ class PartFile:
         what = f"the source of {self.name} is not a GGUF model: it begins with {beginning!r}"
         return LLMError(what, hint="Use the URL of the file, not of a web page about it")
 
-    def _verify(self, actual: str) -> None:
-        if self.sha256 and actual != self.sha256:
+    def _verify(self, actual_sha256: str) -> None:
+        if self.sha256 and actual_sha256 != self.sha256:
             self.discard()
-            what = f"the SHA-256 of {self.name} is {actual}, not {self.sha256}: nothing was stored"
+            what = f"the SHA-256 of {self.name} is {actual_sha256}, not {self.sha256}: nothing was stored"
             raise LLMError(what, hint="Check --sha256 and the source: the file may have changed or be damaged")
 
-    def _commit(self, actual: str) -> None:
-        """Rename the part file to the model, and record its SHA-256."""
+    def _commit(self, actual_sha256: str) -> None:
+        """Rename the part file to ``path``, and record its SHA-256."""
         self.part.replace(self.path)
-        self._write_metadata(sha256=actual)
+        self._write_metadata(sha256=actual_sha256)
         if os.name == "posix":  # Windows cannot open a folder
             folder = os.open(self.path.parent, os.O_RDONLY)
             try:
@@ -179,6 +179,7 @@ class PartFile:
                 os.close(folder)
 
     def _hash(self, path: Path, digest: Any) -> str:
+        """Add the content of a file to ``digest``. Return the digest in hexadecimal digits."""
         with path.open("rb") as file, progress(f"{self.name}: verifying", path.stat().st_size, in_bytes=True) as update:
             while chunk := file.read(CHUNK_BYTES * 16):
                 digest.update(chunk)
@@ -186,7 +187,7 @@ class PartFile:
         return str(digest.hexdigest())
 
     def _read_metadata(self, field: str) -> str | None:
-        """Return a field of the metadata; None if it is missing, or if the metadata has another ``source``."""
+        """Return a field of the metadata; None if the field is missing or the metadata has another ``source``."""
         metadata = json_object(self._metadata_path.read_bytes()) if self._metadata_path.exists() else None
         value = metadata.get(field) if metadata and metadata.get("source") == self.source else None
         return value if isinstance(value, str) else None

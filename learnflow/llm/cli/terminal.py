@@ -33,7 +33,7 @@ _COLOURS: Final = {
     "down": "red",
     "NO": "red",
 }
-_PIPE_COLUMNS: Final = 10_000  # so that each table row is one line
+_PIPE_COLUMNS: Final = 10_000  # the width if stdout is not a terminal, so that each table row is one line
 # Control characters (also those of escape sequences), line separators, bidi overrides, lone surrogates.
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -44,7 +44,7 @@ def escape(text: str) -> str:
 
 
 def open_closed_streams() -> None:
-    """Open the null device for each closed standard stream. Otherwise a socket could get that file descriptor."""
+    """Open the null device for each closed standard stream, because a socket could get its file descriptor."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -55,7 +55,7 @@ def open_closed_streams() -> None:
 
 
 def drop_unwritten(stream: TextIO) -> None:
-    """Flush a stream. If that fails, discard the text. Otherwise Python would try again at exit."""
+    """Flush a stream. If that fails, discard the text, because Python would flush it again at exit."""
     try:
         stream.flush()
     except OSError:
@@ -63,7 +63,11 @@ def drop_unwritten(stream: TextIO) -> None:
 
 
 def read_stdin() -> str:
-    """Return the text on stdin, as UTF-8 or in the encoding of the locale. Raise InvalidRequest if it is neither."""
+    """Return the text on stdin, decoded as UTF-8 or else in the encoding of the locale.
+
+    Raises:
+        InvalidRequest: the text is too long, or has neither encoding.
+    """
     data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
     if len(data) > _MAX_STDIN_BYTES:
         raise InvalidRequest(f"stdin has more than {format_size(_MAX_STDIN_BYTES)}. Send a shorter prompt")
@@ -83,7 +87,7 @@ def notify(text: str, prefix: str = "learnflow-llm: ", options: Iterable[str] = 
 
     A message may contain keywords of the Python API. If ``options`` contains "model", ``model=`` becomes ``--model``.
     """
-    keywords = "|".join(options) or "(?!)"  # matches nothing
+    keywords = "|".join(options) or "(?!)"  # "(?!)" matches nothing
     text = re.sub(rf"\b({keywords})=(\d*)", lambda match: f"--{match[1].replace('_', '-')} {match[2]}".rstrip(), text)
     with suppress(OSError):
         print(_wrap(f"{prefix}{text}"), file=sys.stderr)
@@ -99,7 +103,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     If the terminal is too narrow for the columns, print each cell on a line of its own, after its title.
     """
-    from rich.console import Console  # noqa: PLC0415  # takes 0.1 s
+    from rich.console import Console  # noqa: PLC0415  # the import takes 0.1 s
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -120,23 +124,25 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def _column_widths(columns: Sequence[Sequence[str]]) -> list[int]:
-    """Return column widths that break no word; [] if the terminal is too narrow for them."""
+    """Return column widths, in characters, that break no word; [] if the terminal is too narrow for such columns."""
     from rich.cells import cell_len  # noqa: PLC0415
 
-    longest = [max(map(cell_len, column)) for column in columns]
+    full_widths = [max(map(cell_len, column)) for column in columns]
     # A mark ("*") or an indent at the beginning of a cell is a part of the first word.
     words = [[word for cell in column for word in re.findall(r"^[* ]*\S+|\S+", cell)] for column in columns]
     widths = [max(map(cell_len, column), default=0) for column in words]
     spare = _width() - sum(widths) - 2 * (len(columns) - 1)
-    for index in sorted(range(len(columns)), key=lambda index: longest[index] - widths[index]):
-        added = max(0, min(longest[index] - widths[index], spare))
+    for index in sorted(range(len(columns)), key=lambda index: full_widths[index] - widths[index]):
+        added = max(0, min(full_widths[index] - widths[index], spare))
         widths[index], spare = widths[index] + added, spare - added
     return widths if spare >= 0 else []
 
 
 @contextmanager
 def progress(description: str, total: float | None = None, *, in_bytes: bool = False) -> Iterator[Callable[..., None]]:
-    """Show progress on stderr while the block runs, if stderr is a terminal. ``total`` is the amount of work, if known.
+    """Show progress on stderr while the block runs, if stderr is a terminal.
+
+    ``total`` is the amount of work; None if unknown.
 
     Yields:
         A function that updates the progress. Its keywords are ``completed``, ``total`` and ``description``.
@@ -144,7 +150,7 @@ def progress(description: str, total: float | None = None, *, in_bytes: bool = F
     if not sys.stderr.isatty():
         yield lambda **_: None
         return
-    from rich import progress as bars  # noqa: PLC0415  # takes 0.1 s
+    from rich import progress as bars  # noqa: PLC0415  # the import takes 0.1 s
     from rich.console import Console  # noqa: PLC0415
 
     bar: list[Any] = [bars.BarColumn(bar_width=16)] if total or in_bytes else []
@@ -181,5 +187,8 @@ def _wrap(text: str, indent: str = "") -> str:
 
 
 def _width() -> int:
-    """Return the width of the output in characters: COLUMNS, else the terminal's, else ``_PIPE_COLUMNS``."""
+    """Return the width of the output in characters: COLUMNS, else that of the terminal, else ``_PIPE_COLUMNS``.
+
+    It is at least ``_MIN_COLUMNS``.
+    """
     return max(_MIN_COLUMNS, shutil.get_terminal_size((_PIPE_COLUMNS, 24)).columns)

@@ -1,4 +1,7 @@
-"""The variables that are set, and settings without effect. Values are never shown, because some are API keys."""
+"""List the variables that are set, the misspelt ones, and the lines of ``.env`` that cannot be read.
+
+Values are never shown, because some are API keys.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from ..settings import NODE_PREFIX, Settings, node_models
 from ..settings_sources import find_variables, read_sources, unreadable_lines
 from .status import chain_of
 
-_MIN_SIMILARITY: Final = 0.84  # of difflib: LLM_RETRYS and LLM_RETRIES have 0.857
+_MIN_SIMILARITY: Final = 0.84  # difflib's ratio, which is 0.857 for LLM_RETRYS and LLM_RETRIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Variable:
 
     Attributes:
         source: the environment, a ``.env`` file or the folder of secrets.
-        overridden_by: the name and source of the variable with precedence; None if this variable has an effect.
+        overridden_by: the name and source of the variable that overrides this one; None if no variable does.
     """
 
     name: str
@@ -33,13 +36,16 @@ class Variable:
 
 
 def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
-    """Return the variables of this package and of ``specs`` that are set. The effective one of a setting is first."""
+    """Return each variable of this package or of ``specs`` that is set.
+
+    If a setting has several variables, the effective one is first.
+    """
     sources = read_sources()
-    settings: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
-    settings += [spec.variable_names(name) for spec in specs for name in spec.settings]
-    settings += [(name,) for name in node_models()]
+    names_by_setting: list[tuple[str, ...]] = [(name.upper(),) for name in Settings.model_fields]
+    names_by_setting += [spec.variable_names(name) for spec in specs for name in spec.settings]
+    names_by_setting += [(name,) for name in node_models()]
     result: list[Variable] = []
-    for names in settings:
+    for names in names_by_setting:
         effective: str | None = None
         for name, source, _ in find_variables(names, sources):
             result.append(Variable(name, source, effective))
@@ -48,7 +54,7 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
 
 
 def known_specs(provider: str | None) -> list[ProviderSpec]:
-    """Return the specs of the registry, and those of the requested or configured endpoints.
+    """Return the specs of the registry, and of the endpoints that ``provider`` or the configuration names.
 
     An endpoint is a server that the operator has named, such as "gpu1".
     """
@@ -59,7 +65,7 @@ def known_specs(provider: str | None) -> list[ProviderSpec]:
     for name in names:
         with suppress(LLMError):
             specs.setdefault(name, spec_of(name))
-        # If the kind is unknown, use CUSTOM: all kinds have these variables.
+        # If spec_of() fails, for example because the kind is not set, use CUSTOM: every kind has its variables.
         specs.setdefault(name, endpoint_spec(CUSTOM, name))
     return list(specs.values())
 
@@ -68,8 +74,8 @@ def ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = False) -> 
     """Yield a sentence for each misspelt variable, and for each line of ``.env`` that cannot be read.
 
     Args:
-        specs: the providers with known variables.
-        all_unknown: also yield a sentence for each unknown ``LLM_*`` variable, which the application may use.
+        specs: see ``known_specs``.
+        all_unknown: also yield a sentence for each other unknown ``LLM_*`` variable, which can be an application's.
     """
     for variable, suggestion in misspelt(specs, vendor_specs().values()):
         if suggestion or all_unknown:
@@ -82,11 +88,11 @@ def ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = False) -> 
 def misspelt(specs: Iterable[ProviderSpec], not_suggested: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
     """Yield each unknown variable that resembles a known one, with the known name.
 
-    If an ``LLM_*`` variable resembles none, yield it with "".
+    Also yield each unknown ``LLM_*`` variable that does not resemble a known one, with "".
 
     Args:
-        specs: the providers with variables to suggest.
-        not_suggested: the providers with known variables that are never suggested.
+        specs: the providers whose variables are suggested.
+        not_suggested: the providers whose variables are known, but never suggested.
     """
     specs = list(specs)
     suggestions = {name.upper() for name in Settings.model_fields} | _names(specs)
@@ -96,10 +102,12 @@ def misspelt(specs: Iterable[ProviderSpec], not_suggested: Iterable[ProviderSpec
         for name in sorted(set(values) - known):
             # Compare only names with a similar first word, because difflib is slow.
             similar_words = _similar(name.partition("_")[0], first_words)
-            candidates = {one for one in suggestions if one.partition("_")[0] in similar_words}
+            candidates = {known_name for known_name in suggestions if known_name.partition("_")[0] in similar_words}
             similar = [] if name.startswith(NODE_PREFIX) else _similar(name, candidates)
-            unset = sorted(candidates - set(values))
-            similar = similar or [one for one in unset if _differs_by_word(name, one, candidates)]
+            unset_names = sorted(candidates - set(values))
+            similar = similar or [
+                unset_name for unset_name in unset_names if _differs_by_word(name, unset_name, candidates)
+            ]
             if similar or (name.startswith("LLM_") and not name.startswith(NODE_PREFIX)):
                 yield Variable(name, source), " or ".join(similar)
 
@@ -108,15 +116,16 @@ def _similar(name: str, names: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, names, 1, _MIN_SIMILARITY)
 
 
-def _differs_by_word(name: str, known: str, names: Iterable[str]) -> bool:
-    """Return whether a name adds a last word to ``known`` (OPENAI_MODEL_NAME), or omits a word (OPENAI_KEY).
+def _differs_by_word(name: str, known_name: str, known_names: Iterable[str]) -> bool:
+    """Return whether ``name`` adds a last word to ``known_name`` (OPENAI_MODEL_NAME), or omits a word (OPENAI_KEY).
 
-    An added word does not count if other known names begin with ``known``, as OPENAI_API_KEY does with OPENAI_API.
+    An added word does not count if another known name has the same beginning. For example, OPENAI_API_TYPE does not
+    resemble OPENAI_API, because OPENAI_API_KEY is known, too.
     """
-    words, expected = name.split("_"), known.split("_")
+    words, expected = name.split("_"), known_name.split("_")
     shorter = [expected[:index] + expected[index + 1 :] for index in range(1, len(expected))]
     if words[:-1] == expected:
-        return not any(other.startswith(f"{known}_") for other in names)
+        return not any(other.startswith(f"{known_name}_") for other in known_names)
     return words in [short for short in shorter if len(short) > 1]
 
 

@@ -38,21 +38,21 @@ async def warm_up(model: str | None, keep_alive: str | None, provider: str | Non
 
 
 async def _load(provider: BaseProvider, model: str | None, keep_alive: str | None) -> str:
-    """Load the model. Return the message for the user."""
+    """Load the model unless it is loaded. Return the message for the user."""
     began = time.monotonic()
-    before = await provider.refresh()
+    health_before = await provider.refresh()
     if not provider.spec.local:
         return f"{provider.name}: a cloud needs no warm-up"
-    if before.state == "down":  # otherwise the request would wait until LLM_LOAD_TIMEOUT
-        raise errors.ConnectionFailed(before.detail.removesuffix("."), provider=provider.name)
+    if health_before.state == "down":  # raise now, because warm_up() would probe the server again
+        raise errors.ConnectionFailed(health_before.detail.removesuffix("."), provider=provider.name)
     options: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
-    is_loaded = before.cold is False and not options and model in (None, before.model)
-    if not is_loaded:  # otherwise the import of LiteLLM would take seconds
-        with progress(f"{provider.name}: loading {model or before.model or 'the model'}"):
+    can_skip = health_before.cold is False and not options and model in (None, health_before.model)
+    if not can_skip:  # skip it if possible, because warm_up() imports LiteLLM, which takes seconds
+        with progress(f"{provider.name}: loading {model or health_before.model or 'the model'}"):
             await provider.warm_up(model, **options)
     requested = model or provider.model
     served = (await provider.catalog.probe_model(requested)).name
-    name = served if not requested or is_same_model(requested, served) else f"{served} instead of {requested}"
-    if before.model == served and before.cold is False and not options:
-        return f"{provider.name}: {name} was already loaded"
-    return f"{provider.name}: {name} is loaded ({time.monotonic() - began:.1f} s)"
+    description = served if not requested or is_same_model(requested, served) else f"{served} instead of {requested}"
+    if health_before.model == served and health_before.cold is False and not options:
+        return f"{provider.name}: {description} was already loaded"
+    return f"{provider.name}: {description} is loaded ({time.monotonic() - began:.1f} s)"

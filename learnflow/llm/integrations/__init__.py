@@ -15,15 +15,15 @@ from ..process import after_fork, register
 from ..settings import Settings
 from ..settings_sources import in_container
 
-_served: Final = register("ports of metrics", set[object]())
-_logged: Final = register("hints that were logged", set[str]())
+_served: Final = register("ports of metrics", set[object]())  # the host and the port of each metrics server
+_logged_hints: Final = register("hints that were logged", set[str]())
 _detachers: Final[dict[tuple[object, ...], Callable[[], None]]] = {}
 
 
 def attach(common: Settings) -> None:
-    """Attach the sinks that ``LLM_METRICS_PORT`` and ``LLM_OPENTELEMETRY`` enable, once in a process."""
+    """Attach the sinks that ``LLM_METRICS_PORT`` and ``LLM_OPENTELEMETRY`` enable, each once in a process."""
     if common.llm_metrics_port:
-        # Prometheus scrapes a container from outside
+        # Listen on all interfaces in a container, because Prometheus scrapes it from outside
         default_host = "0.0.0.0" if in_container() else "127.0.0.1"  # noqa: S104
         _serve_metrics(common.llm_metrics_host or default_host, common.llm_metrics_port)
     if common.llm_opentelemetry:
@@ -34,7 +34,7 @@ def attach_once(key: tuple[object, ...], add: Callable[[], Callable[[], None]]) 
     """Add a sink, unless a sink with the same key is attached. Return the function that detaches the sink.
 
     Args:
-        key: the name of the sink, and the objects that it reports to.
+        key: the name of the sink, and the objects to which the sink reports.
         add: a function that adds the sink and returns a function that removes it.
     """
     if key in _detachers:
@@ -64,7 +64,7 @@ def _serve_metrics(host: str, port: int) -> None:
             "llm.metrics_unavailable",
             "LLM_METRICS_PORT needs the package prometheus_client (pip install prometheus_client)",
         )
-    except (OSError, ValueError) as error:  # such as a port that another process of the application uses
+    except (OSError, ValueError) as error:  # for example, another process of the application uses the port
         _log_once(
             "llm.metrics_unavailable",
             f"{host}:{port} cannot be used (LLM_METRICS_HOST, LLM_METRICS_PORT): {error}",
@@ -85,8 +85,8 @@ def _attach_opentelemetry() -> None:
 
 def _log_once(event: str, hint: str) -> None:
     """Log an error with this hint once in a process."""
-    if hint not in _logged:
-        _logged.add(hint)
+    if hint not in _logged_hints:
+        _logged_hints.add(hint)
         log.write_line("error", event, hint=hint)
 
 

@@ -1,4 +1,4 @@
-"""A replacement for ``models/model_factory.py`` of LearnFlow, a LangGraph application. It has the same names.
+"""A replacement for ``models/model_factory.py`` of LearnFlow, a LangGraph application, with the same names.
 
 LearnFlow imports this module instead of its own, and passes its ``config_manager``. This module does not import
 LearnFlow or read its files. It requires the extra ``[langchain]``.
@@ -28,7 +28,7 @@ class ConfigManager(Protocol):
     """The interface of LearnFlow's ``GraphConfigManager``, which reads ``graph.yaml`` and ``providers.yaml``."""
 
     def get_model_config(self, node_name: str) -> Any:
-        """Return the ``ModelConfig`` of a node, or the default one."""
+        """Return the ``ModelConfig`` of a node, or the default one if the node has none."""
         ...
 
     def get_full_config(self) -> Any:
@@ -47,7 +47,7 @@ class ModelFactory:
     (``<NAME>_VISION_MODEL`` for images). Otherwise, a node uses its provider and model in ``graph.yaml``.
     ``LLM_MODEL_<NODE>`` overrides the model of a node. The other parameters come from ``graph.yaml``.
 
-    The arguments are those of ``initialize_model_factory``.
+    For the arguments, see ``initialize_model_factory``.
 
     Raises:
         NotConfigured: the environment names an unknown provider.
@@ -61,19 +61,21 @@ class ModelFactory:
 
     @property
     def providers(self) -> list[LLMProvider]:
-        """Return the providers in ``LLM_PROVIDERS``, or those of the models created so far."""
+        """Return the providers in ``LLM_PROVIDERS`` or ``LLM_PROVIDER``, else those of the created models."""
         routers = [self._chain] if self._chain else self._routers.values()
         return [provider for router in routers for provider in router.providers]
 
     def create_model(self, config: Any, node: str | None = None) -> ChatLearnFlow:
         """Create the model of a node.
 
-        ``max_tokens`` is lowered to fit the context length, and that is logged. Other parameters are omitted if the
-        model does not support them, because they may have been chosen for another model.
+        If the prompt and ``max_tokens`` exceed the context length, ``max_tokens`` is lowered and the change is logged.
+        Other parameters are omitted if the model does not support them, because ``graph.yaml`` was possibly written for
+        another model.
 
         Args:
             config: the ``ModelConfig`` of the node.
-            node: the name of the node; None to look it up. LearnFlow's security guard passes only the config.
+            node: the name of the node; None to find it by ``config``. LearnFlow's security guard passes only
+                ``config``.
 
         Raises:
             NotConfigured: the node's provider is not in ``providers.yaml``, or has no address or key.
@@ -96,7 +98,7 @@ class ModelFactory:
         )
 
     def create_model_for_node(self, node_name: str) -> ChatLearnFlow:
-        """Create the model of a node, with the default configuration if it has none.
+        """Create the model of a node. Use the default configuration if the node has none.
 
         Raises:
             NotConfigured, Unsupported: see ``create_model``.
@@ -108,7 +110,7 @@ class ModelFactory:
         return next((name for name, node_config in nodes.items() if node_config is config), "default")
 
     def _configured_router(self, config: Any, node: str) -> RouterProvider:
-        """Return a router over the provider in ``graph.yaml``. Nodes with the same provider share the router."""
+        """Return a router for the node's provider in ``graph.yaml``. Nodes with the same provider share the router."""
         name = config.provider
         if name not in self._routers:
             self._routers[name] = RouterProvider(self._build(name, node))
@@ -132,7 +134,7 @@ class ModelFactory:
         config = providers[name]
         arguments = (config.base_url or None, config.default_model or None, config.api_key or None)
         try:
-            # The providers in providers.yaml are OpenAI-compatible.
+            # CUSTOM is the default, because the providers in providers.yaml are OpenAI-compatible.
             return build(config.name, *arguments, default_kind=CUSTOM.name)
         except NotConfigured as error:
             error.hint = f"{error.hint}. Or set its base_url in configs/providers.yaml"
@@ -142,7 +144,8 @@ class ModelFactory:
 def initialize_model_factory(api_key: str | None, config_manager: ConfigManager) -> ModelFactory:
     """Create the model factory, and check the model of every node.
 
-    If the model of LearnFlow's security guard is invalid, this function raises. LearnFlow's own only logs a warning.
+    This function also raises if the model of LearnFlow's security guard is invalid. LearnFlow's function only logs a
+    warning in this case.
 
     Args:
         api_key: OpenAI's API key. It is used if ``providers.yaml`` is empty.
@@ -161,7 +164,7 @@ def initialize_model_factory(api_key: str | None, config_manager: ConfigManager)
 
 
 def get_model_factory() -> ModelFactory:
-    """Return the factory. Raise NotConfigured before ``initialize_model_factory()``."""
+    """Return the factory. Raise NotConfigured if ``initialize_model_factory()`` was not called."""
     if _factory is None:
         raise NotConfigured("there is no model factory yet", hint="Call initialize_model_factory() first")
     return _factory
@@ -173,13 +176,13 @@ def create_model_for_node(node_name: str) -> ChatLearnFlow:
 
 
 async def health() -> dict[str, bool]:
-    """Check whether the providers are ready, for LearnFlow's ``/health``. Return the results by name.
+    """Check which providers are ready, for LearnFlow's ``/health``. Return the results by the provider's name.
 
-    The check loads no model. Raise NotConfigured before ``initialize_model_factory()``.
+    The check loads no model. Raise NotConfigured if ``initialize_model_factory()`` was not called.
     """
     providers = {provider.name: provider for provider in get_model_factory().providers}
-    ready = await asyncio.gather(*(provider.health_check() for provider in providers.values()))
-    return dict(zip(providers, ready, strict=True))
+    results = await asyncio.gather(*(provider.health_check() for provider in providers.values()))
+    return dict(zip(providers, results, strict=True))
 
 
 __all__ = [

@@ -24,7 +24,7 @@ from ..events import LogEvent
 from ..providers.registry import SPECS, vendor_specs
 from . import attach_once
 
-_NAME: Final = "learnflow.llm"
+_SCOPE_NAME: Final = "learnflow.llm"
 _TOKEN_BUCKETS: Final = [4**power for power in range(14)]
 _SECONDS_BUCKETS: Final = [0.01 * 2**power for power in range(14)]
 _SAMPLING: Final = ("temperature", "max_tokens", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
@@ -33,7 +33,7 @@ _SAMPLING: Final = ("temperature", "max_tokens", "top_p", "top_k", "frequency_pe
 def attach(
     tracers: trace.TracerProvider | None = None, meters: metrics.MeterProvider | None = None
 ) -> Callable[[], None]:
-    """Emit spans and metrics for all later requests and attempts. A second call with the same arguments has no effect.
+    """Emit spans and metrics for all later requests and attempts. A second call with the same arguments adds nothing.
 
     Args:
         tracers: the tracer provider; None for the global one.
@@ -46,8 +46,8 @@ def attach(
 
 
 def _add_sinks(tracers: trace.TracerProvider | None, meters: metrics.MeterProvider | None) -> Callable[[], None]:
-    tracer = trace.get_tracer(_NAME, tracer_provider=tracers)
-    telemetry = Telemetry(tracer, metrics.get_meter(_NAME, meter_provider=meters))
+    tracer = trace.get_tracer(_SCOPE_NAME, tracer_provider=tracers)
+    telemetry = Telemetry(tracer, metrics.get_meter(_SCOPE_NAME, meter_provider=meters))
     removers = [events.add_sink(telemetry)]
     if settings.load().otel_instrumentation_genai_capture_message_content:
         removers.append(events.add_content_sink(telemetry.record_content))
@@ -64,8 +64,8 @@ class Telemetry:
 
     def __init__(self, tracer: trace.Tracer, meter: metrics.Meter) -> None:
         self._tracer = tracer
-        self._requests: dict[int, Span] = {}
-        self._attempts: dict[tuple[int, int], tuple[Span, dict[str, Any]]] = {}
+        self._request_spans: dict[int, Span] = {}
+        self._attempt_spans: dict[tuple[int, int], tuple[Span, dict[str, Any]]] = {}
 
         def histogram(name: str, unit: str, description: str, buckets: Sequence[float]) -> metrics.Histogram:
             return meter.create_histogram(
@@ -96,10 +96,10 @@ class Telemetry:
 
     def record_content(self, event: events.ContentRecorded) -> None:
         """Add the messages and the response to the span of the attempt."""
-        span, _ = self._attempts.get((event.request, event.attempt), (None, {}))
+        span, _ = self._attempt_spans.get((event.request, event.attempt), (None, {}))
         if span:
             completion = event.completion
-            text = [_part(completion.text)] if completion.text else []
+            text = [_text_part(completion.text)] if completion.text else []
             calls = [
                 {"type": "tool_call", "id": call.id, "name": call.name, "arguments": call.arguments}
                 for call in completion.tool_calls
@@ -110,35 +110,35 @@ class Telemetry:
 
     def _start_request(self, event: events.RequestStarted) -> None:
         attributes = {"learnflow_llm.providers": event.provider, **_metadata(event)}
-        self._requests[event.request] = self._tracer.start_span(f"request {event.provider}", attributes=attributes)
+        self._request_spans[event.request] = self._tracer.start_span(f"request {event.provider}", attributes=attributes)
 
     def _start_attempt(self, event: events.AttemptStarted) -> None:
         address = urlsplit(event.address)
         spec = SPECS.get(event.provider) or vendor_specs().get(event.provider)
-        common: dict[str, Any] = {
+        common_attributes: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": (spec.otel_name or spec.name) if spec else event.provider,
             "server.address": address.hostname or "",
             "server.port": address.port or (443 if address.scheme == "https" else 80),
         }
         if event.model:
-            common["gen_ai.request.model"] = event.model
+            common_attributes["gen_ai.request.model"] = event.model
         sampling = {f"gen_ai.request.{name}": event.sampling[name] for name in _SAMPLING if name in event.sampling}
-        parent = self._requests.get(event.request)
+        parent = self._request_spans.get(event.request)
         span = self._tracer.start_span(
             f"chat {event.model}" if event.model else "chat",
             context=trace.set_span_in_context(parent) if parent else None,
             kind=SpanKind.CLIENT,
-            attributes={**common, **sampling, "learnflow_llm.attempt": event.attempt, **_metadata(event)},
+            attributes={**common_attributes, **sampling, "learnflow_llm.attempt": event.attempt, **_metadata(event)},
         )
-        self._attempts[event.request, event.attempt] = span, common
+        self._attempt_spans[event.request, event.attempt] = span, common_attributes
 
     def _end_success(self, event: events.AttemptSucceeded) -> None:
-        span, common = self._attempts.pop((event.request, event.attempt), (None, {}))
+        span, common_attributes = self._attempt_spans.pop((event.request, event.attempt), (None, {}))
         if span is None:
             return
         completion, model = event.completion, str(event.completion.model)
-        attributes = {**common, "gen_ai.response.model": model}
+        attributes = {**common_attributes, "gen_ai.response.model": model}
         attributes.setdefault("gen_ai.request.model", model)
         tokens_by_type = {"input": completion.usage.prompt_tokens, "output": completion.usage.completion_tokens}
         span.set_attributes({**attributes, "gen_ai.response.finish_reasons": [completion.finish]})
@@ -154,19 +154,19 @@ class Telemetry:
         span.end()
 
     def _end_failure(self, event: events.AttemptFailed | events.AttemptCancelled) -> None:
-        span, common = self._attempts.pop((event.request, event.attempt), (None, {}))
+        span, common_attributes = self._attempt_spans.pop((event.request, event.attempt), (None, {}))
         if span is None:
             return
-        error = type(event.error).__name__ if isinstance(event, events.AttemptFailed) else None
-        attributes = {**common, **({"error.type": error} if error else {})}
+        error_type = type(event.error).__name__ if isinstance(event, events.AttemptFailed) else None
+        attributes = {**common_attributes, **({"error.type": error_type} if error_type else {})}
         span.set_attributes(attributes)
-        if error:
-            span.set_status(Status(StatusCode.ERROR, error))
+        if error_type:
+            span.set_status(Status(StatusCode.ERROR, error_type))
         self._duration.record(event.total_s, attributes)
         span.end()
 
     def _end_request(self, event: events.RequestEnded) -> None:
-        span = self._requests.pop(event.request, None)
+        span = self._request_spans.pop(event.request, None)
         if span is None:
             return
         outcome = event.outcome
@@ -186,11 +186,11 @@ def _metadata(event: events.RequestStarted | events.AttemptStarted) -> dict[str,
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a message to the format of the conventions. Keep only the type of images and other non-text parts."""
+    """Convert a message to the format of the conventions. Of a part that is not text, keep only the type."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
     converted: list[dict[str, Any]] = [
-        _part(part["text"]) if part.get("type") == "text" else {"type": str(part.get("type"))} for part in parts
+        _text_part(part["text"]) if part.get("type") == "text" else {"type": str(part.get("type"))} for part in parts
     ]
     for call in message.get("tool_calls") or ():
         function = call.get("function") or {}
@@ -203,7 +203,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": message.get("role"), "parts": converted}
 
 
-def _part(text: str) -> dict[str, Any]:
+def _text_part(text: str) -> dict[str, Any]:
     return {"type": "text", "content": text}
 
 

@@ -1,6 +1,6 @@
 """Prometheus metrics, updated by log events. Requires the extra ``[prometheus]``.
 
-An application calls ``attach``, or sets ``LLM_METRICS_PORT``.
+``attach()`` adds the metrics. If ``LLM_METRICS_PORT`` is set, ``get_provider()`` adds and serves them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from . import attach_once
 
 _PREFIX: Final = "learnflow_llm_"
 _ALL_MODELS: Final = "all"  # the label of a circuit breaker for all models of an address
-# The maximum numbers of label values. Further values become "other".
+# Limits on the number of label values. A value beyond its limit becomes "other".
 _MAX_MODELS: Final = 50  # for each provider
-_MAX_NODES: Final = 50  # values of metadata["node"]
+_MAX_NODES: Final = 50  # of metadata["node"]
 _MAX_PROVIDERS: Final = 30
 _SHORT_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 180)
 _LONG_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -29,7 +29,7 @@ _M = TypeVar("_M", Counter, Gauge, Histogram)
 
 
 def attach(registry: CollectorRegistry = REGISTRY) -> Callable[[], None]:
-    """Count all later events. A second call with the same registry has no effect.
+    """Update the metrics for all later log events. A second call with the same registry has no effect.
 
     Args:
         registry: the registry for the metrics. The default is that of prometheus_client.
@@ -53,7 +53,11 @@ def _add_sink(registry: CollectorRegistry) -> Callable[[], None]:
 
 
 def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
-    """Serve the metrics at ``http://host:port/metrics`` from a thread. Raise OSError if the port is in use."""
+    """Serve the metrics at ``http://host:port/metrics`` in a background thread.
+
+    Raises:
+        OSError: the port is in use.
+    """
     start_http_server(port, addr=host, registry=registry)
 
 
@@ -69,20 +73,22 @@ class Metrics:
         self.collectors: list[Counter | Gauge | Histogram] = []
         self.label_names: dict[str, tuple[str, ...]] = {}
 
-        def add_metric(metric: _M, name: str, labels: tuple[str, ...]) -> _M:
+        def add_metric(metric: _M, name: str, label_names: tuple[str, ...]) -> _M:
             self.collectors.append(metric)
-            self.label_names[f"{_PREFIX}{name}"] = labels
+            self.label_names[f"{_PREFIX}{name}"] = label_names
             return metric
 
-        def counter(name: str, description: str, *labels: str) -> Counter:
-            return add_metric(Counter(_PREFIX + name, description, labels, registry=registry), name, labels)
+        def counter(name: str, description: str, *label_names: str) -> Counter:
+            return add_metric(Counter(_PREFIX + name, description, label_names, registry=registry), name, label_names)
 
-        def gauge(name: str, description: str, *labels: str) -> Gauge:
-            return add_metric(Gauge(_PREFIX + name, description, labels, registry=registry), name, labels)
+        def gauge(name: str, description: str, *label_names: str) -> Gauge:
+            return add_metric(Gauge(_PREFIX + name, description, label_names, registry=registry), name, label_names)
 
-        def histogram(name: str, description: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        def histogram(name: str, description: str, buckets: tuple[float, ...], *label_names: str) -> Histogram:
             return add_metric(
-                Histogram(_PREFIX + name, description, labels, registry=registry, buckets=buckets), name, labels
+                Histogram(_PREFIX + name, description, label_names, registry=registry, buckets=buckets),
+                name,
+                label_names,
             )
 
         model_labels = ("provider", "model")
@@ -107,10 +113,10 @@ class Metrics:
             "from",
             "to",
         )
-        self._continuations = counter(
+        self._ended_continuations = counter(
             "resumes_total", "Ended continuations of broken answers, by outcome.", "provider", "outcome"
         )
-        self._continued_answers = counter(
+        self._started_continuations = counter(
             "resumed_answers_total", "Started continuations, by source of the interrupted text.", "provider", "source"
         )
         self._configuration_errors = counter(
@@ -126,7 +132,7 @@ class Metrics:
             "provider",
         )
         # The attempts that ``_in_flight`` counts, as (request, attempt)
-        self._started: set[tuple[int, int]] = set()
+        self._running_attempts: set[tuple[int, int]] = set()
         self._models: defaultdict[str, set[str]] = defaultdict(set)
         self._providers: set[str] = set()
         self._nodes: set[str] = set()
@@ -135,7 +141,7 @@ class Metrics:
         """Update the metrics for an event."""
         match event:
             case events.AttemptStarted():
-                self._started.add((event.request, event.attempt))
+                self._running_attempts.add((event.request, event.attempt))
                 self._in_flight.labels(self._provider(event.provider)).inc()
             case events.AttemptSucceeded():
                 self._count_success(event)
@@ -161,15 +167,15 @@ class Metrics:
                     event.seconds
                 )
             case events.StreamContinued():
-                self._continuations.labels(self._provider(event.provider), event.outcome).inc()
+                self._ended_continuations.labels(self._provider(event.provider), event.outcome).inc()
             case events.Resumed():
-                self._continued_answers.labels(self._provider(event.provider), event.source).inc()
+                self._started_continuations.labels(self._provider(event.provider), event.source).inc()
             case events.HealthChecked():
                 self._checks.labels(self._provider(event.provider), event.state).inc()
             case events.BreakerOpened():
                 self._breaker_open.labels(*self._model_labels(event.provider, event.model or _ALL_MODELS)).set(1)
             case events.BreakerClosed():
-                for model in (event.model or _ALL_MODELS, _ALL_MODELS):  # the address's breaker closes, too
+                for model in (event.model or _ALL_MODELS, _ALL_MODELS):  # the breaker for all models closes, too
                     self._breaker_open.labels(*self._model_labels(event.provider, model)).set(0)
             case _:
                 pass
@@ -196,32 +202,33 @@ class Metrics:
         self._configuration_errors.labels(self._provider(event.provider), type(event.error).__name__).inc()
 
     def _count_end(self, event: events.AttemptEnded, model: str | None, outcome: str) -> tuple[str, str]:
-        labels = self._model_labels(event.provider, model, succeeded=isinstance(event, events.AttemptSucceeded))
+        labels = self._model_labels(event.provider, model, full_limit=isinstance(event, events.AttemptSucceeded))
         self._requests.labels(*labels, outcome, self._node(event)).inc()
-        if (event.request, event.attempt) in self._started:
-            self._started.remove((event.request, event.attempt))
+        if (event.request, event.attempt) in self._running_attempts:
+            self._running_attempts.remove((event.request, event.attempt))
             self._in_flight.labels(labels[0]).dec()
         return labels
 
-    def _model_labels(self, provider: str, model: str | None, *, succeeded: bool = True) -> tuple[str, str]:
+    def _model_labels(self, provider: str, model: str | None, *, full_limit: bool = True) -> tuple[str, str]:
         """Return the labels ``provider`` and ``model``.
 
-        Failed attempts add at most ``_MAX_MODELS // 2`` models. The rest is reserved for models that work.
+        ``full_limit`` is False for failed and cancelled attempts. They add models only up to ``_MAX_MODELS // 2``,
+        because the rest is reserved for models that work.
         """
-        limit = _MAX_MODELS if succeeded else _MAX_MODELS // 2
+        limit = _MAX_MODELS if full_limit else _MAX_MODELS // 2
         provider = self._provider(provider)
-        return provider, _limit(self._models[provider], model or "unknown", limit)
+        return provider, _limit_cardinality(self._models[provider], model or "unknown", limit)
 
     def _provider(self, name: str) -> str:
-        return _limit(self._providers, name, _MAX_PROVIDERS)
+        return _limit_cardinality(self._providers, name, _MAX_PROVIDERS)
 
     def _node(self, event: events.AttemptEnded) -> str:
         """Return the ``node`` of the caller's metadata as a label, or "". Other metadata is not exported."""
-        return _limit(self._nodes, str(event.metadata.get("node") or ""), _MAX_NODES)
+        return _limit_cardinality(self._nodes, str(event.metadata.get("node") or ""), _MAX_NODES)
 
 
-def _limit(values: set[str], value: str, limit: int) -> str:
-    """Return a label value, and add it to ``values``. Return "other" for a new value beyond the limit."""
+def _limit_cardinality(values: set[str], value: str, limit: int) -> str:
+    """Return ``value``, and add it to ``values``. Return "other" if ``value`` is new and the limit is reached."""
     if value not in values and len(values) >= limit:
         return "other"
     values.add(value)

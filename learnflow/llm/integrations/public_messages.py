@@ -1,6 +1,6 @@
-"""Error messages for end users, in Russian and English, by the class of the error.
+"""Error messages for end users, in Russian and English, by the class of the exception.
 
-The text of an error itself is for operators.
+The exception's own text is for operators.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Final
 
 from .. import errors
 
-_ADMINISTRATOR: Final = (
+_CHECK_SETTINGS: Final = (
     "Модель сейчас не может ответить: настройки сервиса должен проверить администратор.",
     "The model cannot answer at the moment: the administrator has to check the settings of the service.",
 )
@@ -21,14 +21,14 @@ _UNUSABLE: Final = (
     "Модель дала непригодный ответ. Попробуйте ещё раз или измените запрос.",
     "The model returned an unusable answer. Please try again, or change the request.",
 )
-# A class that is not listed has the message of its base class.
+# An unlisted class has the message of its nearest listed base class.
 _MESSAGES: Final[dict[type, tuple[str, str]]] = {
     BaseException: (
         "Не удалось получить ответ модели. Попробуйте ещё раз позже.",
         "The model did not answer. Please try again later.",
     ),
-    errors.ConfigError: _ADMINISTRATOR,
-    errors.QuotaExceeded: _ADMINISTRATOR,
+    errors.ConfigError: _CHECK_SETTINGS,
+    errors.QuotaExceeded: _CHECK_SETTINGS,
     errors.RequestError: (
         "Этот запрос выполнить нельзя. Измените его и попробуйте снова.",
         "This request cannot be carried out. Please change it and try again.",
@@ -79,5 +79,5 @@ def public_message(error: BaseException, language: str = "ru") -> str:
         error: any exception, not only an LLMError.
         language: "ru" for Russian. Any other value is English.
     """
-    russian, english = next(_MESSAGES[kind] for kind in type(error).__mro__ if kind in _MESSAGES)
+    russian, english = next(_MESSAGES[cls] for cls in type(error).__mro__ if cls in _MESSAGES)
     return russian if language == "ru" else english

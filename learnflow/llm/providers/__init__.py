@@ -33,8 +33,8 @@ class OpenAIProvider(VendorProvider):
 class AzureProvider(VendorProvider):
     """Azure OpenAI. ``model`` is the name of a deployment. See ``BaseProvider``.
 
-    OpenAI's API is used if the address contains ``/openai/v1``, or if the API version is ``v1``, ``latest`` or
-    ``preview``. Otherwise Azure's own API with a dated version is used.
+    OpenAI's API is used if the address contains ``/openai/v1`` or ends with ``/v1/chat/completions``, or if the API
+    version is ``v1``, ``latest`` or ``preview``. Otherwise Azure's own API with a dated version is used.
     """
 
     spec = SPECS["azure"]
@@ -100,5 +100,5 @@ class CustomProvider(VendorProvider):
     spec = SPECS["custom"]
 
 
-_classes: tuple[type[BaseProvider], ...] = (EmbeddedProvider, *VendorProvider.__subclasses__())
-CLASSES.update({kind.spec.name: kind for kind in _classes})
+_PROVIDER_CLASSES: tuple[type[BaseProvider], ...] = (EmbeddedProvider, *VendorProvider.__subclasses__())
+CLASSES.update({cls.spec.name: cls for cls in _PROVIDER_CLASSES})

@@ -1,4 +1,4 @@
-"""Azure OpenAI, which has two APIs: Azure's own, with a dated version, and OpenAI's."""
+"""Azure OpenAI. It has two APIs: Azure's own API, which has dated versions, and OpenAI's API."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _OPENAI_API: Final = Api(api_path="/openai/v1", lists_all_models=False, has_alia
 
 
 def _choose_variant(spec: ProviderSpec, url: str, version: str | None) -> ProviderSpec:
-    openai = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
-    return replace(spec, litellm_provider="openai", api=_OPENAI_API) if openai else spec
+    is_openai = "/openai/v1" in url or url.endswith("/v1/chat/completions") or version in ("v1", "latest", "preview")
+    return replace(spec, litellm_provider="openai", api=_OPENAI_API) if is_openai else spec
 
 
 SPEC: Final = ProviderSpec(

@@ -1,4 +1,4 @@
-"""Any server with OpenAI's API that has no file of its own."""
+"""Any OpenAI-compatible server that has no file of its own in this folder."""
 
 from __future__ import annotations
 

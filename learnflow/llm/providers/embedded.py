@@ -1,7 +1,8 @@
 """The embedded provider: llama.cpp's server in a child process, from the package xllamacpp.
 
-The server listens on loopback and requires a random key. A probe (a GET of its status) never starts it. Until it is
-ready, ``EmbeddedTransport`` responds to probes like llama.cpp in router mode with a model that is not loaded.
+The server listens on loopback and requires a random key. A probe (a GET of the server's status) never starts the
+server. Until the server is ready, ``EmbeddedTransport`` itself responds to probes. Its responses are those of llama.cpp
+in router mode, with one model that is not loaded.
 
 Tested with xllamacpp 2026.10.11549 and 2026.5.9093.
 """
@@ -45,20 +46,21 @@ from .model_store import DEFAULT_MODEL
 
 _DEFAULT_SLOTS: Final = 2
 _DEFAULT_CONTEXT: Final = 8192  # tokens per slot (one of the concurrent requests)
-_RESTART_PAUSE_S: Final = 10.0  # after a failed start, requests fail at once
+_RESTART_PAUSE_S: Final = 10.0  # for this time after a failed start, requests fail at once
 _MAX_STARTS, _STARTS_WITHIN_S = 3, 30.0  # a fourth start fails until 30 s after the first
-_STOP_TIMEOUT_S: Final = 2.0  # then the process is killed
+_STOP_TIMEOUT_S: Final = 2.0  # the wait for the end of a process; then ``_end()`` kills it
 _MAX_LOG_CHARS: Final = 300  # per line
-_ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # 0.00.010.066 E gguf_init_from_reader: …
+_ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # such as 0.00.010.066 E gguf_init_from_reader: …
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
-_KILLED: Final = (-9, 137)  # exit codes after SIGKILL
-# ``os.fork()`` waits until a start has stored its process, so that the forked child can close the pipes of the process.
+_KILLED_EXIT_CODES: Final = (-9, 137)  # after SIGKILL
+# ``os.fork()`` acquires this lock, and thus waits until a start has stored its process. The forked child can then close
+# the pipes of the process.
 _lock: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """The configuration of a server. Providers with equal configurations share one server.
+    """The configuration of a server. Providers with identical configurations share one server.
 
     Attributes:
         alias: the name of the model in requests.
@@ -79,7 +81,7 @@ class EmbeddedServer:
 
     Attributes:
         key: the API key that the server requires.
-        users: the open transports that have used the server. The last one that closes stops the server.
+        users: the open transports that have used the server. The last transport that closes stops the server.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -87,9 +89,9 @@ class EmbeddedServer:
         self.key = secrets.token_urlsafe(32)
         self.users: WeakSet[EmbeddedTransport] = WeakSet()
         self._process: subprocess.Popen[bytes] | None = None
-        self._address_future: Future[str] | None = None  # resolved when the model is loaded
-        self._failure: tuple[float, LLMError] | None = None  # of the last failed start
-        self._started_at: deque[float] = deque(maxlen=_MAX_STARTS)
+        self._address_future: Future[str] | None = None  # done when the model is loaded, or the start has failed
+        self._failure: tuple[float, LLMError] | None = None  # the last failed start: its time and its error
+        self._start_times: deque[float] = deque(maxlen=_MAX_STARTS)
 
     def __deepcopy__(self, _: object) -> EmbeddedServer:
         """Return this object, so that a copied provider uses the same process."""
@@ -113,11 +115,11 @@ class EmbeddedServer:
 
     @property
     def failure(self) -> LLMError | None:
-        """Return the error to raise instead of starting the server; None if the server may be started."""
-        now, starts = monotonic(), self._started_at
+        """Return the error to raise instead of starting the server; None if the server can be started."""
+        now, start_times = monotonic(), self._start_times
         if self._failure and now - self._failure[0] < _RESTART_PAUSE_S:
             return copy.copy(self._failure[1])
-        if len(starts) == _MAX_STARTS and now - starts[0] < _STARTS_WITHIN_S and self.pid is None:
+        if len(start_times) == _MAX_STARTS and now - start_times[0] < _STARTS_WITHIN_S and self.pid is None:
             what = f"the embedded server ended {_MAX_STARTS} times within {_STARTS_WITHIN_S:g} s"
             return errors.ConnectionFailed(what, hint=SPEC.server.down_hint or "")
         return None
@@ -127,8 +129,8 @@ class EmbeddedServer:
 
         Raises:
             NotConfigured: the server ended before it was ready.
-            ConnectionFailed: the process could not be created, was killed (also after ``load_timeout_s``) or stopped,
-                or ended too often.
+            ConnectionFailed: the process could not be created, has ended too often, or was stopped or killed before it
+                was ready. It is killed after ``load_timeout_s``.
         """
         with _lock:
             if self._address_future is None or not (self.running or self.starting):
@@ -139,10 +141,10 @@ class EmbeddedServer:
         try:
             return await asyncio.wrap_future(address_future)
         except LLMError as error:
-            raise copy.copy(error) from None  # several requests wait for the same start
+            raise copy.copy(error) from None  # a copy, because several requests wait for this start
 
     def _start(self, load_timeout_s: float) -> Future[str]:
-        """Start the process, and a thread that waits for it."""
+        """Start the process, and a thread that waits for its report."""
         if self._process:
             _end(self._process)  # it has ended, but its pipe is open
         # -P: without it, the modules in this folder would hide libraries of the same name (openai).
@@ -153,7 +155,7 @@ class EmbeddedServer:
             what = f"the process of the embedded server could not be started ({type(error).__name__})"
             raise errors.ConnectionFailed(what) from None
         self._process, address_future = process, Future[str]()
-        self._started_at.append(monotonic())
+        self._start_times.append(monotonic())
         address_future.set_running_or_notify_cancel()  # a cancelled request does not cancel the start
         threading.Thread(target=self._finish_start, args=(process, address_future, load_timeout_s), daemon=True).start()
         return address_future
@@ -191,7 +193,7 @@ class EmbeddedServer:
     def wait_ended(self) -> bool:
         """Wait up to two seconds for the process to end. Return whether it has ended.
 
-        Call this after a ConnectError: a server that exits refuses connections before its process ends.
+        Call this after a ConnectError, because an exiting server refuses connections before its process ends.
         """
         process = self._process
         with suppress(subprocess.TimeoutExpired):
@@ -203,24 +205,24 @@ class EmbeddedServer:
         """Stop the server. Return when its process has ended."""
         with _lock:
             process, self._process, self._address_future = self._process, None, None
-            self._started_at.clear()  # a stop by the application is not a fault
+            self._start_times.clear()  # a stop by the application is not a fault
         if process:
             _end(process)
 
     def forget(self) -> None:
-        """Forget the process, in the child of a fork. Only the parent ends the process.
+        """Forget the process in a forked child, because only the parent ends the process.
 
         Close the copied pipes, because an open copy of stdin would keep the server running.
         """
         if process := self._process:
             for pipe in filter(None, (process.stdin, process.stderr)):
                 pipe.close()
-            process.returncode = 0  # Popen must not wait for it: it is not a child of this process
+            process.returncode = 0  # Popen must not wait for a process that is not a child of this process
         self._process = self._address_future = None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Close the stdin of a server process, which then exits. Kill it after a timeout."""
+    """Close the stdin of a server process, so that the process exits. Kill the process after a timeout."""
     if process.stdin:
         process.stdin.close()
     try:
@@ -264,7 +266,7 @@ def _read_log(pipe: IO[bytes], explanation: list[str]) -> None:
 
 def _start_error(exit_code: int | None, message: str, explanation: list[str]) -> LLMError:
     """Return the error for a failed start."""
-    if exit_code in _KILLED:
+    if exit_code in _KILLED_EXIT_CODES:
         return errors.ConnectionFailed(
             "the embedded server was killed while it loaded its model: out of memory, or LLM_LOAD_TIMEOUT has passed",
             hint="Lower EMBEDDED_CONTEXT or EMBEDDED_SLOTS, set EMBEDDED_MODEL to a smaller model, or raise "
@@ -301,7 +303,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         return self._address
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request. Start the server if necessary, except for a GET, which is a probe.
+        """Send a request. Start the server if necessary, but not for a GET, because a GET is a probe.
 
         Raises:
             LLMError: the server cannot be started.

@@ -24,7 +24,7 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota_us, period_us = map(int, Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split())
-    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+    except (OSError, ValueError):  # no cgroup v2, or "max", which means no quota
         return cores
     return min(cores, max(1, quota_us // period_us))
 

@@ -40,7 +40,7 @@ def server_parameters(xllamacpp: Any, config: dict[str, Any]) -> Any:
     parameters.api_keys = [config["key"]]
     parameters.use_jinja = True
     parameters.endpoint_slots = True
-    # A context that does not fit in memory must be an error. By default, llama.cpp silently serves a smaller one.
+    # A context that does not fit in memory must be an error. llama.cpp's default is to serve a smaller one silently.
     parameters.fit_params = False
     if hasattr(parameters, "ui"):  # not in xllamacpp 2026.5
         parameters.ui = False
@@ -56,7 +56,7 @@ def main() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     config = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    report = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    report_file = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries that print to stdout now print to stderr
     try:
         import xllamacpp  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: PLC0415
@@ -65,9 +65,9 @@ def main() -> None:
         message = {"address": server.listening_address}
     except Exception as error:  # noqa: BLE001  # the parent reports it
         message = {"error": f"{type(error).__name__}: {error}"}
-    json.dump(message, report)
-    report.write("\n")
-    report.close()
+    json.dump(message, report_file)
+    report_file.write("\n")
+    report_file.close()
     if "address" in message:
         threading.Event().wait()
     os._exit(1)

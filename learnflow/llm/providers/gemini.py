@@ -11,14 +11,14 @@ SPEC: Final = ProviderSpec(
     name="gemini",
     title="Google Gemini",
     example_model="gemini-3.5-flash",
-    litellm_provider="hosted_vllm",  # OpenAI's API; LiteLLM's "gemini" writes Google's own
+    litellm_provider="hosted_vllm",  # uses OpenAI's API; LiteLLM's "gemini" uses Google's API
     api=Api(
         default_url="https://generativelanguage.googleapis.com/v1beta/openai",
         api_path="/v1beta/openai",
-        lists_all_models=False,  # the listed names begin with "models/", which requests do not need
+        lists_all_models=False,  # requests can omit the "models/" with which all listed names begin
     ),
     dialect=Dialect(
-        # An unknown field is a 400 ("Cannot find field").
+        # The server rejects an unknown field with a 400 ("Cannot find field").
         parameters=(COMMON_KEYWORDS | SAMPLING) - {"seed", "frequency_penalty", "presence_penalty"},
         reasoning=REASONING_EFFORT,
         litellm_marks_reasoning=True,

@@ -2,7 +2,7 @@
 
 ``/props`` has the features of the chat template, and the context length of a slot (one of the concurrent requests).
 
-In router mode, a server has several models. There, ``/props?model=`` loads the model, unless the query also has
+In router mode, a server has several models. ``/props?model=`` then loads the model, unless the query also has
 ``autoload=false``.
 """
 
@@ -34,27 +34,27 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
     ):
         return None
     props = pages["/props"].body
-    router = props.get("role") == "router" or any(object_at(row, "status") for row in rows)
+    is_router = props.get("role") == "router" or any(object_at(row, "status") for row in rows)
     models = tuple(
-        _add_props(_parse_model(row), {} if router else props) for row in rows if text_or_none(row.get("id"))
+        _add_props(_parse_model(row), {} if is_router else props) for row in rows if text_or_none(row.get("id"))
     )
     loading = isinstance(pages["/health"].error, errors.ModelLoading)
     return Server(
         version=text_or_none(props.get("build_info")),
         models=models,
         slots=non_negative_int(props.get("total_slots")) or None,
-        accepts_any_name=not router,
+        accepts_any_name=not is_router,
         fault=("loading", "the server is loading its model") if loading else None,
     )
 
 
 def is_llamacpp_page(page: Page) -> bool:
-    """Return whether llama.cpp sent a page. It also serves pages of other APIs, such as Ollama's."""
+    """Return whether llama.cpp sent a page. llama.cpp also serves pages of other APIs, such as Ollama's."""
     return page.headers.get("server") == HEADERS["server"]
 
 
 def cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]:
-    """Return the model list of a server in router mode. Its only model is not loaded.
+    """Return the model list of a server in router mode that has one model, which is not loaded.
 
     Args:
         name: the name of the model.
@@ -66,37 +66,40 @@ def cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]
 
 
 def _parse_model(row: Mapping[str, Any]) -> Model:
-    meta, state = object_at(row, "meta"), object_at(row, "status")
-    status = text_or_none(state.get("value"))
+    meta, status = object_at(row, "meta"), object_at(row, "status")
+    status_value = text_or_none(status.get("value"))
     return Model(
         name=str(row["id"]),
         aliases=text_list(row.get("aliases")),
-        loaded=status in _LOADED_STATES if status else True,
-        fault=_find_fault(state),
+        loaded=status_value in _LOADED_STATES if status_value else True,
+        fault=_find_fault(status),
         capabilities={
             "context": non_negative_int(meta.get("n_ctx_train")) or None,
             "context_served": non_negative_int(meta.get("n_ctx")) or None,
-            "vision": _vision(row.get("architecture")),
+            "vision": _supports_vision(row.get("architecture")),
         },
     )
 
 
-def _find_fault(state: Mapping[str, Any]) -> tuple[State, str] | None:
-    """Return the state and a sentence if the model cannot answer; None if it can. Only router mode reports a state."""
-    if state.get("failed"):
+def _find_fault(status: Mapping[str, Any]) -> tuple[State, str] | None:
+    """Return a state and a sentence if the model cannot answer, else None. Only router mode reports ``status``."""
+    if status.get("failed"):
         return "down", "the server could not load this model: check its log"
-    return ("loading", "the server is loading this model") if state.get("value") == "loading" else None
+    return ("loading", "the server is loading this model") if status.get("value") == "loading" else None
 
 
-def _vision(architecture: Any) -> bool | None:
+def _supports_vision(architecture: Any) -> bool | None:
     inputs = architecture.get("input_modalities") if isinstance(architecture, dict) else None
     return "image" in inputs if isinstance(inputs, list) else None
 
 
 def _build_model_request(model: Model) -> tuple[str, None] | None:
-    """Return the path of the model's page; None if the context length is known, or the model is not loaded."""
-    is_unknown = model.loaded and model.capabilities.get("context_served") is None
-    return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if is_unknown else None
+    """Return the path of the model's page, and no body.
+
+    Return None if the context length is known, or the model is not loaded.
+    """
+    needs_request = model.loaded and model.capabilities.get("context_served") is None
+    return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if needs_request else None
 
 
 def _add_props(model: Model, props: Mapping[str, Any]) -> Model:
@@ -114,8 +117,8 @@ async def _count_tokens(client: Client, model: str, messages: Sequence[Any], too
 
     Source: llama.cpp's tools/server/README.md; tested with xllamacpp 2026.10.
     """
-    more = {"tools": list(tools)} if tools else {}
-    page = await fetch(client, "/apply-template", {"model": model, "messages": list(messages), **more})
+    tools_field = {"tools": list(tools)} if tools else {}
+    page = await fetch(client, "/apply-template", {"model": model, "messages": list(messages), **tools_field})
     body = {"model": model, "content": page.get("prompt"), "add_special": True, "parse_special": True}
     tokens = (await fetch(client, "/tokenize", body)).get("tokens")
     if not isinstance(tokens, list) or not tokens:

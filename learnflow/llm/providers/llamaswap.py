@@ -28,8 +28,8 @@ def _type(row: Mapping[str, Any]) -> Any:
 def _parse_model(row: Mapping[str, Any], local_names: set[Any]) -> Model:
     meta = object_at(row, "meta", "llamaswap")
     status = text_or_none(object_at(row, "status").get("value"))
-    # A row of type "peer" is a model of another machine. A "selector" is local if all its targets are. The targets of a
-    # "profile" are unknown, so it counts as remote.
+    # A row of type "peer" is a model of another machine. A "selector" is local if all its targets are local. The
+    # targets of a "profile" are unknown, so it counts as remote.
     targets = set(text_list(meta.get("targets"))) if _type(row) == "selector" else set()
     selects_local = bool(targets) and targets <= local_names
     context = non_negative_int(row.get("context_length")) or None
@@ -55,7 +55,8 @@ SPEC: Final = ProviderSpec(
     local=True,
     api=Api(default_url="http://localhost:8080/v1", lists_all_models=False, has_aliases=True),
     server=ServerSupport(
-        # The list marks the models of other machines. With LLM_LOCAL_ONLY, a request for an unlisted model is an error.
+        # The model list marks the models of other machines. If LLM_LOCAL_ONLY is set, a request for an unlisted model
+        # is an error, because the server could forward it.
         forwards_requests=True,
         probe=Probe(pages=(_MODELS,), parse_pages=_parse_pages),
     ),

@@ -19,12 +19,12 @@ _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_CHARS - 1}}}
 
 
 def folder() -> Path:
-    """Return the folder of the store, which may not exist. Raise NotConfigured if the user has no home folder."""
+    """Return the folder of the store, even if it does not exist. Raise NotConfigured if the user has no home folder."""
     return settings.load().llm_models_dir or settings_sources.cache_folder() / "learnflow-llm" / "models"
 
 
 def path_of(name: str) -> Path:
-    """Return the path for a model in the store, which may not exist. Raise NotConfigured if the name is invalid."""
+    """Return the path of a model in the store, even if no file exists. Raise NotConfigured if the name is invalid."""
     if not _NAME.fullmatch(name):
         hint = f"Use letters, digits, '.', '-' and '_', starting with a letter or digit, at most {MAX_NAME_CHARS}"
         raise NotConfigured(f"invalid model name {name[:MAX_NAME_CHARS]!r}", hint=hint)

@@ -14,7 +14,7 @@ SPEC: Final = ProviderSpec(
     litellm_provider="openrouter",
     api=Api(
         default_url="https://openrouter.ai/api/v1",
-        lists_all_models=False,  # the suffixes ":free" and ":nitro" are not listed
+        lists_all_models=False,  # names with the suffixes ":free" and ":nitro" are not listed
     ),
     dialect=Dialect(
         parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,

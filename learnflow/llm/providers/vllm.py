@@ -21,7 +21,7 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
         pages["/v1/models"],
     )
     rows, error = model_list.rows("data") or [], model_list.error
-    # If vLLM rejects the key, its model list is this error, and its health page is an empty 200.
+    # If vLLM rejects the key, it responds with "Unauthorized" to /v1/models, and with an empty 200 to /health.
     rejects_key = isinstance(error, errors.AuthenticationFailed) and error.server_message == "Unauthorized"
     rejects_key = rejects_key and health.error is None and not health.body
     if not version or not (rejects_key or any(row.get("owned_by") == "vllm" for row in rows)):
@@ -33,10 +33,10 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
         for row in rows
         if (name := text_or_none(row.get("id")))
     )
-    # A health error with a message is that of vllm-router: it lists the dead servers, while others still respond
-    failed = isinstance(health.error, errors.Overloaded | errors.ServerFailed) and not health.error.server_message
+    # A health error with a message is from vllm-router. The message lists the dead servers, but others still respond
+    is_dead = isinstance(health.error, errors.Overloaded | errors.ServerFailed) and not health.error.server_message
     sentence = "the engine is dead according to /health: check the server's log and restart it"
-    return Server(version=version, models=models, fault=("down", sentence) if failed else None)
+    return Server(version=version, models=models, fault=("down", sentence) if is_dead else None)
 
 
 SPEC: Final = ProviderSpec(

@@ -1,6 +1,7 @@
 """Yandex Cloud's language models, at their OpenAI-compatible address (yandex.cloud/docs, read 2026-11).
 
-A model's name contains the folder: ``gpt://<folder>/yandexgpt/latest``. The key is an API key of a service account.
+A model's name contains the id of a cloud folder: ``gpt://<folder>/yandexgpt/latest``. The API key belongs to a service
+account.
 """
 
 from __future__ import annotations

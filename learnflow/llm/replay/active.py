@@ -1,4 +1,4 @@
-"""The active cassettes (files of recorded responses): those of ``LLM_REPLAY``, or those of a test."""
+"""The active cassettes (files of recorded responses), selected by a test, else by ``LLM_REPLAY``."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ _overrides: Final = register("cassettes that override the environment", list[Cas
 def current(settings: Settings) -> Cassettes | None:
     """Return the player or the recorder that a test or ``LLM_REPLAY`` selects; None if neither does.
 
-    All providers of this process share it.
+    All providers with the same ``LLM_REPLAY`` and mode share one player or recorder.
 
     Raises:
-        NotConfigured: ``LLM_REPLAY`` has no readable cassettes, cannot be created, or is unset in record mode.
+        NotConfigured: the folder ``LLM_REPLAY`` has no readable cassettes or cannot be created, or the variable is
+            unset in record mode.
     """
     if _overrides:
         return _overrides[-1]
@@ -59,7 +60,9 @@ def override(cassettes: _C) -> Iterator[_C]:
 
 
 def read_cassettes(path: Path, hint: str = _HINT) -> dict[str, str]:
-    """Read a cassette, or all cassettes in a folder, and return their texts by path. Skip other YAML files.
+    """Read a cassette, or all cassettes in a folder, and return their texts by path.
+
+    Skip YAML files in the folder that are not cassettes.
 
     Raises:
         NotConfigured: a file cannot be read, or there is no cassette. The error has this ``hint``.

@@ -1,6 +1,7 @@
-"""The file format of cassettes (recorded requests and responses): vcrpy's YAML, without hosts and API keys.
+"""The file format of cassettes (recorded requests and responses).
 
-A streamed body is stored as the list of its received pieces, and a JSON body as YAML.
+It is vcrpy's YAML, with placeholders instead of hosts and API keys. A streamed body is stored as the list of its
+received pieces, and a JSON body as YAML.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from ..transport.endpoint import Endpoint
 from ..transport.untrusted import parse_json, printable
 
 _VCRPY_VERSION: Final = 1
-_HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
+_RECORDED_HEADERS: Final = ("content-type", "content-encoding", "retry-after", "retry-after-ms", "server")
 _YAML_TYPES: Final = ("null", "bool", "int", "float", "str", "binary", "seq", "map")
 _MAX_FAILURE_CHARS: Final = 1000
 _MAX_DEPTH: Final = 200
-_MAX_VALUES: Final = 500_000
-_STREAMS: Final = ("text/event-stream", "application/x-ndjson")
-# Line ends other than "\n", and the byte order mark. A YAML block does not preserve them.
-_CHANGED_IN_BLOCKS: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")
+_MAX_YAML_EVENTS: Final = 500_000
+_STREAM_CONTENT_TYPES: Final = ("text/event-stream", "application/x-ndjson")
+# Line ends other than "\n", and the byte order mark. A YAML block scalar does not preserve these characters.
+_UNSAFE_IN_BLOCK: Final = re.compile("[\r\x85\u2028\u2029\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class RecordedRequest:
 
     Attributes:
         uri: the URI, with the provider's name instead of the host.
-        credentials: the header with the API key, with a placeholder instead of the key.
+        credentials: the header that has the API key. A placeholder replaces the key.
         body: the parsed JSON body; None if there was none.
     """
 
@@ -89,8 +90,8 @@ class Interaction:
 def convert_request(request: httpx.Request, endpoint: Endpoint, provider: str) -> RecordedRequest:
     """Convert a request to its form in a cassette.
 
-    The path and the query of the endpoint are removed from the URL, because they may contain a key. The query parameter
-    ``api-version`` stays.
+    Remove the path of ``Endpoint.server_url`` and the parameters of ``Endpoint.query`` from the URL, because they may
+    contain a key. The query parameter ``api-version`` stays.
     """
     url = urlsplit(str(request.url))
     endpoint_parameters = {pair for pair in endpoint.query.split("&") if not pair.startswith("api-version=")}
@@ -107,25 +108,25 @@ def _placeholder(name: str, value: str, provider: str) -> str:
     return scheme + space + (key if key.startswith(("key-of-", "wrong-")) else f"key-of-{provider}")
 
 
-def _failure(response: Mapping[str, Any]) -> LLMError | None:
+def _parse_failure(response: Mapping[str, Any]) -> LLMError | None:
     """Return the error that ended a response, if any. Raise TypeError if its class is unknown."""
     if not (failure := response.get("failure")):
         return None
-    kind = getattr(errors, failure["error"], None)
-    if not (isinstance(kind, type) and issubclass(kind, LLMError)):
+    error_class = getattr(errors, failure["error"], None)
+    if not (isinstance(error_class, type) and issubclass(error_class, LLMError)):
         raise TypeError
-    return kind(printable(str(failure["what"]), _MAX_FAILURE_CHARS))
+    return error_class(printable(str(failure["what"]), _MAX_FAILURE_CHARS))
 
 
 def convert_response(
     status: int | None, headers: Mapping[str, str], pieces: Sequence[bytes], **end: Any
 ) -> RecordedResponse:
-    """Convert a response to its form in a cassette. Keep only the headers in ``_HEADERS``.
+    """Convert a response to its form in a cassette. Keep only the headers in ``_RECORDED_HEADERS``.
 
-    A date in ``retry-after`` becomes seconds, because a date would have passed when the cassette is played. ``end`` is
-    ``failure`` and ``client_disconnected``.
+    A date in ``retry-after`` becomes seconds, because a date would have passed when the cassette is played. ``end`` has
+    the keywords ``failure`` and ``client_disconnected``.
     """
-    recorded_headers = {name: headers[name] for name in _HEADERS if name in headers}
+    recorded_headers = {name: headers[name] for name in _RECORDED_HEADERS if name in headers}
     retry_after_s = error_mapping.retry_after(headers)
     if retry_after_s is not None and "retry-after" in recorded_headers:
         recorded_headers["retry-after"] = f"{retry_after_s:g}"
@@ -136,13 +137,13 @@ def dump(origin: Mapping[str, Any], interactions: Sequence[Interaction]) -> str:
     """Return the text of a cassette. ``origin`` describes how and where it was recorded."""
     import yaml  # noqa: PLC0415  # only needed to play or record
 
-    rows = [
-        {"request": _request(interaction.request), "response": _response(interaction.response)}
+    entries = [
+        {"request": _request_to_dict(interaction.request), "response": _response_to_dict(interaction.response)}
         for interaction in interactions
     ]
-    cassette = {"origin": dict(origin), "interactions": rows, "version": _VCRPY_VERSION}
+    cassette = {"origin": dict(origin), "interactions": entries, "version": _VCRPY_VERSION}
     text = _dump_yaml(cassette, getattr(yaml, "CSafeDumper", yaml.SafeDumper))
-    # libyaml is ten times faster than the Python dumper, but escapes emoji.
+    # libyaml is ten times faster than the Python dumper, but escapes emoji. If the text has any, use the Python dumper.
     return _dump_yaml(cassette, yaml.SafeDumper) if "\\U" in text else text
 
 
@@ -152,7 +153,7 @@ def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
 
     try:
         content = yaml.load(text, _loader(text))  # noqa: S506  # a subclass of SafeLoader
-        interactions = [_interaction(entry["request"], entry["response"]) for entry in content["interactions"]]
+        interactions = [_parse_interaction(entry["request"], entry["response"]) for entry in content["interactions"]]
         return content.get("origin", {}), interactions
     except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         position = getattr(error, "problem_mark", None)
@@ -161,11 +162,11 @@ def load(text: str) -> tuple[Mapping[str, Any], list[Interaction]]:
 
 
 def _loader(text: str) -> Any:
-    """Check the text, and return a YAML loader that supports only JSON's types and bytes.
+    """Check the text. Return a YAML loader that supports only bytes and JSON's types.
 
     Raises:
-        ValueError: the text has anchors, too many values or too deep nesting. With anchors and aliases, a few bytes can
-            expand to gigabytes.
+        ValueError: the text has too many values, too deep nesting, or anchors. Anchors are invalid, because a few bytes
+            with anchors and aliases can expand to gigabytes.
     """
     import yaml  # noqa: PLC0415
 
@@ -173,10 +174,10 @@ def _loader(text: str) -> Any:
     depth = 0
     for count, event in enumerate(yaml.parse(text, base)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if getattr(event, "anchor", None) or depth > _MAX_DEPTH or count > _MAX_VALUES:
+        if getattr(event, "anchor", None) or depth > _MAX_DEPTH or count > _MAX_YAML_EVENTS:
             raise ValueError
 
-    class Loader(base):  # type: ignore[misc,valid-type]  # with or without libyaml
+    class Loader(base):  # type: ignore[misc,valid-type]  # the base class depends on libyaml
         """A loader without dates, sets, merge keys and sexagesimal numbers, which JSON does not have."""
 
         yaml_constructors: ClassVar = {
@@ -192,7 +193,7 @@ def _loader(text: str) -> Any:
     return Loader
 
 
-def _request(request: RecordedRequest) -> dict[str, Any]:
+def _request_to_dict(request: RecordedRequest) -> dict[str, Any]:
     headers = {name: [value] for name, value in request.credentials.items()}
     if request.body is not None:
         headers["content-type"] = ["application/json"]
@@ -200,29 +201,29 @@ def _request(request: RecordedRequest) -> dict[str, Any]:
     return {"method": request.method, "uri": request.uri, "headers": headers, "body": body}
 
 
-def _response(response: RecordedResponse) -> dict[str, Any]:
+def _response_to_dict(response: RecordedResponse) -> dict[str, Any]:
     status = {"code": response.status or 0, "message": "" if response.status else "no answer"}
     headers = {name: [value] for name, value in response.headers.items()}
-    entry: dict[str, Any] = {"status": status, "headers": headers, "body": _body(response)}
+    entry: dict[str, Any] = {"status": status, "headers": headers, "body": _body_to_dict(response)}
     if response.failure:
         entry["failure"] = {"error": type(response.failure).__name__, "what": response.failure.what}
     return entry | ({"left": True} if response.client_disconnected else {})
 
 
-def _body(response: RecordedResponse) -> dict[str, Any]:
-    """Return the body as a list of pieces for a stream, else as a JSON value, else as text."""
-    if response.headers.get("content-type", "").partition(";")[0] in _STREAMS:
-        return {"pieces": [_text(piece) for piece in response.pieces]}
+def _body_to_dict(response: RecordedResponse) -> dict[str, Any]:
+    """Return a dict with ``pieces`` for a stream, else ``json`` for a YAML-safe JSON value, else ``string``."""
+    if response.headers.get("content-type", "").partition(";")[0] in _STREAM_CONTENT_TYPES:
+        return {"pieces": [_decode(piece) for piece in response.pieces]}
     body = b"".join(response.pieces)
     try:
         body_json = json.loads(body)
     except ValueError:
-        return {"string": _text(body)}
-    return {"json": body_json} if _is_yaml_safe(body_json) else {"string": _text(body)}
+        return {"string": _decode(body)}
+    return {"json": body_json} if _is_yaml_safe(body_json) else {"string": _decode(body)}
 
 
 def _is_yaml_safe(value: Any) -> bool:
-    """Return whether a JSON value has no lone surrogate, infinity or NaN. Other values are stored as text."""
+    """Return whether a JSON value is stored as YAML. With a lone surrogate, infinity or NaN, it is stored as text."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
@@ -230,18 +231,18 @@ def _is_yaml_safe(value: Any) -> bool:
     return True
 
 
-def _text(data: bytes) -> str | bytes:
+def _decode(data: bytes) -> str | bytes:
     try:
         return data.decode()
-    except UnicodeDecodeError:  # the piece ends inside a character
+    except UnicodeDecodeError:  # the piece is binary, or begins or ends inside a character
         return data
 
 
-def _bytes(value: Any) -> bytes:
-    return bytes(memoryview(value.encode() if isinstance(value, str) else value))  # TypeError for another type
+def _encode(value: Any) -> bytes:
+    return bytes(memoryview(value.encode() if isinstance(value, str) else value))  # TypeError unless str or bytes
 
 
-def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Interaction:
+def _parse_interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Interaction:
     """Parse an entry of a cassette. Raise LookupError, TypeError, ValueError or AttributeError if it is invalid."""
     headers = {name: str(values[0]) for name, values in request["headers"].items()}
     credentials = {name: value for name, value in headers.items() if name != "content-type"}
@@ -251,35 +252,35 @@ def _interaction(request: Mapping[str, Any], response: Mapping[str, Any]) -> Int
     json.dumps(request_body, allow_nan=False)  # raises if JSON cannot represent the value
     body = response["body"]
     if "pieces" in body:
-        pieces = tuple(_bytes(piece) for piece in body["pieces"])
+        pieces = tuple(_encode(piece) for piece in body["pieces"])
     elif "json" in body:
         text = json.dumps(body["json"], ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         pieces = (text.encode(),)
     else:
-        pieces = (_bytes(body["string"]),) if body["string"] else ()
-    recorded = RecordedResponse(
+        pieces = (_encode(body["string"]),) if body["string"] else ()
+    recorded_response = RecordedResponse(
         int(response["status"]["code"]) or None,
         {str(name): str(values[0]) for name, values in response["headers"].items()},
         pieces,
-        _failure(response),
+        _parse_failure(response),
         bool(response.get("left", False)),
     )
     recorded_request = RecordedRequest(str(request["method"]), str(request["uri"]), credentials, request_body)
-    urlsplit(recorded_request.uri)  # raises ValueError if it is invalid
-    return Interaction(recorded_request, recorded)
+    urlsplit(recorded_request.uri)  # raises ValueError if the URI is invalid
+    return Interaction(recorded_request, recorded_response)
 
 
 def _dump_yaml(cassette: Mapping[str, Any], base: Any) -> str:
     import yaml  # noqa: PLC0415
 
-    class Dumper(base):  # type: ignore[misc]  # with or without libyaml
+    class Dumper(base):  # type: ignore[misc]  # the base class depends on libyaml
         """A dumper without aliases. ``represent_text`` writes multi-line texts as blocks."""
 
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
             return True
 
     def represent_text(dumper: Any, text: str) -> Any:
-        style = '"' if _CHANGED_IN_BLOCKS.search(text) else "|" if "\n" in text else None
+        style = '"' if _UNSAFE_IN_BLOCK.search(text) else "|" if "\n" in text else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, represent_text)

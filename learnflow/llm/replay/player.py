@@ -19,12 +19,12 @@ from .cassette import RecordedRequest, RecordedResponse
 from .scrubber import mask_secrets
 from .transport import Cassettes
 
-# Options that may differ, because they depend on earlier requests
+# Options that ``_matches_without_options`` ignores, because their values depend on earlier requests
 _IGNORED_OPTIONS: Final = ("num_ctx", "keep_alive")
 _CHAT_PATH: Final = "/chat/completions"
 _HINT: Final = "Record it with LLM_REPLAY_MODE=record while the server is running, or unset LLM_REPLAY"
 _MAX_DIFFERENCES: Final = 5
-# Errors quote the values of these fields only. Other fields may contain text of the prompt.
+# Errors quote the values of these fields only, because other fields may contain text of the prompt.
 _SHOWN_FIELDS: Final = ("model", "temperature", "max_tokens", "num_predict", "seed", "stream")
 
 
@@ -38,7 +38,7 @@ class _Entry:
     played_count: int = 0
 
     def play(self) -> RecordedResponse:
-        """Return the next response. After the last one, repeat it."""
+        """Return the next response. If all were returned before, return the last one again."""
         self.played_count += 1
         return self.responses[min(self.played_count, len(self.responses)) - 1]
 
@@ -80,16 +80,16 @@ class Player(Cassettes):
     def unplayed(self) -> list[str]:
         """Return a line for each recorded request that has unplayed responses."""
         return [
-            f"{entry.path}: {entry.request.method} {entry.request.uri} ({left} left)"
+            f"{entry.path}: {entry.request.method} {entry.request.uri} ({unplayed_count} left)"
             for entry in self._entries.values()
-            if (left := len(entry.responses) - entry.played_count) > 0
+            if (unplayed_count := len(entry.responses) - entry.played_count) > 0
         ]
 
     def play(self, request: RecordedRequest) -> RecordedResponse:
         """Return the next response to a request. Raise NotRecorded if no recorded request matches.
 
-        An exact match is preferred. The second choice is a request whose API key matches (``_credentials_match``). The
-        third choice may also differ in ``_IGNORED_OPTIONS``.
+        Prefer an identical request. The second choice is identical, except that an API key may be missing
+        (``_credentials_match``). The third choice may also differ in ``_IGNORED_OPTIONS``.
         """
         if exact := self._entries.get(_request_key(request)):
             return exact.play()
@@ -97,12 +97,15 @@ class Player(Cassettes):
             for entry in self._entries.values():
                 if matches(entry.request, request):
                     return entry.play()
-        missing = self._not_recorded(request)
-        self._missing.append(missing)
-        raise missing
+        error = self._not_recorded(request)
+        self._missing.append(error)
+        raise error
 
     def base_url(self, provider: str, *, local: bool) -> str:
-        """Return a fictitious base URL with the recorded path. ``local`` selects a host on this machine."""
+        """Return a fictitious base URL. ``local`` selects a host on this machine.
+
+        The URL has the path of the recorded chat requests, if any.
+        """
         host = f"http://{provider}.{'localhost' if local else 'example'}"
         for entry in self._entries.values():
             path = entry.request.uri.partition(".example")[2].partition("?")[0]
@@ -111,7 +114,10 @@ class Player(Cassettes):
         return host
 
     def _not_recorded(self, request: RecordedRequest) -> NotRecorded:
-        """Return the error for a request. It describes the most similar recorded request, and quotes no prompt."""
+        """Return the error for a request.
+
+        The error describes the most similar recorded request, and quotes no prompt.
+        """
         target = request.method, request.uri
         same_target = [entry for entry in self._entries.values() if (entry.request.method, entry.request.uri) == target]
         if same_target:
@@ -129,25 +135,25 @@ class Player(Cassettes):
 
 
 def _request_key(request: RecordedRequest) -> str:
-    """Return a string that is equal for equal requests."""
+    """Return a string that is the same for identical requests."""
     return json.dumps([request.method, request.uri, dict(request.credentials), request.body], sort_keys=True)
 
 
 def _matches(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether two requests are equal and their API keys match."""
+    """Return whether method, URI and body are identical, and the API keys match."""
     old, new = ((item.method, item.uri, item.body) for item in (recorded, request))
     return old == new and _credentials_match(recorded, request)
 
 
 def _credentials_match(recorded: RecordedRequest, request: RecordedRequest) -> bool:
-    """Return whether the API keys are equal, or one request has none. CI replays without keys.
+    """Return whether the API keys match. A missing key matches every key, because CI replays without keys.
 
-    Tests use invalid keys with "wrong-" in them. Such a key does not match a missing key.
+    Tests use invalid keys with "wrong-" in them. Such a key matches only itself.
     """
     if recorded.credentials == request.credentials:
         return True
-    wrong = any("wrong-" in value for item in (recorded, request) for value in item.credentials.values())
-    return not wrong and not (recorded.credentials and request.credentials)
+    has_wrong_key = any("wrong-" in value for item in (recorded, request) for value in item.credentials.values())
+    return not has_wrong_key and not (recorded.credentials and request.credentials)
 
 
 def _matches_without_options(recorded: RecordedRequest, request: RecordedRequest) -> bool:
@@ -172,8 +178,8 @@ def _similarity(recorded: RecordedRequest, request: RecordedRequest) -> float:
 
 
 def _differences(recorded: RecordedRequest, request: RecordedRequest) -> list[str]:
-    key = [] if _credentials_match(recorded, request) else ["the key"]
-    return (key + list(_body_differences(recorded.body, request.body, "")))[:_MAX_DIFFERENCES]
+    key_difference = [] if _credentials_match(recorded, request) else ["the key"]
+    return (key_difference + list(_body_differences(recorded.body, request.body, "")))[:_MAX_DIFFERENCES]
 
 
 def _body_differences(old: Any, new: Any, path: str) -> Iterator[str]:

@@ -19,7 +19,8 @@ from .transport import Cassettes, Recording
 class Recorder(Cassettes):
     """Records each request and its response in a cassette, ``FOLDER/<provider>/<path and hash>.yaml``.
 
-    Cassettes of a repeated request are numbered. Cassettes of the same request from earlier runs are replaced.
+    Cassettes of a repeated request are numbered. A cassette replaces those that earlier runs recorded for the same
+    request.
 
     Args:
         folder: the folder of the cassettes. It is created if missing.
@@ -42,7 +43,10 @@ class Recorder(Cassettes):
         raise errors.NotConfigured(what, hint="Set LLM_REPLAY to a folder that can be written")
 
     def record(self, request: RecordedRequest) -> Recording:
-        """Start to record the response to a request. Repeated requests are numbered in the order of these calls."""
+        """Start to record the response to a request.
+
+        The cassettes of a repeated request are numbered in the order of ``record`` calls.
+        """
         name = _name(request)
         with self._lock:
             number = self._counts[name] = self._counts.get(name, 0) + 1
@@ -61,13 +65,13 @@ class Recorder(Cassettes):
 
     def _remove_old(self, file: Path) -> None:
         """Remove the numbered cassettes of the same request from earlier runs."""
-        for old in file.parent.glob(f"{file.stem}.[0-9][0-9][0-9][0-9].yaml"):
-            if old.stat().st_mtime < self._started_at:  # newer ones belong to another process of this run
-                old.unlink(missing_ok=True)
+        for path in file.parent.glob(f"{file.stem}.[0-9][0-9][0-9][0-9].yaml"):
+            if path.stat().st_mtime < self._started_at:  # newer files belong to another process of this run
+                path.unlink(missing_ok=True)
 
 
 def _name(request: RecordedRequest) -> str:
-    """Return the name of the cassette: provider and path, and a hash if requests to this path may differ."""
+    """Return the name of the cassette: provider, path, and a hash if the request has a body, credentials or a query."""
     path = request.uri.partition(".example/")[2]
     name = re.sub(r"[^\w-]+", "-", path.partition("?")[0]) or "root"
     if request.body is not None or request.credentials or "?" in path:

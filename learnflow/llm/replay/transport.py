@@ -27,7 +27,7 @@ _is_paused: ContextVar[bool] = ContextVar("learnflow_llm_recording_paused", defa
 
 @contextmanager
 def pause_recording() -> Iterator[None]:
-    """Record no responses inside the block. Probes use it, because their number differs between runs."""
+    """Record no responses inside the block. Probes run in such a block, because their number varies between runs."""
     token = _is_paused.set(True)
     try:
         yield
@@ -36,10 +36,10 @@ def pause_recording() -> Iterator[None]:
 
 
 class Recording:
-    """A response that is being recorded. ``end`` passes it to ``write`` with its request.
+    """A response that is being recorded. ``end`` passes the request and the response to ``write``.
 
     Attributes:
-        status: the HTTP status; None before the response.
+        status: the HTTP status; None if no response has arrived.
         pieces: the received pieces of the body.
         scrubber: removes the secrets of the request from the response.
     """
@@ -75,10 +75,10 @@ def _decompress(headers: Mapping[str, str], pieces: Sequence[bytes]) -> tuple[Ma
         return headers, pieces
     if compressed not in (["gzip"], ["x-gzip"], ["deflate"]):
         return headers, ()
-    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32 detects gzip and zlib
+    decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32 detects gzip and zlib
     headers = {name: value for name, value in headers.items() if name != "content-encoding"}
     try:
-        return headers, (inflate.decompress(b"".join(pieces), _MAX_BODY_BYTES),)
+        return headers, (decompressor.decompress(b"".join(pieces), _MAX_BODY_BYTES),)
     except zlib.error:
         return headers, ()
 
@@ -93,7 +93,10 @@ class Cassettes:
     providers: frozenset[str] | None = None
 
     def play(self, request: RecordedRequest) -> RecordedResponse | None:  # noqa: ARG002
-        """Return the recorded response, or None to send the request. A player raises NotRecorded if it has none."""
+        """Return the recorded response, or None to send the request.
+
+        A player raises NotRecorded if it has no response.
+        """
         return None
 
     def record(self, request: RecordedRequest) -> Recording:
@@ -101,7 +104,7 @@ class Cassettes:
         raise NotImplementedError
 
     def base_url(self, provider: str, *, local: bool) -> str | None:  # noqa: ARG002
-        """Return a base URL for a provider without a configured one. A recorder returns None."""
+        """Return a base URL for a provider whose base URL is not configured. A recorder returns None."""
         return None
 
     def transport(self, wrapped: httpx.AsyncBaseTransport, provider: str) -> httpx.AsyncBaseTransport:
@@ -118,7 +121,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         self._provider = provider
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Return the recorded response, or raise the recorded error. To record, send the request."""
+        """Return the recorded response, or raise the recorded error. If a recorder is active, send the request."""
         if self._cassettes.providers is None and _is_paused.get():
             return await self._wrapped.handle_async_request(request)
         endpoint: Endpoint = request.extensions["endpoint"]
@@ -138,7 +141,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
             recording.end(failure=map_exception(error))
             raise
         except asyncio.CancelledError:
-            # Delayed, so that ``on_timeout`` can record its error first, if a timeout caused the cancellation.
+            # Delay this call: if a timeout caused the cancellation, ``on_timeout`` must record the timeout error first.
             asyncio.get_running_loop().call_soon(partial(recording.end, client_disconnected=True))
             raise
         recording.status, recording.headers = response.status_code, dict(response.headers)
@@ -150,15 +153,15 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         """Return a scrubber for the secrets of the endpoint, the secrets in the body, and the host name."""
         if endpoint.key and len(endpoint.key) >= MIN_SECRET_CHARS:
             secrets = {endpoint.key: f"key-of-{self._provider}", **secrets}
-        values = [value for value in endpoint.secrets if len(value) >= MIN_SECRET_CHARS]
-        secrets = {**dict.fromkeys(values, f"header-of-{self._provider}"), **secrets}
+        secret_values = [value for value in endpoint.secrets if len(value) >= MIN_SECRET_CHARS]
+        secrets = {**dict.fromkeys(secret_values, f"header-of-{self._provider}"), **secrets}
         hosts = (request.url.netloc.decode(), request.url.raw_host.decode())
-        # A host name without a dot or a port may be an ordinary word.
+        # A host name that has neither a dot nor a port is not replaced, because it may be an ordinary word.
         return Scrubber(secrets, {host: f"{self._provider}.example" for host in hosts if "." in host or ":" in host})
 
 
 def build_response(recorded: RecordedResponse) -> httpx.Response:
-    """Convert a recorded response to httpx's. If no response arrived, raise the recorded error."""
+    """Convert a recorded response to an ``httpx.Response``. If no response arrived, raise the recorded error."""
     if recorded.status is None:
         raise recorded.final_error or ConnectionFailed("the recorded interaction has neither a response nor an error")
     return httpx.Response(recorded.status, headers=dict(recorded.headers), stream=_PlayedStream(recorded))
@@ -172,7 +175,7 @@ class _PlayedStream(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for piece in self._recorded.pieces:
-            await asyncio.sleep(0)  # let other tasks run, as a server's response does
+            await asyncio.sleep(0)  # let other tasks run, as reading from a server does
             yield piece
         if error := self._recorded.final_error:
             raise error

@@ -1,1 +1,1 @@
-"""The router: provider choice, failover, circuit breakers, and continuation of broken answers."""
+"""The router: provider choice, failover, circuit breakers, and continuation of interrupted answers."""

@@ -19,7 +19,8 @@ from .decision import MAX_DELAY_S, breaker_rule, is_provider_failure
 # "closed" allows requests, and "open" allows nothing. The half-open state is split in two: "probe" allows a probe (a
 # check of the server without a prompt), and "trial" allows one request of a caller.
 BreakerState = Literal["closed", "open", "probe", "trial"]
-# A probe or trial request blocks others for this time at most. Its end is not recorded if its event loop stops.
+# For at most this time, a running probe or trial request blocks other requests. Without a limit, it would block them
+# forever if its event loop stopped.
 _MAX_CHECK_S: Final = 60.0
 _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed")
 
@@ -28,13 +29,13 @@ _STRICTEST_FIRST: tuple[BreakerState, ...] = ("open", "probe", "trial", "closed"
 class Breaker:
     """A circuit breaker that has opened.
 
-    It blocks requests for a period. Then a probe checks the server. A successful probe closes the breaker. If no probe
-    can detect the fault, one trial request follows instead.
+    It blocks requests for a period. Then a probe checks the server. If probes can detect the fault, a successful probe
+    closes the breaker. If not, a trial request must succeed, too.
 
     Attributes:
         period_s: the length of the period in seconds.
-        check_ends_at: until when a running probe or trial request blocks others; -inf if none runs.
-        probe_succeeded: a probe has succeeded, so that a trial request may follow.
+        check_ends_at: until this time, a running probe or trial request blocks other requests; -inf if neither runs.
+        probe_succeeded: whether a trial request is allowed, because a probe has succeeded.
     """
 
     error: LLMError
@@ -56,23 +57,31 @@ class Breaker:
         return "trial" if self.probe_succeeded else "probe"
 
     def record_failure(self, error: LLMError, now: float) -> None:
-        """Reopen after a failed trial request. Ignore failures of requests that were sent before the breaker opened."""
+        """Reopen the breaker after a failed trial request.
+
+        Ignore a failure during the period, unless a probe has succeeded. The failed request was usually sent before the
+        breaker opened.
+        """
         if self.probe_succeeded or now >= self.open_until:
             self.error = error.without_text()
             self.reopen(now, min_period_s=error.retry_after or 0.0)
 
     def reopen(self, now: float, min_period_s: float = 0.0) -> None:
-        """Begin another period, twice as long as the last one (within limits)."""
+        """Begin another period, twice as long as the last one.
+
+        The period is at least ``min_period_s`` and at most ``MAX_DELAY_S``.
+        """
         self.period_s = min(max(self.period_s * 2, min_period_s), MAX_DELAY_S)
         self.open_until, self.probe_succeeded = now + self.period_s, False
 
 
 @dataclass(slots=True)
 class Statistics:
-    """Statistics of one model in this process.
+    """Statistics of one model at one address, in this process.
 
     Attributes:
         first_token_s: moving average of the seconds to the first token; None if unknown.
+        answered, failed: the number of completions, and the number of failures that the provider caused.
         recent_failures: the last ten failures, each as its time and the class name of its error.
         prompt_tokens, cached_tokens: sums over the completions that report cached tokens.
     """
@@ -90,7 +99,7 @@ class Statistics:
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
 
     def add_completion(self, completion: Completion) -> None:
-        """Count a completion."""
+        """Add a completion to the statistics."""
         usage, first_token_s = completion.usage, completion.first_token_s
         self.answered += 1
         if usage.prompt_tokens and usage.cached_tokens is not None:
@@ -101,13 +110,13 @@ class Statistics:
             self.first_token_s = first_token_s if average is None else 0.7 * average + 0.3 * first_token_s
 
     def add_failure(self, error: LLMError, now: float) -> None:
-        """Count a failure."""
+        """Add a failure to the statistics."""
         self.failed += 1
         self.recent_failures = [*self.recent_failures[-9:], (now, type(error).__name__)]
 
 
 class BreakerKey(NamedTuple):
-    """The key of a circuit breaker: a server address, and a model or None for the whole address."""
+    """The key of a circuit breaker: a server address and a model. Without a model, it covers the whole address."""
 
     address: str
     model: str | None
@@ -115,11 +124,11 @@ class BreakerKey(NamedTuple):
 
 @dataclass(slots=True)
 class BreakerRegistry:
-    """The open circuit breakers, and the statistics of each target (an address and a model).
+    """The circuit breakers that are not closed, and the statistics of each target (an address and a model).
 
     Attributes:
         clock: returns the time in seconds. It must be monotonic.
-        breakers: the breakers that are not closed. A closed breaker is removed.
+        breakers: the breakers that are not closed. A breaker that closes is removed.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -132,11 +141,11 @@ class BreakerRegistry:
         return min(states, key=_STRICTEST_FIRST.index, default="closed")
 
     def open_breakers(self, target: BreakerKey) -> list[Breaker]:
-        """Return the open breakers of a target. The first one stays open longest."""
+        """Return the breakers of a target that are not closed. The first one stays open longest."""
         return sorted(self._breakers_of(target).values(), key=lambda breaker: -breaker.open_until)
 
     def record_failure(self, target: BreakerKey, error: LLMError) -> BreakerKey | None:
-        """Record a failed attempt. Return the key of the breaker that it opened, if any."""
+        """Record a failed attempt. If a closed breaker opened, return its key, else None."""
         now, rule = self.clock(), breaker_rule(error)
         if is_provider_failure(error):
             self.statistics_of(target).add_failure(error, now)
@@ -147,24 +156,24 @@ class BreakerRegistry:
         if key in self.breakers:
             self.breakers[key].record_failure(error, now)
             return None
-        requested_s = error.retry_after
-        period_s = rule.period_s if requested_s is None else min(max(requested_s, 0.0), MAX_DELAY_S)
+        retry_after_s = error.retry_after
+        period_s = rule.period_s if retry_after_s is None else min(max(retry_after_s, 0.0), MAX_DELAY_S)
         self.breakers[key] = Breaker(error.without_text(), period_s, now + period_s, now)
         return key
 
     def record_completion(self, target: BreakerKey, completion: Completion, began: float) -> bool:
-        """Record a completion. Return whether it closed a breaker.
+        """Record a completion. Return whether a breaker closed.
 
-        A breaker that opened after the attempt ``began`` stays open.
+        ``began`` is the start time of the attempt. A breaker that opened later stays open.
         """
         self.statistics_of(target).add_completion(completion)
-        closed = [key for key, breaker in self._breakers_of(target).items() if breaker.opened_at <= began]
-        for key in closed:
+        closed_keys = [key for key, breaker in self._breakers_of(target).items() if breaker.opened_at <= began]
+        for key in closed_keys:
             del self.breakers[key]
-        return bool(closed)
+        return bool(closed_keys)
 
     def record_probe(self, target: BreakerKey, *, ready: bool) -> None:
-        """Record the result of a probe. If it failed, reopen the breakers with an ended period."""
+        """Record the result of a probe. If the probe failed, reopen the breakers whose period has ended."""
         now = self.clock()
         for key, breaker in self._breakers_of(target).items():
             breaker.check_ends_at = -math.inf

@@ -1,4 +1,4 @@
-"""A candidate for a request: one provider of a router's chain (its providers in order).
+"""A candidate for a request: one provider of a router's chain (the router's providers in order).
 
 ``Facts`` are the known properties of a provider and its model.
 """
@@ -24,11 +24,14 @@ from ..servers.model_catalog import MAX_AGE_S
 from .breaker import REGISTRY, Breaker, BreakerKey, BreakerRegistry, BreakerState, Statistics
 
 PROBE_S: Final = 1.0  # timeout of a probe
-_PROBE_PAUSE_S: Final = 15.0  # after a probe that found the server down
+_PROBE_PAUSE_S: Final = 15.0  # pause before the next probe if the server was down
 
 
 class _SharedState(SharedTasks):
-    """The running probes and loads of a provider, and the time of its next probe. All requests share them."""
+    """The running probes and model loads of a provider. All requests share them.
+
+    ``update_facts`` sends no probe before ``next_probe_at``.
+    """
 
     next_probe_at: float = 0.0
 
@@ -38,13 +41,13 @@ class Candidate:
 
     Attributes:
         original: the provider as the application passed it; None if it could not be created.
-        creation_error: why the provider could not be created; None if it was.
-        rank: the position in the chain. Equal providers share one rank.
+        creation_error: why the provider could not be created; None if the provider was created.
+        rank: the position in the chain. Providers that share the load have the same rank.
         model: the model for the request; None for the default model.
         failure: the last failure in this request; None if the candidate may be tried.
         rejects_prefill: the server rejected a prefill (a last assistant message to continue) in this request.
-        deadline_s: the time limit of each attempt in seconds; None without one. If routers are nested, the shortest
-            ``deadline=`` around the provider applies.
+        deadline_s: the time limit of each attempt in seconds; None if unlimited. If routers are nested, it is the
+            shortest ``deadline=`` of the routers that contain the provider.
     """
 
     def __init__(self, original: LLMProvider | LLMError, registry: BreakerRegistry = REGISTRY) -> None:
@@ -62,7 +65,7 @@ class Candidate:
         self._facts: Facts | None = None
 
     def copy_at(self, rank: int) -> Candidate:
-        """Return a copy at this rank, with current facts."""
+        """Return a copy with this rank and without cached facts."""
         candidate = copy.copy(self)
         candidate.rank = rank
         candidate.refresh_facts()
@@ -92,7 +95,7 @@ class Candidate:
 
     @property
     def prefills(self) -> bool:
-        """Return whether the provider supports prefill, and rejected none in this request."""
+        """Return whether the provider supports prefill, and has not rejected a prefill in this request."""
         return self.facts.prefills and not self.rejects_prefill
 
     @property
@@ -112,9 +115,10 @@ class Candidate:
 
     @property
     def breaker_state(self) -> BreakerState:
-        """Return the stricter state of the two circuit breakers: of the model and of its address.
+        """Return the stricter state of two circuit breakers: the model's and the address's.
 
-        A provider that could not be created is "open". Cassettes are "closed", because breakers depend on time.
+        The state is "open" if the provider could not be created. It is "closed" if responses come from cassettes,
+        because breakers depend on time.
         """
         if self.creation_error:
             return "open"
@@ -127,7 +131,10 @@ class Candidate:
 
     @property
     def breaker(self) -> Breaker | None:
-        """Return the circuit breaker that stays open longest, also for cassettes; None if all are closed."""
+        """Return the circuit breaker that stays open longest; None if all are closed.
+
+        Unlike ``breaker_state``, it does not depend on whether responses come from cassettes.
+        """
         return next(iter(self.registry.open_breakers(self.target)), None)
 
     @property
@@ -142,9 +149,9 @@ class Candidate:
 
     def record_failure(self, error: LLMError) -> None:
         """Record a failed attempt, which may open a circuit breaker."""
-        if opened := self.registry.record_failure(self.target, error):
-            error, seconds = self.registry.breakers[opened].error, self.registry.breakers[opened].period_s
-            events.emit(events.BreakerOpened(provider=self.name, model=opened.model, error=error, seconds=seconds))
+        if opened_key := self.registry.record_failure(self.target, error):
+            error, seconds = self.registry.breakers[opened_key].error, self.registry.breakers[opened_key].period_s
+            events.emit(events.BreakerOpened(provider=self.name, model=opened_key.model, error=error, seconds=seconds))
 
     def set_checking(self, *, checking: bool) -> None:
         """Mark the start or the end of a probe or a trial request (see ``BreakerState``)."""
@@ -155,21 +162,21 @@ class Candidate:
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.next_probe_at:
             health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
-            # After a successful probe, neither a cloud nor a wrapper around an application's provider is probed again
-            may_change = self.distance == 0 and self._provider is self.original
-            age_s = _PROBE_PAUSE_S if health.state == "down" else MAX_AGE_S if may_change else math.inf
-            shared.next_probe_at = now + age_s
+            # A cloud, or a wrapper around an application's provider, is probed again only if it was down
+            can_change = self.distance == 0 and self._provider is self.original
+            pause_s = _PROBE_PAUSE_S if health.state == "down" else MAX_AGE_S if can_change else math.inf
+            shared.next_probe_at = now + pause_s
             self.refresh_facts()
 
     def start_recovery(self) -> None:
-        """Start a probe if the circuit breaker requires one, or a load if the model is cold."""
+        """Start a probe if the circuit breaker requires one, or a model load if the model is cold."""
         if self.breaker_state == "probe":
             self.start_probe()
         elif self.breaker_state == "closed" and self.facts.cold:
             self.start_load()
 
     def start_load(self) -> asyncio.Task[LLMError | None]:
-        """Start a load of the model, or return the running task. Its result is the error, or None."""
+        """Start to load the model, or return the running task. The task returns the error of the load, if any."""
 
         async def load() -> LLMError | None:
             try:
@@ -183,7 +190,7 @@ class Candidate:
         return self._shared.start("load", load)
 
     def start_probe(self) -> asyncio.Task[bool]:
-        """Start a probe, or return the running task. Its result is whether the provider is ready.
+        """Start a probe, or return the running task. The task returns whether the provider is ready.
 
         A probe costs nothing, loads no model and sends no user text.
         """
@@ -212,6 +219,6 @@ def _facts_without_provider(name: str) -> Facts:
 
 
 def chain_name(candidates: Iterable[Candidate]) -> str:
-    """Return the names in the format of LLM_PROVIDERS: ``+`` joins equal providers, ``,`` joins ranks."""
+    """Return the names in the format of LLM_PROVIDERS: ``+`` joins providers of one rank, ``,`` joins ranks."""
     ranks = groupby(candidates, key=lambda candidate: candidate.rank)
     return ",".join("+".join(candidate.name for candidate in rank) for _, rank in ranks) or "local"

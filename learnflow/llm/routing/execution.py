@@ -1,8 +1,8 @@
 """Run one request: attempts, continuations and waits, until an attempt succeeds or no candidate is left.
 
-A candidate is one provider of the router. Equal candidates share a rank (a position in the order). ``selection``
-chooses the next candidate, and ``decision`` the action after a failure. A slot is a place within a server's concurrency
-limit.
+A candidate is one provider of the router. Candidates that share the load have the same rank (a position in the
+order). ``selection`` chooses the next candidate, and ``decision`` the action after a failure. A slot is a place within
+a server's concurrency limit.
 
 An attempt may continue an interrupted text. It sends this text as a prefill: a last assistant message that the server
 continues. If the provider does not support prefill, a prompt instructs the model to continue.
@@ -32,12 +32,12 @@ from .candidate import Candidate, chain_name
 from .progress import Progress
 from .selection import Chain, first_to_recover
 
-_LOAD_POLL_S: Final = 0.5  # pause before each request to load a model
+_LOAD_POLL_S: Final = 0.5  # pause at the start of each wait for a load
 _QUEUE_POLL_S: Final = 0.5  # after this wait for a slot, choose a candidate again
 
 
 class Execution:
-    """One request. ``base_attempt`` is the template of its attempts, with the number and the labels of the request."""
+    """One request. ``base_attempt``, the template of its attempts, has the number and the metadata of the request."""
 
     def __init__(self, call: Call, resume: Resume, base_attempt: Attempt, chain: Chain, progress: Progress) -> None:
         self._call, self._resume, self._base_attempt = call, resume, base_attempt
@@ -46,8 +46,9 @@ class Execution:
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
         self._retries = 0
         self._last_error: LLMError | None = None
-        self._splits_at_last_word = True  # the prefill ends before the last word; False once a model did not repeat it
-        self._restarted = False  # the answer was started again from the beginning; at most once
+        # Whether the prefill ends before the last word. False after a model did not repeat that word
+        self._splits_at_last_word = True
+        self._restarted = False  # whether the answer was restarted from the beginning, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt
 
     async def run(self) -> Completion:
@@ -57,12 +58,16 @@ class Execution:
                 return completion
 
     async def _run_candidate(self, candidate: Candidate) -> Completion | None:
-        """Run an attempt. Return the completion, or None if another attempt follows. Raise LLMError if none follows."""
-        began, breaker_began = self._now, candidate.registry.clock()
+        """Run an attempt. Return the completion, or None if the attempt failed and another one follows.
+
+        Raises:
+            LLMError: the attempt failed, and no other attempt follows.
+        """
+        began, began_breaker_clock = self._now, candidate.registry.clock()
         progress = self._progress
-        emitted = joining.split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
-        prefix = emitted.prefix or None
-        prefill = prefix if candidate.prefills else None  # otherwise a prompt instructs the model to continue
+        parts = joining.split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
+        prefix = parts.prefix or None
+        prefill = prefix if candidate.prefills else None  # without prefill, a prompt instructs the model
         by_instruction = prefix is not None and prefill is None
         reserves_time = self._chain.must_reserve_time(candidate)
         try:
@@ -75,17 +80,17 @@ class Execution:
                 slot=self._slot,
                 failed_attempts=[],
             )
-            progress.begin_attempt(candidate, self._last_error, continues=bool(emitted.text.strip()))
+            progress.begin_attempt(candidate, self._last_error, continues=bool(parts.text.strip()))
             call = self._build_call(candidate, prefix, began, by_instruction=by_instruction)
             work: Work = partial(_run_attempt, candidate, call, attempt)
-            if emitted.text:
-                text_filter = joining.ContinuationFilter(emitted, by_instruction=by_instruction, source=progress.source)
+            if parts.text:
+                text_filter = joining.ContinuationFilter(parts, by_instruction=by_instruction, source=progress.source)
                 work = partial(joining.join_continuation, work, text_filter, candidate.name)
             completion = await work(progress)
         except LLMError as error:
             self._release_slot()
-            splits_word = bool(emitted.rest) and candidate.prefills
-            state = decision.RequestState(prefilled=prefill is not None, prefill_before_last_word=splits_word)
+            ends_before_last_word = bool(parts.rest) and candidate.prefills
+            state = decision.RequestState(prefilled=prefill is not None, prefill_before_last_word=ends_before_last_word)
             await self._handle_failure(candidate, error, began, state, reserves_time=reserves_time)
             return None
         except BaseException:
@@ -93,13 +98,13 @@ class Execution:
             raise
         finally:
             self._release_slot()
-        candidate.record_completion(completion, breaker_began)
+        candidate.record_completion(completion, began_breaker_clock)
         return progress.build_completion(completion, began, self._now)
 
     def _build_call(self, candidate: Candidate, prefix: str | None, now: float, *, by_instruction: bool) -> Call:
-        """Return the call for an attempt, with the candidate's model, the time left and the tokens left.
+        """Return the call for an attempt, with the candidate's model, the remaining time and the remaining tokens.
 
-        If ``by_instruction``, its prompt instructs the model to continue ``prefix``.
+        If ``by_instruction``, the prompt instructs the model to continue ``prefix``.
         """
         call, progress = self._call, self._progress
         left_s = min(self._deadline - now, candidate.facts.deadline_s or math.inf, candidate.deadline_s or math.inf)
@@ -117,19 +122,19 @@ class Execution:
     async def _handle_failure(
         self, candidate: Candidate, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool
     ) -> None:
-        """Record a failed attempt, and prepare the next one. Raise the error for the caller if none follows."""
+        """Record a failed attempt, and prepare the next one. If no attempt follows, raise the error for the caller."""
         progress, chain, now = self._progress, self._chain, self._now
-        failed = FailedAttempt.of(error, candidate.name, candidate.target.model, now - began)
+        failed_attempt = FailedAttempt.of(error, candidate.name, candidate.target.model, now - began)
         candidate.failure = error
         if isinstance(error, errors.NotRecorded) and self._may_have_other_recording(candidate):
             error.was_skipped = True
             self._last_error = self._last_error or error
             return
         is_free = candidate.facts.capabilities["cost"] == (0.0, 0.0)
-        progress.record_failure(error, error.attempts or (failed,), now, is_free=is_free)
+        progress.record_failure(error, error.attempts or (failed_attempt,), now, is_free=is_free)
         is_early = reserves_time and now - began < candidate.facts.first_token_s
         if is_early and isinstance(error, errors.FirstTokenTimeout):
-            candidate.set_checking(checking=False)  # not a fault of the provider: the router had shortened its timeout
+            candidate.set_checking(checking=False)  # not the provider's fault, because the router shortened the timeout
         else:
             candidate.record_failure(error)
         added_text = bool(error.partial or error.tokens)
@@ -139,9 +144,10 @@ class Execution:
         await self._prepare_next(candidate, error, replace(state, added_text=added_text))
 
     def _may_have_other_recording(self, candidate: Candidate) -> bool:
-        """Return whether the request may have been recorded with another candidate, if responses come from cassettes.
+        """Return whether another candidate may have a recorded response. Return False if no cassettes are played.
 
-        The recording skipped a candidate with an open circuit breaker, and may have chosen an equal candidate.
+        When the responses were recorded, the router may have skipped this candidate, because its circuit breaker was
+        open. The router may also have chosen another candidate of the same rank.
         """
         others = self._chain.remaining(candidate) if candidate.facts.replays else []
         return any(candidate.breaker or other.rank == candidate.rank for other in others)
@@ -149,28 +155,28 @@ class Execution:
     async def _prepare_next(self, candidate: Candidate | None, error: LLMError, state: decision.RequestState) -> None:
         """Choose the action after a failure, and perform it. Raise the error for the caller if no attempt follows."""
         progress, chain = self._progress, self._chain
-        text, streams = progress.text, not self._call.buffered or bool(self._call.prior_text)
+        text, is_streamed = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
-        not_continued, loading = chain.failed_with(errors.NotContinued), self._loading_candidates()
+        mismatched_candidates, loading_candidates = chain.failed_with(errors.NotContinued), self._loading_candidates()
         state = replace(
             state,
-            text_emitted=has_partial and streams,
-            only_space_emitted=bool(text) and not has_partial and streams,
+            text_emitted=has_partial and is_streamed,
+            only_space_emitted=bool(text) and not has_partial and is_streamed,
             has_partial=has_partial,
             can_continue=self._resume == "continue" and self._call.is_continuable,
             tool_call_emitted=bool(progress.calls),
-            has_other_provider=bool(chain.limit_distance(chain.remaining(candidate), loading)),
-            can_wait_for_load=bool(loading),
-            can_restart=bool(not_continued) and not self._restarted,
+            has_other_provider=bool(chain.limit_distance(chain.remaining(candidate), loading_candidates)),
+            can_wait_for_load=bool(loading_candidates),
+            can_restart=bool(mismatched_candidates) and not self._restarted,
             can_retry=pause_s is not None,
             before_deadline=self._now < self._deadline,
         )
         rule = decision.decide(error, state)
         if rule.action == "raise":
-            cause = not_continued[0].failure if not_continued else None
+            cause = mismatched_candidates[0].failure if mismatched_candidates else None
             if isinstance(error, errors.RequestRefused):  # the first refusal is the most informative one
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
-            # If there is text, NotContinued explains better than the last error why it is incomplete
+            # If there is text, NotContinued explains better than the last error why the text is incomplete
             raise progress.build_error(cause if cause and has_partial and not progress.calls else error)
         if rule.drops_text:
             progress.drop_text()
@@ -189,9 +195,9 @@ class Execution:
                 candidate.rejects_prefill = True
             return [candidate]
         if action == "wait_for_load":
-            loading = self._loading_candidates()
-            with self._progress.waiting(Waiting("load", chain_name(loading))):
-                return await self._wait_for_load(loading)
+            loading_candidates = self._loading_candidates()
+            with self._progress.waiting(Waiting("load", chain_name(loading_candidates))):
+                return await self._wait_for_load(loading_candidates)
         if action == "restart":
             self._restarted = True
             return self._chain.failed_with(errors.NotContinued)
@@ -204,11 +210,11 @@ class Execution:
         return ()
 
     def _loading_candidates(self) -> list[Candidate]:
-        """Return the candidates that are loading a model; none after LLM_LOAD_TIMEOUT."""
+        """Return the candidates that are loading a model; an empty list after LLM_LOAD_TIMEOUT."""
         return self._chain.failed_with(errors.ModelLoading) if self._now <= self._load_deadline else []
 
     def _retry_pause(self) -> float | None:
-        """Return the seconds before the next retry; None if no retry or no time is left."""
+        """Return the seconds before the next retry; None if no retry is left, or too little time."""
         delays = [candidate.failure.retry_after for candidate in self._chain.retryable() if candidate.failure]
         if not delays:
             return None
@@ -222,7 +228,7 @@ class Execution:
         return pause_s if self._now + pause_s < self._deadline else None
 
     async def _choose_candidate(self) -> Candidate:
-        """Return the next candidate, with a slot if one is free. Raise LLMError if no candidate is left."""
+        """Choose the next candidate, and acquire a slot if possible. Raise LLMError if no candidate is left."""
         ticket, wait_began = Ticket(), self._now
         while True:
             eligible, chosen = self._chain.choose(self._loading_candidates())
@@ -249,11 +255,14 @@ class Execution:
             await self._prepare_next(blocked, breaker_error, decision.RequestState())
 
     def _take_slot(self, chosen: Candidate, eligible: Sequence[Candidate]) -> Candidate | None:
-        """Acquire a slot of ``chosen``, else of another candidate that LLM_SPILL allows. None if all are full."""
+        """Acquire a slot of ``chosen``, else of another candidate that LLM_SPILL allows.
+
+        Return None if all these candidates are full.
+        """
         # The distance of a local provider is 0, that of a cloud is 1
         max_distance = {"no": -1, "local": chosen.distance, "cloud": 1}[self._chain.settings.llm_spill]
-        spill = [other for other in eligible if other.ready and other.distance <= max_distance]
-        for candidate in (chosen, *spill):
+        spill_candidates = [other for other in eligible if other.ready and other.distance <= max_distance]
+        for candidate in (chosen, *spill_candidates):
             self._slot = CAPACITY.try_acquire(candidate.facts.address, candidate.concurrency_limit, self._chain.digests)
             if self._slot:
                 return candidate
@@ -262,11 +271,12 @@ class Execution:
     async def _wait_for_slot(
         self, chosen: Candidate, eligible: Sequence[Candidate], ticket: Ticket, wait_began: float
     ) -> Candidate | None:
-        """Wait for a slot of ``chosen`` or of an equal candidate.
+        """Wait for a slot of ``chosen`` or of another candidate of the same rank.
 
         Returns:
-            The candidate with the slot. Without equal candidates, ``chosen`` without a slot: its attempt waits for one.
-            None if no slot was free within half a second, or a circuit breaker opened: the caller then chooses again.
+            The candidate with the slot. If no other candidate has the rank of ``chosen``, return ``chosen`` without a
+            slot, because its attempt itself waits for a slot. None if no slot was free within half a second, or a
+            circuit breaker opened. The caller then chooses again.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -296,7 +306,7 @@ class Execution:
     async def _probe_open_breaker(self, candidate: Candidate) -> LLMError | None:
         """Probe a candidate with an open circuit breaker. If the probe fails, return the error that opened the breaker.
 
-        Return None if an attempt may follow: the probe succeeded, or only an attempt can show that the fault is over.
+        Return None if an attempt is allowed: the probe succeeded, or only an attempt can show that the fault is over.
         """
         breaker = candidate.breaker
         if not breaker or not breaker.probeable:
@@ -310,19 +320,19 @@ class Execution:
         self._progress.failed_attempts.append(FailedAttempt.of(error, candidate.name, candidate.target.model, 0.0))
         return error
 
-    async def _wait_for_load(self, loading: Sequence[Candidate]) -> list[Candidate]:
+    async def _wait_for_load(self, loading_candidates: Sequence[Candidate]) -> list[Candidate]:
         """Start to load the models, and wait until the first load ends. Return the candidates with a loaded model."""
-        # Avoid a busy loop if a server refuses requests while it loads a model, but does not report the load
+        # Avoid a busy loop, because a server may refuse requests during a load that it does not report
         await asyncio.sleep(_LOAD_POLL_S)
-        loads = {candidate: candidate.start_load() for candidate in loading}
+        loads = {candidate: candidate.start_load() for candidate in loading_candidates}
         left_s = max(0.0, self._load_deadline - self._now)
-        ended, _ = await asyncio.wait(loads.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        ended_loads, _ = await asyncio.wait(loads.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         timeout_error = errors.TimedOut("the model was not loaded within LLM_LOAD_TIMEOUT")
         for candidate, load in loads.items():
-            if failure := (load.result() if load in ended else None if ended else timeout_error):
+            if failure := (load.result() if load in ended_loads else None if ended_loads else timeout_error):
                 candidate.record_failure(failure)
                 candidate.failure = failure
-        return [candidate for candidate, load in loads.items() if load in ended and not load.result()]
+        return [candidate for candidate, load in loads.items() if load in ended_loads and not load.result()]
 
     @property
     def _now(self) -> float:
@@ -335,6 +345,6 @@ async def _run_attempt(candidate: Candidate, call: Call, attempt: Attempt, emit:
         return await candidate.provider.attempt(call, attempt)(emit)
     except LLMError:
         raise
-    except Exception as error:  # noqa: BLE001  # drop its message, which may quote the prompt
+    except Exception as error:  # noqa: BLE001  # the exception's message may quote the prompt, so drop it
         failure = exception_error(error, candidate.name)
     raise failure

@@ -20,7 +20,8 @@ class Progress(Transcript):
 
     Attributes:
         source: where the text so far comes from, see ``Resumed``.
-        tokens: the estimated number of tokens of the text so far, rather too high than too low.
+        tokens: an estimate of the tokens of the text so far. Each text delta counts as one token, unless
+            ``LLMError.tokens`` is larger.
         partial_thinking: the thinking of the interrupted attempt.
         continuations: the number of continuations.
         started: the time when the request began.
@@ -36,14 +37,17 @@ class Progress(Transcript):
         self.continuations = 0
         self.started = started
         self._first_text_s: float | None = None
-        self._usage_known = self._cost_known = True  # False after a partial answer, which has no usage
+        self._usage_known = self._cost_known = True  # False after a partial answer (a free one has a known cost)
         self._candidate: Candidate | None = None  # the candidate of the current attempt
         self._is_continuation = False  # the current attempt continues an interrupted text
-        # The candidate and the time of the first failure after the last text; None without a failure
+        # The candidate and the time of the first failure after the last text; None if no attempt has failed since
         self._first_failure: tuple[Candidate | None, float] | None = None
 
     def __call__(self, event: Event) -> None:
-        """Record an event, and forward it to the caller."""
+        """Record an event, and forward it to the caller.
+
+        If the caller reads only text, ignore all events except ``TextDelta`` and ``Resumed``.
+        """
         if isinstance(event, TextDelta):
             self.tokens += 1
             if self._first_text_s is None or self._first_failure:
@@ -55,7 +59,7 @@ class Progress(Transcript):
         super().__call__(event)
 
     def begin_attempt(self, candidate: Candidate, previous_error: LLMError | None, *, continues: bool) -> None:
-        """Record the beginning of an attempt. Emit ``Failover`` if the previous one failed at another candidate."""
+        """Record the beginning of an attempt. Emit ``Failover`` if the previous attempt failed at another candidate."""
         if previous_error and self._candidate and self._candidate is not candidate:
             failover = Failover(self._candidate.name, candidate.name, previous_error.without_text())
             events.emit(failover)
@@ -65,7 +69,7 @@ class Progress(Transcript):
     def record_failure(
         self, error: LLMError, failed_attempts: Sequence[FailedAttempt], now: float, *, is_free: bool
     ) -> None:
-        """Record the failure of the current attempt. If ``is_free``, its provider costs nothing."""
+        """Record the failure of the current attempt. ``is_free`` means that its provider costs nothing."""
         self.failed_attempts.extend(failed_attempts)  # several if the provider itself has retried
         self._first_failure = self._first_failure or (self._candidate, now)
         self._end_continuation("mismatched" if isinstance(error, NotContinued) else "broken")
@@ -82,7 +86,7 @@ class Progress(Transcript):
         self.partial_thinking, self.tokens = "", 0
 
     def build_completion(self, completion: Completion, began: float, now: float) -> Completion:
-        """Return the completion for the caller, given that of the last attempt, which began at ``began``."""
+        """Build the caller's completion from the completion of the last attempt, which began at ``began``."""
         first_token_s = self._first_text_s  # None if no attempt emitted text
         if self._first_failure:
             self._record_first_text(now)
@@ -115,11 +119,11 @@ class Progress(Transcript):
         if self._first_text_s is None:
             self._first_text_s = now - self.started
         if self._first_failure:
-            failed, failed_at = self._first_failure
+            failed_candidate, failed_at = self._first_failure
             self._first_failure = None
-            if failed and self._candidate and failed is not self._candidate:
+            if failed_candidate and self._candidate and failed_candidate is not self._candidate:
                 seconds = now - failed_at
-                events.emit(events.FailedOver(provider=failed.name, to=self._candidate.name, seconds=seconds))
+                events.emit(events.FailedOver(provider=failed_candidate.name, to=self._candidate.name, seconds=seconds))
 
     def _end_continuation(self, outcome: str) -> None:
         if self._is_continuation and self._candidate:

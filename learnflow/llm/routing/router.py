@@ -1,7 +1,7 @@
 """RouterProvider: several providers as one, with failover, load balancing and continuation of interrupted answers.
 
-A candidate is one provider of the router. Its rank is its position in the order; equal providers share a rank. A
-``Chain`` has the candidates of one request. An ``Execution`` runs the request.
+A candidate is one provider of the router. Its rank is its position in the order. Providers that share the
+load have the same rank. A ``Chain`` has the candidates of one request. An ``Execution`` runs the request.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def _is_provider(value: object) -> bool:
 
 _Provider = Annotated[LLMProvider, validated_as(Annotated[Any, Predicate(_is_provider)]), "a provider"]
 Member = str | _Provider  # a provider by its name, or as an object
-RankMembers = Member | list[Member] | tuple[Member, ...]  # one rank: a provider, or several equal ones
+RankMembers = Member | list[Member] | tuple[Member, ...]  # one rank: a provider, or several that share the load
 FindProviders = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
-_LONG_PROMPT_TOKENS: Final = 1500  # a longer prompt may not fit every provider, so context lengths are probed
+_LONG_PROMPT_TOKENS: Final = 1500  # context lengths are probed for longer prompts, which may not fit every provider
 
 
 class RouterProvider(AbstractProvider):
@@ -58,16 +58,17 @@ class RouterProvider(AbstractProvider):
     router still apply: ``deadline`` and ``breakers``.
 
     Args:
-        primary: the first provider, as a name or an object. "gpu1+gpu2" or a list means equal providers. A request goes
-            to the one that probably has the prompt in its cache. It waits only if all of them are full.
-        fallback: the next providers, in order. An entry may also be several equal providers.
+        primary: the first provider, as a name or an object. "gpu1+gpu2" or a list means several providers that
+            share the load. A request goes to the provider that probably has the prompt in its cache. The request waits
+            only if all these providers are full.
+        fallback: the next providers, in order. An entry can also be several providers that share the load.
         resume: the action if a stream breaks after text was emitted: "continue" it on the next provider, or "raise".
             The ``resume=`` of a call has precedence.
         retries: the number of retries after a transient failure, if no other provider is left (LLM_RETRIES).
         routing: the order of the providers: "order", "latency", "cost", "local-first", "warm-first" (LLM_ROUTING).
         deadline: the time limit of a request with all its attempts, in seconds (LLM_DEADLINE).
-        find: a coroutine function that finds the providers if none is given. It is called at the first use, and again
-            after a request that raised Unavailable.
+        find: a coroutine function that finds the providers if no provider is given. It is called at the first use, and
+            again after a request that raised Unavailable.
         breakers: the circuit breakers; by default those of the process.
 
     Raises:
@@ -96,9 +97,9 @@ class RouterProvider(AbstractProvider):
             candidates = [
                 candidate for member in _flatten(members) for candidate in _create_candidates(member, breakers)
             ]
-            candidates.sort(key=lambda candidate: candidate.rank)  # an inner router may have several ranks
+            candidates.sort(key=lambda candidate: candidate.rank)  # a nested router may have several ranks
             self._candidates += [candidate.copy_at(next_rank + candidate.rank) for candidate in candidates]
-        for candidate in self._candidates if deadline else ():  # the deadline of an inner router may be shorter
+        for candidate in self._candidates if deadline else ():  # the deadline of a nested router may be shorter
             candidate.deadline_s = min(filter(None, (deadline, candidate.deadline_s)))
         self._find = None if self._candidates else find
         self._tasks = SharedTasks()
@@ -249,22 +250,25 @@ class RouterProvider(AbstractProvider):
             required = chain.requirements
             needs_facts = required.capabilities or required.tokens > _LONG_PROMPT_TOKENS or call.model
             timeout_s = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
-            closed = [candidate for candidate in candidates if candidate.breaker_state == "closed"]
+            unblocked = [candidate for candidate in candidates if candidate.breaker_state == "closed"]
             rank_sizes = Counter(candidate.rank for candidate in candidates)
-            # Probe if the facts (known properties) affect the choice, if the server loads models, or if equal
-            # providers share the load by their concurrency limits. The first candidate that needs no probe gets the
-            # request, so the later ones are not probed
-            probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, closed)
+            # Probe a candidate in three cases: the facts (known properties) affect the choice, the server loads models,
+            # or the providers of its rank share the load by their concurrency limits. Stop at the first candidate that
+            # needs no probe, because it usually gets the request
+            probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, unblocked)
             await asyncio.gather(*(candidate.update_facts(timeout_s) for candidate in probed))
         chain.choose_models()
         return chain
 
     async def _find_created_candidates(self) -> list[Candidate]:
-        """Return the candidates that could be created. Raise LLMError if ``find`` fails."""
+        """Return copies of the candidates that could be created. Raise LLMError if ``find`` fails."""
         return [candidate for candidate in await self._find_candidates() if not candidate.creation_error]
 
     async def _find_candidates(self) -> list[Candidate]:
-        """Return copies of the candidates. If there are none, call ``find``. Concurrent calls share one search."""
+        """Return copies of the candidates. If the router has no candidates yet, call ``find`` first.
+
+        Concurrent calls share one search.
+        """
         if not self._candidates and self._find:
             providers = await asyncio.shield(self._tasks.start("find", self._find))
             if not self._candidates:
@@ -307,7 +311,7 @@ def _flatten(members: RankMembers) -> list[Member]:
 def _create_candidates(member: Member, registry: BreakerRegistry) -> list[Candidate]:
     """Return the candidate of a provider, or all candidates of a router. Raise NotConfigured for an unknown name.
 
-    A provider that cannot be created becomes a candidate with its error.
+    If a provider cannot be created, its candidate has the error.
     """
     if isinstance(member, RouterProvider) and member._find is None:  # noqa: SLF001
         return member._candidates  # noqa: SLF001

@@ -1,1 +1,1 @@
-"""Model servers: probes of their pages, a catalog of their models, and prices."""
+"""Model servers: probes of their state and models, a catalog of the models, and prices."""

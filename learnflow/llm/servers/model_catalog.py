@@ -1,7 +1,7 @@
 """``ModelCatalog``: the models of one server and their capabilities, from cached probes.
 
-A probe reads pages of the server and sends no prompt, see ``probe``. The price map is LiteLLM's table of models and
-prices, see ``model_prices``.
+A probe requests the model list and status of the server, and sends no prompt; see ``probe``. The price map is LiteLLM's
+table of models and prices, see ``model_prices``.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from ..transport.untrusted import printable
 from . import model_prices
 from .probe import error_of, fetch, find_server, read_capabilities, suggest_setting
 
-LONG_PROBE_S: Final = 10.0  # timeout of a full probe: the model list of a cloud may be long
-QUICK_PROBE_S: Final = 2.0  # timeout of a probe that delays a request
-# The maximum age of a cached result that decides whether a prompt is sent, or which timeout applies.
+LONG_PROBE_S: Final = 10.0  # timeout of a full probe, which may read a cloud's long model list
+QUICK_PROBE_S: Final = 2.0  # timeout of a probe for which a request waits
+# A cached result expires after this time if it decides whether a prompt is sent, or which timeout applies.
 MAX_AGE_S: Final = 5.0
 
 _LOADED_MODEL_PLACEHOLDER: Final = "local-model"  # this configured name means the loaded model
 _MAX_LISTED_MODELS: Final = 12  # in a message
 _MAX_NAME_CHARS: Final = 200
 _SHUTDOWN_NOTICE_DAYS: Final = 90
-_MAX_PROBED_MODELS: Final = 64  # each needs a request
+_MAX_PROBED_MODELS: Final = 64  # per probe, because each model needs a request
 _STATES: Final[tuple[tuple[type[LLMError], State], ...]] = (
     (errors.AuthenticationFailed, "unauthorised"),
     (errors.KeyMissing, "unauthorised"),
@@ -49,7 +49,7 @@ _STATES: Final[tuple[tuple[type[LLMError], State], ...]] = (
 
 def state_of(error: LLMError) -> State:
     """Return the state of a server from the error of its probe."""
-    return next((state for kind, state in _STATES if isinstance(error, kind)), "misconfigured")
+    return next((state for error_class, state in _STATES if isinstance(error, error_class)), "misconfigured")
 
 
 def message_without_provider(error: LLMError) -> str:
@@ -78,11 +78,11 @@ class ModelCatalog:
     """Probes one server, and caches its models and their capabilities.
 
     Args:
-        kinds: the kinds of server to recognise at the endpoint, for example Ollama and vLLM.
+        kinds: the specs of the kinds of server to recognise at the endpoint, for example Ollama and vLLM.
         overrides: the capabilities that the operator configured. They win over every other source.
-        other_models: the other configured models, by the variables that name them.
-        expires: whether cached results expire. False with cassettes (recorded responses): the number of probes must not
-            depend on the time.
+        other_models: the other configured models, by environment variable.
+        expires: whether cached results expire. False with cassettes (recorded responses), because the number of
+            probes must not depend on the time.
 
     Attributes:
         server: the server that the last successful probe found; None before that probe.
@@ -101,12 +101,15 @@ class ModelCatalog:
     ) -> None:
         self.client, self.overrides, self._expires = client, overrides, expires
         self.server: Server | None = None
-        self._spec, self._kinds, self._model, self._other_models = spec, kinds, model, other_models
+        self._spec, self._kinds, self._configured_name, self._other_models = spec, kinds, model, other_models
         self._failure: LLMError | None = None  # the error of the last probe, if it concerns every model
         self._models: dict[str | None, Model] = {}  # by requested name; None for a request without a model
 
     def alternatives_hint(self, requested: str | None) -> str:
-        """Return a hint: the models of a local server, and the command to download the requested one. "" if unknown."""
+        """Return a hint with the models of a local server, and the command to download the requested model.
+
+        Return "" for a cloud, before the first successful probe, or if ``requested`` is None.
+        """
         return self._models_hint(requested, self.server) if requested and self.server and self._spec.local else ""
 
     def _models_hint(self, requested: str, server: Server) -> str:
@@ -119,14 +122,15 @@ class ModelCatalog:
         return ". ".join(filter(None, sentences))
 
     def _pull_command(self, model: str) -> str:
-        """Return a colon and the server's command to download a model; "" if it has none."""
+        """Return a colon and the command to download a model; "" if the server has no such command."""
         command = self._spec.server.pull_command
         return f": `{command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`" if command else ""
 
     def expect(self, name: str | None) -> tuple[str | None, str | None]:
-        """Predict, from the last probe, the model that will answer a request, or the reason why the request will fail.
+        """Predict from the last probe which model will answer a request, or why the request will fail.
 
-        None means unknown. A loading model is no such reason, because the request waits for it.
+        Return (name, None) or (None, reason). Return (None, None) if the result is unknown, or if the server is loading
+        the model, because the request then waits.
         """
         error = self._failure
         try:
@@ -137,21 +141,21 @@ class ModelCatalog:
         return None, message_without_provider(error) if error and not isinstance(error, errors.ModelLoading) else None
 
     def clear(self) -> None:
-        """Clear the models, so that the next request probes again."""
+        """Clear the cached models, so that the next request probes again."""
         self._models.clear()
 
     async def health(self, timeout_s: float = LONG_PROBE_S) -> Health:
         """Probe for at most ``timeout_s`` seconds, and return the state of the server."""
-        result = await self._probe(self._model, timeout_s)
+        result = await self._probe(self._configured_name, timeout_s)
         server = result.server or Server()
-        # A server with several models is ready, although a request must name one
+        # A server with several models is ready, although requests must name a model
         ambiguous = isinstance(result.error, errors.NotConfigured) and result.server is not None
         error = None if ambiguous else result.error
         if error:
             add_error_context(error, self._spec, self.client.endpoint, None)
-        name = result.model.name if result.model else self._model
-        if self._model and result.model and result.model.resembles(self._model):
-            name = self._model
+        name = result.model.name if result.model else self._configured_name
+        if self._configured_name and result.model and result.model.resembles(self._configured_name):
+            name = self._configured_name
         return Health(
             state=state_of(error) if error else "ready",
             provider=self._spec.name,
@@ -169,35 +173,35 @@ class ModelCatalog:
     async def models(self, timeout_s: float = LONG_PROBE_S, *, all_models: bool = True) -> list[Model]:
         """Probe, and return the chat models. Raise LLMError if they could not be listed.
 
-        With ``all_models``, read the capabilities of every model, not only of the configured one.
+        If ``all_models``, read the capabilities of up to 64 models, else only of the model that a request would use.
         """
-        result = await self._probe(self._model, timeout_s, all_models=all_models)
+        result = await self._probe(self._configured_name, timeout_s, all_models=all_models)
         if result.server and isinstance(result.error, errors.NotConfigured | errors.ModelNotFound | None):
             return result.server.chat_models
         raise result.error or errors.ServerFailed("the models could not be listed")
 
     async def choose_name(self, requested: str | None) -> str:
-        """Choose the name of the model to send: the requested one, else the loaded one, else the only one.
+        """Choose the model name to send: the requested one, else the loaded one, else the only one.
 
         Raises:
-            NotConfigured: no model is requested, and the server has several.
+            NotConfigured: no model is requested. The server is a cloud, or has several suitable models.
             NotLocal: LLM_LOCAL_ONLY is set, and the server may forward requests for the model to another machine.
-            LLMError: the server could not be probed.
+            LLMError: the server could not be probed, or has no suitable model.
         """
         name = self._normalize_name(requested)
         if name is None:
             if not self._spec.local:
                 self._choose(Server(), None)  # raises NotConfigured, without a probe of the cloud
-            name = await self._find_loaded()
+            name = await self._find_default_name()
         if self.client.local_only and self._spec.local:
             await self._refuse_remote(name)
         return name
 
-    async def _find_loaded(self) -> str:
-        """Return the name of the loaded model, else of the only one. If the probe fails, return the cached name.
+    async def _find_default_name(self) -> str:
+        """Return the name of the loaded model, else of the only one.
 
-        The request may still succeed. Behind a load balancer, the probe may reach a dead replica, but the request
-        a live one.
+        If the probe fails temporarily, return the cached name, because the request may still succeed. Behind a load
+        balancer, the probe may reach a dead replica, but the request a live one.
         """
         model = self._models.get(None)
         if model is None or not self._is_fresh(None, MAX_AGE_S):
@@ -216,7 +220,7 @@ class ModelCatalog:
         return result.model
 
     async def load(self, name: str, context_length: int | None, keep_alive: str | float | None) -> None:
-        """Send the request that loads a model. The server responds when the model is loaded.
+        """Send the request that loads a model. Some servers respond before the model is loaded.
 
         Args:
             name: the name of the model.
@@ -236,12 +240,12 @@ class ModelCatalog:
 
     @property
     def loads_models(self) -> bool:
-        """Return whether the server loads models on request. Return False with cassettes."""
+        """Return whether the server has a request that loads a model. Return False with cassettes."""
         kind = self.server.kind if self.server else None
         return self._expires and any(spec.server.load_path for spec in (self._spec, kind) if spec)
 
     async def is_loading(self, name: str, timeout_s: float) -> bool:
-        """Probe whether a request for this model would wait for a load. Return False if the probe fails."""
+        """Probe whether requests for this model wait until it is loaded. Return False if the probe fails."""
         result = await self._probe(name, timeout_s)
         model = result.model
         return isinstance(result.error, errors.ModelLoading) or (model is not None and model.loaded is False)
@@ -254,8 +258,8 @@ class ModelCatalog:
     def other_model_name(self, requested: str, served: str | None) -> str | None:
         """Return the name of the model that answered; None if it is the requested model.
 
-        ``served`` is the name in the response. Some servers repeat the requested name there, even if another model
-        answers. The model list of the last probe then decides.
+        ``served`` is the name in the response. Some servers copy the requested name, even if another model answers. If
+        ``served`` is None, the requested name or an alias, the name therefore comes from the last probe.
         """
         model = self._models.get(requested) or Model(name=requested)
         if served in (None, requested) or model.has_name(str(served)):
@@ -264,10 +268,10 @@ class ModelCatalog:
 
     def mark_loaded(self, name: str, context_length: int | None = None) -> None:
         """Record that this model has responded, so it is loaded. ``context_length`` is in tokens; None if unknown."""
-        known = {"context_served": context_length} if context_length else {}
+        new_capabilities = {"context_served": context_length} if context_length else {}
         for key, model in self._models.items():
             if model.has_name(name):
-                self._models[key] = replace(model, loaded=True, capabilities={**model.capabilities, **known})
+                self._models[key] = replace(model, loaded=True, capabilities={**model.capabilities, **new_capabilities})
 
     async def describe(self, name: str, timeout_s: float = QUICK_PROBE_S, max_age_s: float = math.inf) -> Model:
         """Return this model from the cache, else from a probe.
@@ -278,7 +282,7 @@ class ModelCatalog:
             ConnectionFailed, ConnectTimeout: the server cannot be reached.
         """
         if not self._is_fresh(name, max_age_s):
-            with suppress(errors.NotRecorded):  # the cassettes lack this probe: the model is unknown
+            with suppress(errors.NotRecorded):  # if the cassettes lack this probe, the model stays unknown
                 result = await self._probe(name, timeout_s)
                 if isinstance(result.error, errors.ConnectionFailed | errors.ConnectTimeout):
                     raise result.error
@@ -307,13 +311,14 @@ class ModelCatalog:
 
         The sources are the spec, the price map, the server and the operator. Later sources win.
         """
-        spec, name = self._spec, name or self._model
+        spec, name = self._spec, name or self._configured_name
         model = self._models.get(self._normalize_name(name))
         runs_locally = is_local(self.client.endpoint, local_only=self.client.local_only) and not (
             model and model.remote
         )
-        cost = {} if runs_locally or not spec.local else {"cost": None}  # a remote server may be a paid service
-        by_spec = Capabilities(**{**spec.capabilities, "local": runs_locally, **cost})  # type: ignore[typeddict-item]
+        # The cost of a usually local server is unknown if the server is remote, because it may be a paid service
+        cost_entry = {} if runs_locally or not spec.local else {"cost": None}
+        by_spec = Capabilities(**{**spec.capabilities, "local": runs_locally, **cost_entry})  # type: ignore[typeddict-item]
         by_map = model_prices.capabilities_of(spec, name) if use_price_map else {}
         reported = dict(model.capabilities) if model else {}
         return merge_capabilities(by_spec, by_map, reported, self.overrides)
@@ -329,11 +334,13 @@ class ModelCatalog:
         return rejected.union(["reasoning"] if self.capabilities(name)["reasoning"] is False else [])
 
     def _normalize_name(self, name: str | None) -> str | None:
-        """Return the name; None if it is empty, or means the loaded model."""
+        """Return the name; None for "" and, with a local server, for "local-model", which means the loaded model."""
         return None if not name or (name == _LOADED_MODEL_PLACEHOLDER and self._spec.local) else name
 
     async def _probe(self, requested: str | None, timeout_s: float, *, all_models: bool = False) -> ProbeResult:
-        """Probe the server for a model, by default the loaded one, else the only one. Cache the result.
+        """Probe the server, choose a model, and cache the result.
+
+        The model is the requested one, else the loaded one, else the only one.
 
         Raises:
             NotRecorded: the cassettes lack this probe. Any other LLMError is returned in the result.
@@ -351,21 +358,21 @@ class ModelCatalog:
                 model = self._choose(server, requested)
             except LLMError as choice_error:
                 error = choice_error
-            chosen = [model] if model else []
-            to_read = server.models[:_MAX_PROBED_MODELS] if all_models else chosen
-            server = await read_capabilities(self.client, server, to_read, started + timeout_s)
-            model = next((other for other in server.models if model and other.name == model.name), model)
+            chosen_models = [model] if model else []
+            models_to_read = server.models[:_MAX_PROBED_MODELS] if all_models else chosen_models
+            server = await read_capabilities(self.client, server, models_to_read, started + timeout_s)
+            model = next((item for item in server.models if model and item.name == model.name), model)
             error = error or error_of(model)
         self._failure = error if server is None or isinstance(error, errors.Misconfigured) else None
         if server:
             probed_at = loop.time()
-            # A list may repeat a name
-            listed = {other.name: replace(other, probed_at=probed_at) for other in server.models}
-            server = self.server = replace(server, models=tuple(listed.values()))
+            # The model list of a server may repeat a name
+            models_by_name = {item.name: replace(item, probed_at=probed_at) for item in server.models}
+            server = self.server = replace(server, models=tuple(models_by_name.values()))
             if all_models:
-                self._models.update(listed)
+                self._models.update(models_by_name)
             if model:
-                model = listed.get(model.name, model)
+                model = models_by_name.get(model.name, model)
                 self._models.update({model.name: model, self._normalize_name(requested): model})
         return ProbeResult(server=server, model=model, error=error, latency_s=latency_s)
 
@@ -380,8 +387,9 @@ class ModelCatalog:
             return model or Model(name=name)
         if not spec.local:
             raise errors.NotConfigured("no model is named", hint=f"Set {spec.variable('model')}, or give model=")
-        local = [model for model in server.chat_models if not model.remote]  # a remote model is used only if requested
-        candidates = [model for model in local if model.loaded] or local
+        # A remote model is used only if requested
+        local_models = [model for model in server.chat_models if not model.remote]
+        candidates = [model for model in local_models if model.loaded] or local_models
         if len(candidates) == 1:
             return candidates[0]
         hint = f"Set {spec.variable('model')} to one of them, or give model="
@@ -394,7 +402,10 @@ class ModelCatalog:
         raise errors.ModelNotFound("the server has no model", hint=f"Get one{self._pull_command('MODEL') or ' first'}")
 
     async def _refuse_remote(self, name: str) -> None:
-        """Raise NotLocal if the server forwards requests for this model, or does not report whether it does."""
+        """Raise NotLocal if the server forwards this model's requests elsewhere, or does not report whether it does.
+
+        Raise another LLMError if the server cannot be probed.
+        """
         if self.server is None or not self._is_fresh(name, MAX_AGE_S):
             result = await self._probe(name, LONG_PROBE_S)
             if result.server is None and result.error:
@@ -419,12 +430,12 @@ class ModelCatalog:
 
         A date in the server's model list wins over the price map. ``chosen`` is the model that a request would use.
         """
-        spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the day of the user
+        spec, today = self._spec, switches.today or date.today()  # noqa: DTZ011  # the user's local date
         configured = {spec.variable("model"): chosen.name if chosen else None, **self._other_models}
         for name in filter(None, dict.fromkeys(configured.values())):
             listed = server.find(name)
             if spec.api.lists_all_models and server.models and not listed:
-                continue  # the model of another provider
+                continue  # the model belongs to another provider
             end = (listed and listed.end_date) or model_prices.shutdown_date(spec, name)
             if end and (end - today).days <= _SHUTDOWN_NOTICE_DAYS:
                 variables = " and ".join(variable for variable, model in configured.items() if model == name)
@@ -435,8 +446,8 @@ class ModelCatalog:
         remarks = ["ready"]
         if result.model and result.model.loaded is False:
             remarks.append(f"cold: {result.model.name} is not loaded yet, the first request waits for it")
-        if result.model and self._model and not is_same_model(self._model, result.model.name):
-            remarks.append(f"the server answers with {result.model.name}, not with {self._model}")
+        if result.model and self._configured_name and not is_same_model(self._configured_name, result.model.name):
+            remarks.append(f"the server answers with {result.model.name}, not with {self._configured_name}")
         if result.error:
             remarks.append(f"{result.error.what}. {result.error.hint}")
         remarks += self._shutdown_notices(result.server or Server(), result.model)

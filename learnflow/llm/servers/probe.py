@@ -1,6 +1,6 @@
-"""Read the kind, state, models and capabilities of a server from its pages: model list, status, version.
+"""Read the kind, state, models and capabilities of a server from its HTTP pages: model list, status, version.
 
-A probe costs nothing, loads no model and sends no prompt. For a local server, it ignores the proxies of the
+A probe costs nothing, loads no model and sends no prompt. Requests to a local server bypass the proxies of the
 environment.
 """
 
@@ -19,10 +19,10 @@ from ..transport.client import Client, HttpRequest
 from ..transport.untrusted import json_object, non_negative_int, parse_date, text_or_none
 
 _METHOD_NOT_ALLOWED: Final = 405
-_LIST_KEYS: Final = ("data", "models")  # the key of a model list; a bare array counts as "data"
-_NAME_KEYS: Final = ("id", "model", "slug", "name")  # the key of a model's name; the first one wins
-# The share of the timeout that connecting may take. It is below 1, so that a dead address raises ConnectTimeout, and a
-# busy server FirstTokenTimeout.
+_LIST_KEYS: Final = ("data", "models")  # possible keys of a model list; a bare array counts as "data"
+_NAME_KEYS: Final = ("id", "model", "slug", "name")  # possible keys of a model's name, the preferred one first
+# The share of a probe's time for connecting. It is below 1, so that a dead address raises ConnectTimeout, and a busy
+# server FirstTokenTimeout.
 _CONNECT_SHARE: Final = 0.9
 
 
@@ -34,15 +34,16 @@ async def find_server(
     Args:
         spec: the spec of the configured provider.
         client: the client for the endpoint.
-        kinds: the other kinds of server to recognise. They are ignored for the address of a cloud.
+        kinds: the specs of the kinds of server to recognise if the server is not of the configured kind. They are
+            ignored for the address of a cloud.
         deadline: the end of the probe in seconds, on the event loop's clock.
     """
     endpoint = client.endpoint
-    paths = {path: endpoint.server_url + path for path in (spec.server.probe.pages if spec.server.probe else ())}
+    urls = {path: endpoint.server_url + path for path in (spec.server.probe.pages if spec.server.probe else ())}
     model_list = endpoint.base_url + spec.api.models_path
-    pages = await _fetch_pages(client, [*paths.values(), model_list], deadline)
-    server = _recognise_kind(spec, {path: pages[url] for path, url in paths.items()})
-    error = _first_error(pages[model_list], pages.values())
+    pages = await _fetch_pages(client, [*urls.values(), model_list], deadline)
+    server = _recognise_kind(spec, {path: pages[url] for path, url in urls.items()})
+    error = _most_specific_error(pages[model_list], pages.values())
     kinds = kinds if spec.local or endpoint.looks_local else ()
     if isinstance(error, errors.AuthenticationFailed) or (server and server.fault):
         return server or await _recognise_any(client, kinds, deadline), error or error_of(server)
@@ -81,15 +82,15 @@ async def read_capabilities(client: Client, server: Server, models: Iterable[Mod
             raise page.error
         try:
             return model if page.error else probe.parse_model_page(model, page.body)
-        except Exception:  # noqa: BLE001  # an undocumented shape
+        except Exception:  # noqa: BLE001  # the page has an unknown format
             return model
 
-    known = {model.name: model for model in await asyncio.gather(*map(read_model, models))}
-    return replace(server, models=tuple(known.get(model.name, model) for model in server.models))
+    models_by_name = {model.name: model for model in await asyncio.gather(*map(read_model, models))}
+    return replace(server, models=tuple(models_by_name.get(model.name, model) for model in server.models))
 
 
 async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """Send a POST with a body, else a GET. Return the JSON object of the response; empty if the response is empty.
+    """Send a POST if ``body`` is given, else a GET. Return the JSON object of the response, or {} if it is empty.
 
     Raises:
         LLMError: the server cannot be reached, sent an error, or did not send JSON.
@@ -101,7 +102,7 @@ async def fetch(client: Client, path: str, body: Mapping[str, Any] | None = None
 
 
 def suggest_setting(spec: ProviderSpec, kind: ProviderSpec, server_url: str) -> str:
-    """Return the hint if the server is of another kind than the configured provider: the variables to set."""
+    """Return a hint with the variables to set, for a server of another kind than the configured provider."""
     if spec.kind:
         return f"Set {spec.variable('kind')}={kind.name}"
     return f"Use LLM_PROVIDER={kind.name} with {kind.variable('base_url')}={server_url}"
@@ -110,19 +111,19 @@ def suggest_setting(spec: ProviderSpec, kind: ProviderSpec, server_url: str) -> 
 def read_model_list(page: Page) -> Server | None:
     """Return a server with the listed models and their context lengths; None if the page has no model list."""
     rows = next((rows for key in _LIST_KEYS if (rows := page.rows(key)) is not None), None)
-    named = [(next(filter(None, (text_or_none(row.get(key)) for key in _NAME_KEYS)), None), row) for row in rows or ()]
-    return None if rows is None else Server(models=tuple(_listed_model(name, row) for name, row in named if name))
+    pairs = [(next(filter(None, (text_or_none(row.get(key)) for key in _NAME_KEYS)), None), row) for row in rows or ()]
+    return None if rows is None else Server(models=tuple(_listed_model(name, row) for name, row in pairs if name))
 
 
 def _listed_model(name: str, row: Mapping[str, Any]) -> Model:
     context = non_negative_int(row.get("context_length")) or non_negative_int(row.get("max_model_len")) or None
-    end_date = parse_date(row.get("shutdown_date") or row.get("expiration_date"))  # OpenAI's field, OpenRouter's field
+    end_date = parse_date(row.get("shutdown_date") or row.get("expiration_date"))  # the fields of OpenAI and OpenRouter
     capabilities = {"context": context, "context_served": context}
     return Model(name=name, chat="embed" not in name.lower(), end_date=end_date, capabilities=capabilities)
 
 
 def error_of(subject: Server | Model | None) -> LLMError | None:
-    """Return the error for a server or a model that reports a fault; None if it reports none."""
+    """Return the error for a server or a model that reports a fault; None if it reports no fault."""
     if subject is None or subject.fault is None:
         return None
     state, sentence = subject.fault
@@ -130,7 +131,7 @@ def error_of(subject: Server | Model | None) -> LLMError | None:
 
 
 async def _recognise_any(client: Client, kinds: Sequence[ProviderSpec], deadline: float) -> Server | None:
-    """Return the server at the endpoint; None if it is of none of these kinds."""
+    """Return the server at the endpoint; None if no kind matches."""
     server_url = client.endpoint.server_url
     urls = [server_url + path for kind in kinds if kind.server.probe for path in kind.server.probe.pages]
     pages = await _fetch_pages(client, urls, deadline)
@@ -147,9 +148,9 @@ async def _has_chat_route(client: Client, deadline: float) -> bool:
 
 
 async def _fetch_pages(client: Client, urls: Iterable[str], deadline: float) -> dict[str, Page]:
-    """Read pages concurrently. Raise NotRecorded if a replay (recorded responses) has none of them.
+    """Read pages concurrently. Raise NotRecorded if the cassettes (recorded responses) lack all of them.
 
-    A replay may lack some pages, because a probe may be newer than the recording.
+    Some pages may be missing, because the probe may be newer than the cassettes.
     """
     urls = list(dict.fromkeys(urls))
     pages = await asyncio.gather(*(_fetch_page(client, url, None, deadline) for url in urls))
@@ -160,7 +161,7 @@ async def _fetch_pages(client: Client, urls: Iterable[str], deadline: float) -> 
 
 
 async def _fetch_page(client: Client, url: str, body: Mapping[str, Any] | None, deadline: float) -> Page:
-    """Read one page. A failure is returned as the error of the page."""
+    """Read one page. Return a failure as ``Page.error``."""
     endpoint, remaining_s = client.endpoint, deadline - asyncio.get_running_loop().time()
     query = f"?api-version={endpoint.version}" if endpoint.version else ""
     connect_s = max(0.001, remaining_s * _CONNECT_SHARE)
@@ -193,13 +194,13 @@ def _recognise_kind(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | N
         return None
     try:
         server = kind.server.probe.parse_pages(pages)
-    except Exception:  # noqa: BLE001  # an undocumented shape
+    except Exception:  # noqa: BLE001  # the page has an unknown format
         return None
     return server and replace(server, kind=kind)
 
 
-def _first_error(model_list: Page, pages: Iterable[Page]) -> LLMError | None:
+def _most_specific_error(model_list: Page, pages: Iterable[Page]) -> LLMError | None:
     """Return the most specific error: a rejected key, else a loading model, else the error of the model list."""
     failures = [page.error for page in pages if page.error]
-    kinds = errors.AuthenticationFailed, errors.ModelLoading
-    return next((error for kind in kinds for error in failures if isinstance(error, kind)), model_list.error)
+    classes = errors.AuthenticationFailed, errors.ModelLoading
+    return next((error for cls in classes for error in failures if isinstance(error, cls)), model_list.error)

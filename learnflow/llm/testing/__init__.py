@@ -1,6 +1,6 @@
 """Tools for the tests of applications: cassettes, a scripted provider, and a server with faults.
 
-Names are imported on first use, because pytest loads ``plugin`` in every project with this package installed.
+Names are imported on first use, because pytest loads ``plugin`` in every project that has this package installed.
 """
 
 import importlib
@@ -28,7 +28,7 @@ __all__ = [
     "replaying",
 ]
 
-_MODULES = ("..process", ".fault_server", ".scripted", ".kit")  # the fastest import first
+_MODULES = ("..process", ".fault_server", ".scripted", ".kit")  # by import time, the fastest first
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """The wire formats of servers for ``FaultServer``: streams, complete responses, errors, and pages such as ``/health``.
 
-They are recorded from real servers, or written from their documentation. A *piece* is one streamed part of the answer.
+The formats are recorded from real servers, or written from the servers' documentation. A *piece* is one streamed part
+of the answer.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ def _error(status: int, /, **error: Any) -> _ErrorResponse:
 
 
 def _openai_error(
-    status: int, message: str, kind: str, code: str | None = None, param: str | None = None
+    status: int, message: str, error_type: str, code: str | None = None, param: str | None = None
 ) -> _ErrorResponse:
-    return _error(status, message=message, type=kind, param=param, code=code)
+    return _error(status, message=message, type=error_type, param=param, code=code)
 
 
 _OVERFLOW: Final = "This model's maximum context length is 2048 tokens. However, your messages resulted in 3007 tokens."
 _LMSTUDIO_MODEL: Final = "No models loaded. Please load a model in the developer page or use the 'lms load' command."
-# Error responses by ``Fault.refusal``. Those of llama.cpp 0c1e570, vLLM 0.32 and Ollama 0.33 are recorded. Those of
-# OpenAI and LM Studio are written from their documentation. tests/contract/authored.py uses them, too.
+# The error responses here and in ``ERROR_RESPONSES``, by ``Fault.refusal``. Those of llama.cpp 0c1e570, vLLM 0.32 and
+# Ollama 0.33 are recorded. Those of OpenAI and LM Studio are written from their documentation.
+# tests/contract/authored.py uses the responses, too.
 _OPENAI_ERRORS: Final[Mapping[str, _ErrorResponse]] = {
     "key": _openai_error(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
     "model": _openai_error(
@@ -118,7 +120,7 @@ class Dialect:
         return "application/x-ndjson" if self.is_ndjson else "text/event-stream; charset=utf-8"
 
     def piece(self, text: str = "", thinking: str = "") -> bytes:
-        """Return a piece of the answer."""
+        """Return the event, or Ollama's line, with a piece of the answer."""
         if self.is_ndjson:
             message = {"role": "assistant", "content": text} | ({"thinking": thinking} if thinking else {})
             return _line({"model": MODEL, "message": message, "done": False})
@@ -127,7 +129,7 @@ class Dialect:
         return self._chunk(delta, None)
 
     def call(self, piece: ToolCallDelta) -> bytes:
-        """Return a piece of a tool call. Only the first piece of a call has its id and name."""
+        """Return the event, or Ollama's line, with a piece of a tool call. Only its first piece has the id and name."""
         function: dict[str, Any] = {"name": piece.name} if piece.name else {}
         if self.is_ndjson:
             function["arguments"] = json.loads(piece.arguments)
@@ -145,7 +147,10 @@ class Dialect:
         return comment + self._chunk({"role": "assistant", "content": ""}, None)
 
     def last_piece(self, finish: str | None = "stop", prompt_tokens: int = 5) -> bytes:
-        """Return the last piece, with the finish reason if ``finish`` is not None. Ollama reports the tokens in it."""
+        """Return the last piece, with the finish reason if ``finish`` is not None.
+
+        Ollama's last piece also has the token counts.
+        """
         if not self.is_ndjson:
             return self._chunk({}, finish)
         done: dict[str, Any] = {"done": finish is not None}
@@ -158,12 +163,12 @@ class Dialect:
         return b"" if self.is_ndjson else b"data: [DONE]\n\n"
 
     def usage(self, prompt_tokens: int = 5) -> bytes:
-        """Return the event that reports the tokens; b"" for Ollama, which reports them in the last piece."""
+        """Return the event with the token counts; b"" for Ollama, which reports them in the last piece."""
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 7, "total_tokens": prompt_tokens + 7}
         return b"" if self.is_ndjson else _event({"model": MODEL, "choices": [], "usage": usage})
 
     def answer_body(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:
-        """Return the body of a response without streaming."""
+        """Return the body of a response that is not streamed."""
         if self.is_ndjson:
             return self.last_piece(finish).replace(b'"content": ""', b'"content": ' + json.dumps(text).encode(), 1)
         message = {"role": "assistant", "content": text} | ({"reasoning_content": thinking} if thinking else {})
@@ -184,20 +189,20 @@ class Dialect:
         return name + _event({"error": {"message": message, "type": "server_error", "code": 500}}) + end
 
     def error_body(self) -> bytes:
-        """Return an error body for status 200, as LM Studio sends for an unknown path."""
+        """Return an error body for status 200, such as LM Studio's for an unknown path."""
         if self.name == "lmstudio":
             return b'{"error":"Unexpected endpoint or method. (POST /chat/completions)"}'
         error: Any = "the runner died" if self.is_ndjson else {"message": "the engine died", "code": 500}
         return json.dumps({"error": error}).encode()
 
     def prefill(self, body: Any) -> str | None:
-        """Return the partial answer that a request continues; None if the request asks for a new answer."""
+        """Return the partial answer that a request continues; None if the request starts a new answer."""
         if "prompt" in body:  # Ollama's /api/generate: the rendered prompt ends with the partial answer
             partial = body["prompt"].rpartition(_ASSISTANT)[2]
         elif body.get("continue_final_message") and body["messages"][-1]["role"] == "assistant":
             partial = body["messages"][-1]["content"]
         elif len(body["messages"]) > 2 and "cut off" in str(body["messages"][-1]["content"]):
-            # A last message asks for the continuation, and quotes the text that the continuation must repeat.
+            # The last message requests the continuation, and quotes the text that the continuation must repeat.
             overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]
             partial = str(body["messages"][-2]["content"]).removesuffix(overlap)
         else:
@@ -220,7 +225,7 @@ class Dialect:
         return {"server": "llama.cpp"} if self.name == "llamacpp" else {}
 
     def pages(self) -> Mapping[str, Any]:
-        """Return the JSON of the server's other pages by path: models, version, health."""
+        """Return the JSON of the server's pages other than chat, by path: models, version, health."""
         capabilities = ["completion", "vision", "tools", "thinking"]
         model: dict[str, Any] = {"id": MODEL, "object": "model"}
         pages: dict[DialectName, dict[str, Any]] = {

@@ -85,7 +85,7 @@ class Seen:
     """A request that the server received.
 
     Attributes:
-        body: the parsed JSON; None without a body.
+        body: the parsed JSON; None if the request has no body.
         connection: the number of the connection, from 1.
         gone: an event that is set when the client closes the connection.
     """
@@ -112,17 +112,17 @@ class FaultServer:
         fault: the fault of every response; None for complete responses.
         slice_bytes: the maximum size of an HTTP chunk in bytes; None to send each piece as one chunk.
         key: the API key that requests must have; None to accept all.
-        prompt_tokens: the number of prompt tokens to report; None to count the words of the prompt.
-        responses: responses to other requests than chat, by path. A response is JSON, bytes, or a tuple of a status
-            and one of these. It overrides the server's usual page, such as the list of models.
+        prompt_tokens: the number of prompt tokens to report; None to count the words of the prompt (at least 5).
+        responses: responses to requests other than chat, by path. A response is JSON or bytes, or a tuple of a status
+            and JSON or bytes. It overrides the default page of the server, such as the list of models.
 
     Attributes:
         seen: the chat requests so far.
         pages: the method and path of each other request so far.
         responses: the responses to other requests, by path. Tests may change it at any time.
-        derailed: the pieces of the answer if the request continues a partial answer of another text.
+        derailed: the pieces of the answer if a request continues a text that is not the beginning of ``answer``.
         fault: like the argument. Tests may change it at any time.
-        script: the faults of the next chat requests, in order. It overrides ``fault``.
+        script: the faults of the next chat requests, in order; None for no fault. They override ``fault``.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class FaultServer:
         responses: Mapping[str, Any] | None = None,
         prompt_tokens: int | None = None,
     ) -> None:
-        assert dialect in get_args(DialectName)  # noqa: S101  # otherwise the test is wrong
+        assert dialect in get_args(DialectName)  # noqa: S101  # an unknown name is a fault of the test
         self.dialect: Final = dialect_of(dialect)
         self.pieces: list[str] = re.split(r"(?<= )", answer) if isinstance(answer, str) else answer
         self.thinking = thinking
@@ -160,7 +160,7 @@ class FaultServer:
     @property
     def root(self) -> str:
         """Return ``http://127.0.0.1:PORT``."""
-        assert self._server  # noqa: S101  # it is running
+        assert self._server  # noqa: S101  # the server is running
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     @property
@@ -190,9 +190,9 @@ class FaultServer:
         self._tasks.add(task)
         self._writers.append(writer)
         self.connections += 1
-        number = self.connections
+        connection_number = self.connections
         try:
-            while (seen := await _read(reader, number)) is not None:
+            while (seen := await _read(reader, connection_number)) is not None:
                 if not await self._respond(seen, reader, writer):
                     break
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -290,7 +290,7 @@ class FaultServer:
             seen.gone.set()
             raise
         finally:
-            # Stop the watcher before the body ends. Otherwise it would read a byte of the next request.
+            # Stop the watcher before the body ends, so that it does not read a byte of the next request
             watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await watcher
@@ -313,7 +313,7 @@ class FaultServer:
         return [piece for piece in re.split(r"(?<=\s)|(?=\s)", rest) if piece]
 
     def _stream_parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
-        """Yield the body of the stream, up to the fault. A "slow" stream is complete."""
+        """Yield the parts of the stream's body. A fault changes or omits parts, but "slow" only delays them."""
         dialect, name = self.dialect, fault.name if fault and fault.name != "slow" else ""
         pieces = self._answer_pieces(seen)
         if name == "error_first":
@@ -358,13 +358,13 @@ class FaultServer:
 def closed_port() -> int:
     """Return a loopback port that refuses connections. It stays reserved until this process ends."""
     bound = socket.socket()
-    bound.bind(("127.0.0.1", 0))  # without listening
+    bound.bind(("127.0.0.1", 0))  # the socket does not listen
     port = int(bound.getsockname()[1])
     bound.detach()  # leaves the port bound
     return port
 
 
-async def _read(reader: asyncio.StreamReader, connection: int) -> Seen | None:
+async def _read(reader: asyncio.StreamReader, connection_number: int) -> Seen | None:
     """Read a request. Return None if the client closed the connection."""
     head = await reader.readuntil(b"\r\n\r\n") if not reader.at_eof() else b""
     if not head:
@@ -378,7 +378,7 @@ async def _read(reader: asyncio.StreamReader, connection: int) -> Seen | None:
         body += (await reader.readexactly(size + 2))[:size]
         if not size:
             break
-    return Seen(method, path, headers, json.loads(body) if body else None, connection)
+    return Seen(method, path, headers, json.loads(body) if body else None, connection_number)
 
 
 async def _send(writer: asyncio.StreamWriter, status: int, headers: Mapping[str, str], body: bytes) -> None:

@@ -17,7 +17,7 @@ from .fault_server import RUNNING_ORIGINS
 
 @contextmanager
 def replaying(*folders: str | Path, hint: str | None = None) -> Iterator[Player]:
-    """Replay cassettes (recorded responses) to the providers that the block creates, without a server or an API key.
+    """Replay cassettes (recorded responses) to the providers that the block creates. This needs no server or API key.
 
     Args:
         folders: folders of cassettes, or single cassettes.
@@ -70,10 +70,10 @@ def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
 
 @contextmanager
 def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
-    """Make routers retry without pauses in the block. Timeouts and the load of a model are not affected.
+    """Make routers retry without pauses in the block. Timeouts and the time to load a model do not change.
 
     Args:
-        attempts: the maximum number of attempts at each provider for one request.
+        attempts: the maximum number of attempts per provider and request. LLM_RETRIES still limits the retries.
     """
     previous, switches.max_retries = switches.max_retries, attempts - 1
     try:
@@ -84,7 +84,7 @@ def no_waiting(attempts: int = 1_000_000) -> Iterator[None]:
 
 @contextmanager
 def no_model_calls() -> Iterator[None]:
-    """Make requests in the block raise NotRecorded, also those of existing providers.
+    """Make every request in the block raise NotRecorded, even if its provider was created earlier.
 
     Requests to a ``FaultServer`` are allowed.
     """

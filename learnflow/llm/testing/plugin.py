@@ -1,6 +1,6 @@
 """The pytest plugin: fixtures that replay or record cassettes (recorded responses), or forbid real model calls.
 
-pytest loads the plugin in every project with this package installed. Other modules of the package are therefore
+pytest loads the plugin in every project that has this package installed. Other modules of the package are therefore
 imported only if a test uses a fixture.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..replay.recorder import Recorder
 
 
-_RECORD = "Record it with pytest --llm-record while the server is running"
+_RECORD_HINT = "Record it with pytest --llm-record while the server is running"
 _PASSED = pytest.StashKey[bool]()
 
 
@@ -49,10 +49,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Player | Recorder]:
-    """Replay the cassettes in ``cassettes/<module>/<test>``, or in the marker's folder, to providers of the test.
+    """Replay cassettes to the test's providers, from ``cassettes/<module>/<test>`` or from the marker's folder.
 
-    The test fails if a request is not in a cassette, even if the application catches the error. The test also fails
-    if a recorded response was not played.
+    A request that is not in a cassette fails the test, even if the application catches the error. A recorded response
+    that was not played also fails the test.
 
     With ``--llm-record``, the real servers respond. If the test passes, the new cassettes replace the test's folder. A
     marker's folder keeps its other cassettes, because other tests may use them.
@@ -74,7 +74,7 @@ def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Playe
                 shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(recorder.folder, folder, dirs_exist_ok=True)
         return
-    with kit.replaying(folder, hint=_RECORD) as player:
+    with kit.replaying(folder, hint=_RECORD_HINT) as player:
         yield player
     if player.missing or player.unplayed:
         missing, unplayed = "; ".join(player.missing) or "nothing", "; ".join(player.unplayed) or "nothing"
@@ -99,7 +99,10 @@ def no_model_calls() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _llm_guard(request: pytest.FixtureRequest) -> None:
-    """Use the fixture ``no_model_calls`` in every test if the pytest setting ``llm_no_model_calls`` is true."""
+    """If the pytest setting ``llm_no_model_calls`` is true, use the fixture ``no_model_calls`` in every test.
+
+    Exceptions are tests with the marker ``llm_real``, and tests that record cassettes.
+    """
     is_recording = request.config.getoption("--llm-record") and "llm_replay" in request.fixturenames
     if (
         request.config.getini("llm_no_model_calls")

@@ -14,7 +14,7 @@ _STATUSES = {"stop": "completed", "tool_calls": "completed", None: "in_progress"
 
 
 def event(kind: str, **fields: Any) -> bytes:
-    """Return a server-sent event. The field ``event`` and the data both contain the type."""
+    """Return a server-sent event. The field ``event`` and the data both contain its type, ``kind``."""
     data = json.dumps({"type": kind, **fields}, ensure_ascii=False)
     return f"event: {kind}\ndata: {data}\n\n".encode()
 
@@ -29,13 +29,13 @@ class ResponsesDialect(Dialect):
         return "/responses"
 
     def piece(self, text: str = "", thinking: str = "") -> bytes:
-        """Return a piece of the answer."""
+        """Return the event with a piece of the answer."""
         if thinking:
             return event("response.reasoning_summary_text.delta", output_index=0, summary_index=0, delta=thinking)
         return event("response.output_text.delta", output_index=1, content_index=0, delta=text)
 
     def call(self, piece: ToolCallDelta) -> bytes:
-        """Return a piece of a tool call. Only the first piece of a call has its id and name."""
+        """Return the events with a piece of a tool call. Only its first piece has the id and name."""
         index = 2 + piece.index
         item = {"type": "function_call", "call_id": piece.id, "name": piece.name, "arguments": ""}
         added = event("response.output_item.added", output_index=index, item=item) if piece.id else b""
@@ -59,7 +59,7 @@ class ResponsesDialect(Dialect):
         return b""
 
     def answer_body(self, text: str, finish: str | None = "stop", thinking: str = "") -> bytes:
-        """Return the body of a response without streaming."""
+        """Return the body of a response that is not streamed."""
         summary = [{"type": "summary_text", "text": thinking}] if thinking else []
         content = [{"type": "output_text", "text": text, "annotations": []}]
         items = [
@@ -73,11 +73,11 @@ class ResponsesDialect(Dialect):
         return event("error", code="server_error", message=message, param=None)
 
     def prefill(self, body: Any) -> str | None:
-        """Return the partial answer that a request continues; None if the request asks for a new answer."""
+        """Return the partial answer that a request continues; None if the request starts a new answer."""
         texts = self.prompt_texts(body)
         if len(texts) < 3 or "cut off" not in texts[-1]:
             return None
-        # The last message quotes the text that the continuation must repeat. The result ends before this text.
+        # The last message quotes the end of the partial answer, which the continuation must repeat. Remove this end
         return texts[-2].removesuffix(texts[-1].partition("\n\n")[2])
 
     def prompt_texts(self, body: Any) -> list[str]:
@@ -86,7 +86,7 @@ class ResponsesDialect(Dialect):
         return ["".join(part.get("text", "") for part in item["content"]) for item in messages]
 
     def pages(self) -> Mapping[str, Any]:
-        """Return the JSON of the server's other pages by path: the models."""
+        """Return the JSON of the server's pages other than chat, by path: the models."""
         return {"/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model"}]}}
 
     def _response(self, finish: str | None, prompt_tokens: int = 5) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""A provider for tests of applications. It answers from a script, stores its requests and opens no connection.
+"""A provider for tests of applications. It answers from a script, stores the received requests and opens no connection.
 
-A test passes the provider to the tested code, or makes ``get_provider()`` use it with ``testing.provided``.
+A test passes the provider to the tested code, or calls ``testing.provided``, so that ``get_provider()`` uses it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Cut:
     """An answer that ends with the error AnswerCut.
 
     Attributes:
-        text: the text before the error, as one ``str`` or in streamed pieces. A ``str`` is streamed in words.
+        text: the text before the error. A ``str`` is streamed in words, a list piece by piece.
     """
 
     text: str | list[str]
@@ -39,10 +39,10 @@ class ScriptedRequest:
     Attributes:
         call: the called method: generate, stream or complete.
         prompt: a copy of the prompt.
-        model: the requested model; None if the call has none.
+        model: the requested model; None if the call does not specify it.
         temperature: the sampling temperature.
-        max_tokens: the limit of the answer in tokens.
-        more: the other keywords of the call, by name.
+        max_tokens: the maximum length of the answer, in tokens.
+        more: the other keywords of the call, by name, without ``metadata``.
     """
 
     call: Method
@@ -104,7 +104,7 @@ class ScriptedProvider(AbstractProvider):
         return self._name
 
     def start(self, call: Call) -> Work:
-        """Return the work of a request. The next answer of the script is chosen when the work runs."""
+        """Return the coroutine function that runs a call. The function takes the next answer of the script."""
         if call.prior_text:
             raise errors.Unsupported("the script cannot continue an answer with after=", provider=self.name)
         request = ScriptedRequest(call.method, call.prompt, call.model, call.temperature, call.max_tokens, call.options)
@@ -148,9 +148,9 @@ class ScriptedProvider(AbstractProvider):
         for index, call in enumerate(answer.tool_calls if isinstance(answer, Completion) else ()):
             emit(ToolCallDelta(index, call.id, call.name, json.dumps(call.arguments)))
         if isinstance(answer, Cut):
-            cut = errors.AnswerCut("the script breaks the answer here", provider=self._name)
-            cut.partial = text
-            raise cut
+            error = errors.AnswerCut("the script breaks the answer here", provider=self._name)
+            error.partial = text
+            raise error
         return answer if isinstance(answer, Completion) else self._completion(request, text)
 
     def _completion(self, request: ScriptedRequest, text: str) -> Completion:

@@ -1,7 +1,7 @@
 """Map error responses, error objects and exceptions of httpx to LLMError.
 
-An error object is JSON that describes an error, perhaps in a response with status 200. The error codes decide the error
-class, else an unambiguous status, else the beginning of the message, else the status.
+An error object is JSON that describes an error. A response with status 200 can contain an error object, too. The
+error codes decide the error class, else a status of 401, 402, 407 or 429, else the message, else any other status.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from ..errors import LLMError
 from .untrusted import json_object, non_negative_int, object_at, parse_json, printable, short_text, text_list
 
 _MAX_SHOWN_CHARS: Final = 300  # length of a server's message in an LLMError
-_MAX_SEARCHED_CHARS: Final = 2000  # length of a server's message to search: regular expressions are slow on long texts
-_MAX_BODY_CHARS: Final = 8000  # length of a body to search for a retry delay
+# Limit for the part of a server's message that is searched, because regular expressions are slow on long texts.
+_MAX_SEARCHED_CHARS: Final = 2000
+_MAX_BODY_CHARS: Final = 8000  # limit for the part of a body that is searched for a retry delay
 _CODE_KEYS: Final = ("code", "type", "status_code", "error_type")
 _MESSAGE_KEYS: Final = ("message", "msg", "status_msg", "error_message")
 _MAX_DEPTH: Final = 8  # nested objects in an error object
 
+# Messages about a prompt of 9 tokens and a context length of 8.
 # llama.cpp: "request (9 tokens) exceeds … size (8 tokens)". vLLM: "maximum context length is 8 tokens. However, …
 # contains at least 9 input tokens" or "Input length (9) exceeds … length (8)"; older versions: "you requested 10 tokens
 # (9 in the messages, 1 in the completion)" or "You passed 9 input tokens …". OpenAI: "resulted in 9 tokens".
@@ -40,30 +42,31 @@ _PROMPT_TOKENS = re.compile(
 )
 _CONTEXT_TOKENS = re.compile(r"context (?:length|size) (?:is (?:only )?|\()([0-9]{1,12})", re.IGNORECASE)
 # "Please try again in 1m30s", "retry after 12 seconds", and "retryDelay": "19s" of Google's RetryInfo.
-_WAIT = re.compile(
+_RETRY_DELAY_PATTERN = re.compile(
     r"(?:retry|try again) ?(?:after|in|delay)\"?:? ?\"?((?:[0-9]{1,9}(?:\.[0-9]{1,12})? ?(?:milli|ms|s|m|h)[a-z]* ?)+)",
     re.IGNORECASE,
 )
-_WAIT_PART = re.compile(r"([0-9.]+) ?(milli|ms|s|m|h)", re.IGNORECASE)
+_DELAY_PART_PATTERN = re.compile(r"([0-9.]+) ?(milli|ms|s|m|h)", re.IGNORECASE)
 _UNIT_SECONDS: Final = {"milli": 0.001, "ms": 0.001, "s": 1, "m": 60, "h": 3600}
-_DAILY_QUOTA: Final = "PerDay"  # in names of Google's daily quotas. The delay that Google sends with them is too short
+_DAILY_QUOTA: Final = "PerDay"  # in names of Google's daily quotas. Google's retry delays for them are too short
 _UNSUPPORTED = re.compile(
     r"does not support|not supported|requires --|response_format\.type"
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )
-# Messages of servers without the requested route. A 404 with another message is a refusal, for example by a policy.
+# Messages of servers without the requested route. A 404 or 405 with another message becomes RequestRefused. The
+# reason can be a policy, for example.
 _WRONG_ROUTE = re.compile(
     r"^[^a-z]*(\w+ )?not found[^a-z]*$|\b(urls?|path|route|method)\b|cannot (get|post)|^[^a-z]*$", re.IGNORECASE
 )
 _LMSTUDIO_NO_ROUTE: Final = "unexpected endpoint"  # LM Studio's message for an unknown route, with status 200
 # Patterns in error codes, error types and messages.
 _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
-    error_class: re.compile(words, re.IGNORECASE)
-    for error_class, words in {
+    error_class: re.compile(pattern, re.IGNORECASE)
+    for error_class, pattern in {
         errors.RateLimited: r"rate[ _]limit|too many requests|throttl"
         r"|(?:tokens|requests) per (?:second|minute|hour|day)",
-        # A length and a word such as "exceeds", in either order
+        # The name of a length and a word such as "exceeds", in either order
         errors.ContextOverflow: r"(?:context|prompt\b|input (?:length|tokens?|\()|requested tokens).{0,80}?"
         r"(?:exceed|overflow|too long|longer than|超长)|input (?:is )?too long"
         r"|(?:exceed|greater than|longer than).{0,60}?(?:context|model token limit|max_model_len|max_seq_len)"
@@ -84,7 +87,8 @@ _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
         errors.Overloaded: "overloaded",
     }.items()
 }
-_DROPPED_REASON: Final = "-request-dropped-reason"  # suffix of a header that load balancers such as llm-d send
+_DROP_REASON_SUFFIX: Final = "-request-dropped-reason"  # suffix of a header that load balancers such as llm-d send
+# The error class of each status.
 _STATUSES: Final[Mapping[int, type[LLMError]]] = {
     401: errors.AuthenticationFailed,
     402: errors.QuotaExceeded,
@@ -117,23 +121,23 @@ class ErrorDetails:
 
 
 def parse_error_body(body: bytes) -> ErrorDetails:
-    """Parse the body of an error response. A body that is not JSON is the message."""
+    """Parse the body of an error response. If the body is not JSON, it is the message."""
     text = body.decode("utf-8", "replace").strip()
     try:
         details = _parse_error_object(parse_json(text))
     except ValueError:
         details = ErrorDetails(message=text[:_MAX_SEARCHED_CHARS])
-    return replace(details, retry_after_s=_parse_wait(text[:_MAX_BODY_CHARS]))
+    return replace(details, retry_after_s=_parse_retry_delay(text[:_MAX_BODY_CHARS]))
 
 
 def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
     """Parse an error object: OpenAI's, FastAPI's ``detail``, a string, a list, or JSON in a string."""
     if depth > _MAX_DEPTH:
         return ErrorDetails()
-    if isinstance(value, str):  # a message, which may contain JSON: a gateway quotes the error of its server
+    if isinstance(value, str):  # a message. It can contain JSON, because gateways quote the error of a server
         inner = _parse_error_object(json_object("".join(value.partition("{")[1:])), depth + 1)
         message = inner.message or value[:_MAX_SEARCHED_CHARS]
-        return replace(inner, message=message, retry_after_s=_parse_wait(message))
+        return replace(inner, message=message, retry_after_s=_parse_retry_delay(message))
     if isinstance(value, list):
         return _parse_error_object(value[0], depth + 1) if value else ErrorDetails()
     if not isinstance(value, dict):
@@ -153,7 +157,7 @@ def _parse_error_object(value: Any, depth: int = 0) -> ErrorDetails:
 
 
 def error_message(value: Any) -> str:
-    """Return the error message in parsed JSON; "" without one."""
+    """Return the error message in parsed JSON; "" if there is no message."""
     return _parse_error_object(value).message
 
 
@@ -163,11 +167,11 @@ def _parse_lengths(message: str) -> tuple[int | None, int | None]:
     return (int(prompt[1]) if prompt else None), (int(size[1]) if size else None)
 
 
-def _parse_wait(text: str) -> float | None:
+def _parse_retry_delay(text: str) -> float | None:
     """Find the delay before a retry in a text, in seconds."""
-    wait = None if _DAILY_QUOTA in text else _WAIT.search(text)
-    parts = _WAIT_PART.findall(wait[1]) if wait else ()
-    return sum(float(number) * _UNIT_SECONDS[unit.lower()] for number, unit in parts) if wait else None
+    match = None if _DAILY_QUOTA in text else _RETRY_DELAY_PATTERN.search(text)
+    parts = _DELAY_PART_PATTERN.findall(match[1]) if match else ()
+    return sum(float(number) * _UNIT_SECONDS[unit.lower()] for number, unit in parts) if match else None
 
 
 def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> LLMError:
@@ -181,7 +185,7 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
             "the address redirects", status=status, hint="Set the base URL to the address of the server"
         )
     is_web_page = body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
-    # With status 413, 429 or 5xx, a web page is the error page of a gateway
+    # 413, 429 and 5xx are excluded, because a web page with such a status is the error page of a gateway
     if is_web_page and status < 500 and status not in (413, 429):
         return no_model_api_error(status)
     if status == 403 and not body.strip():
@@ -193,9 +197,9 @@ def map_response(status: int, body: bytes, headers: Mapping[str, str] | None = N
         )
     details = ErrorDetails() if is_web_page else parse_error_body(body)
     error_class = _classify(status, details) or _class_of_status(status, details)
-    dropped = next((value for name, value in headers.items() if name.endswith(_DROPPED_REASON)), "")
-    if dropped and status in (429, 503):  # a load balancer dropped the request from its queue
-        error_class, details = errors.Overloaded, replace(details, message=f"{details.message} ({dropped})".strip())
+    drop_reason = next((value for name, value in headers.items() if name.endswith(_DROP_REASON_SUFFIX)), "")
+    if drop_reason and status in (429, 503):  # a load balancer dropped the request from its queue
+        error_class, details = errors.Overloaded, replace(details, message=f"{details.message} ({drop_reason})".strip())
     error = _build_error(error_class, details, status)
     if isinstance(error, errors.Unavailable) and (retry_after_s := retry_after(headers)) is not None:
         error.retry_after = retry_after_s
@@ -212,14 +216,14 @@ def map_error_object(value: Any, *, answer_started: bool) -> LLMError:
     if not answer_started and _LMSTUDIO_NO_ROUTE in details.message.lower():
         return no_model_api_error(200)
     error_class = _classify(status, details) or _class_of_status(status, details)
-    is_refusal_in_answer = answer_started and error_class is errors.RequestRefused
-    if is_refusal_in_answer or issubclass(error_class, errors.ServerFailed | errors.Overloaded):
+    refused_after_start = answer_started and error_class is errors.RequestRefused
+    if refused_after_start or issubclass(error_class, errors.ServerFailed | errors.Overloaded):
         error_class = errors.ErrorInAnswer if answer_started else errors.ErrorBody
     return _build_error(error_class, details)
 
 
 def with_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
-    """Return an error of another class with the same message, codes and status."""
+    """Return an error of another class with the same message, code, parameter and status."""
     codes, param, lengths = (error.code or "",), next(iter(error.params), None), _parse_lengths(error.server_message)
     return _build_error(error_class, ErrorDetails(error.server_message, codes, param, lengths), error.status)
 
@@ -227,14 +231,14 @@ def with_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
 def no_model_api_error(status: int | None = None) -> LLMError:
     """Return the error for an address that does not serve a model API.
 
-    ``status`` is None if the error follows from several responses.
+    ``status`` is None if the error is concluded from several responses.
     """
     what = "this address does not serve a model API, but a web page or another route"
     return errors.Misconfigured(what, status=status)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the delay in seconds that the server requires before a retry; None if it requires none.
+    """Return the delay in seconds that the server requires before a retry; None if it requires no delay.
 
     The headers are ``retry-after-ms``, and ``Retry-After`` with seconds or a date. The date is compared with the
     ``Date`` header, not with the local clock.
@@ -247,21 +251,21 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     if 0 <= seconds < math.inf:
         return seconds
     try:
-        until, now = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("date", ""))
-        return max(0.0, (until - now).total_seconds())
+        retry_at, sent_at = parsedate_to_datetime(value), parsedate_to_datetime(headers.get("date", ""))
+        return max(0.0, (retry_at - sent_at).total_seconds())
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
 
 
 def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
-    """Choose the error class by the codes, an unambiguous status, or the message. Return None if none decides."""
+    """Choose the error class by the codes, an unambiguous status or the message; None if it remains unknown."""
     if error_class := _find_class(" ".join(details.codes)):
         return error_class
     if status in (401, 402, 407):
         return _STATUSES[status]
-    if status == 429:  # if the quota is used up, the message says so, and the server requires no delay
-        quota = details.retry_after_s is None and _PATTERNS[errors.QuotaExceeded].search(details.message)
-        return errors.QuotaExceeded if quota else errors.RateLimited
+    if status == 429:  # a quota is used up if the message mentions it and the server requires no delay
+        quota_exceeded = details.retry_after_s is None and _PATTERNS[errors.QuotaExceeded].search(details.message)
+        return errors.QuotaExceeded if quota_exceeded else errors.RateLimited
     if error_class := _find_class(details.message):
         return error_class
     if status < 500 and _UNSUPPORTED.search(details.message):
@@ -270,12 +274,12 @@ def _classify(status: int, details: ErrorDetails) -> type[LLMError] | None:
 
 
 def _find_class(text: str) -> type[LLMError] | None:
-    """Return the first error class with a pattern that matches a text, if any."""
+    """Return the first error class with a pattern that matches a text; None if no pattern matches."""
     return next((error_class for error_class, pattern in _PATTERNS.items() if pattern.search(text)), None)
 
 
 def _class_of_status(status: int, details: ErrorDetails) -> type[LLMError]:
-    """Choose the error class by the status."""
+    """Choose the error class by the status, and for 404 and 405 also by the message."""
     if status in (404, 405) and _WRONG_ROUTE.search(details.message):
         return errors.Misconfigured
     return _STATUSES.get(status, errors.RequestRefused if 400 <= status < 500 else errors.ServerFailed)
@@ -295,9 +299,10 @@ def _build_error(error_class: type[LLMError], details: ErrorDetails, status: int
 
 
 def map_exception(error: Exception) -> LLMError:
-    """Return the error for an exception that sending a request or reading its response raised.
+    """Return the error for an exception that was raised while a request was sent or its response was read.
 
-    An LLMError is returned unchanged. No other message is quoted, because it may contain keys or prompts.
+    An LLMError is returned unchanged. Messages of other exceptions are not quoted, because they may contain keys or
+    prompts.
     """
     if isinstance(error, LLMError):
         return error
@@ -323,7 +328,7 @@ def map_exception(error: Exception) -> LLMError:
     if isinstance(error, (httpx.UnsupportedProtocol, httpx.InvalidURL)):
         what = f"the address is invalid ({type(error).__name__})"
         return errors.NotConfigured(what, hint="Check the host in the base URL")
-    causes = [cause for cause in chain if not isinstance(cause, LookupError)]  # anyio raises them internally
+    causes = [cause for cause in chain if not isinstance(cause, LookupError)]  # anyio raises LookupError internally
     return errors.ConnectionFailed(f"the connection broke ({type((causes or chain)[-1]).__name__})")
 
 
@@ -340,7 +345,7 @@ def _unreachable_error(what: str, hint: str = "") -> LLMError:
 
 
 def _location(error: BaseException) -> str:
-    """Return the file and line that raised an exception. The fault may be in this package."""
+    """Return the file and line that raised an exception, because the fault may be in this package."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
 

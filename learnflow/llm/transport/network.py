@@ -25,7 +25,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .endpoint import Endpoint, is_private, looks_local
 
-# Time limit for each address of a host except the last (the delay of RFC 8305, section 5).
+# Time limit for connecting to an address, unless it is the last of its host (the delay of RFC 8305, section 5).
 _ADDRESS_TIMEOUT_S: Final = 0.25
 # Some local servers close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). The client closes it
 # earlier, so that no request is sent while the server closes.
@@ -41,10 +41,10 @@ _MAX_RESOLVED_HOSTS: Final = 1000
 
 
 def is_local(endpoint: Endpoint, *, local_only: bool = False) -> bool:
-    """Return whether requests stay on this machine or a private network, without a DNS lookup.
+    """Return whether requests stay on this machine or a private network. Start no DNS lookup.
 
-    All addresses from the host's last lookup must be private. With ``local_only`` one suffices, because ``Backend``
-    then skips the others. Before the first lookup, return ``Endpoint.looks_local``.
+    All addresses from the host's last lookup must be private. If ``local_only`` is set, one private address suffices,
+    because ``Backend`` then skips the other addresses. Before the first lookup, return ``Endpoint.looks_local``.
     """
     addresses = _resolved.get(endpoint.origin[1])
     if not addresses:
@@ -62,7 +62,7 @@ class Backend(httpcore.AnyIOBackend):
     async def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, *more: Any, **options: Any
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address of the host that accepts, within ``timeout`` seconds.
+        """Connect to the first address of the host that accepts a connection, within ``timeout`` seconds.
 
         Raises:
             NotLocal: ``local_only`` is set, and no address of the host is private.
@@ -90,10 +90,11 @@ class Backend(httpcore.AnyIOBackend):
 async def choose_proxy(
     proxies: dict[tuple[str, str], str | None], url: httpx.URL, timeout_s: float, local_networks: tuple[str, ...]
 ) -> str | None:
-    """Return the environment's proxy for a URL; None without one, or if all addresses of the host are private.
+    """Return the environment's proxy for a URL; None if no proxy is set, or all addresses of the host are private.
 
     A host that ``looks_local`` bypasses the proxy without a lookup. If the lookup of another host fails or exceeds
-    ``timeout_s``, the proxy is used, because it may resolve the host. That choice is not cached in ``proxies``.
+    ``timeout_s``, the proxy is used, because the proxy can perhaps resolve the host. That choice is not cached in
+    ``proxies``.
     """
     key = (url.scheme, url.host)
     if key not in proxies:
@@ -112,12 +113,12 @@ async def choose_proxy(
 async def resolve(host: str, timeout_s: float | None) -> list[str]:
     """Return the addresses of a host name or IP address, in the system's order.
 
-    Concurrent requests share the lookup of a host. Each lookup has its own thread: in asyncio's small thread pool, a
-    dead name server would block the lookups of all hosts.
+    Concurrent requests share the lookup of a host. Each lookup has its own thread, because in asyncio's small
+    thread pool, a dead name server would block the lookups of all hosts.
 
     Raises:
         ConnectTimeout: the lookup took longer than ``timeout_s``.
-        ConnectionFailed: the host name has no address.
+        ConnectionFailed: the lookup failed, or the host name has no address.
     """
     with suppress(ValueError):
         ipaddress.ip_address(host.partition("%")[0])
@@ -185,7 +186,7 @@ class RouteTransport(httpx.AsyncHTTPTransport):
     httpx has no argument for the network backend. Therefore this class sets private attributes of httpcore's pool
     (httpx 0.28.1, httpcore 1.0.9). ``tests/integration/transport/test_network.py`` fails if they move.
 
-    The class inherits from ``httpx.AsyncHTTPTransport``, because vcrpy replaces a method of it.
+    The class inherits from ``httpx.AsyncHTTPTransport``, because vcrpy replaces a method of that class.
     """
 
     def __init__(self, route: Route) -> None:
@@ -209,7 +210,7 @@ class RouteTransport(httpx.AsyncHTTPTransport):
             raise
 
     async def discard(self, stream: httpcore.AsyncNetworkStream) -> None:
-        """Close the new connection with this network stream, if no request was sent on it.
+        """Close the new connection that uses this network stream, if no request was sent on the connection.
 
         httpcore 1.0.9 never removes such a connection, because it is neither idle nor closed.
         """
@@ -232,8 +233,8 @@ class LoopTransports:
 
     Attributes:
         proxies: the cache of ``choose_proxy``.
-        closer: the generator that closes the transports when the event loop is shut down. asyncio has only a weak
-            reference to it.
+        closer: the generator that closes the transports when the event loop is shut down. It is stored here, because
+            asyncio has only a weak reference to it.
     """
 
     def __init__(self) -> None:
@@ -274,7 +275,10 @@ async def close_idle(origin: tuple[str, str, int]) -> None:
 
 
 async def _close_at_shutdown(loop: asyncio.AbstractEventLoop, transports: LoopTransports) -> AsyncGenerator[None, None]:
-    """Close the transports when ``loop.shutdown_asyncgens()`` closes this generator. ``asyncio.run()`` calls that."""
+    """Close the transports when this generator is closed.
+
+    ``loop.shutdown_asyncgens()`` closes the generator. ``asyncio.run()`` calls ``shutdown_asyncgens()``.
+    """
     try:
         yield
     finally:
@@ -286,5 +290,5 @@ async def _close_at_shutdown(loop: asyncio.AbstractEventLoop, transports: LoopTr
 
 @cache
 def _tls_context(secure: bool) -> ssl.SSLContext:
-    """Return httpx's TLS context; for plain HTTP one without certificates, which take time to load."""
+    """Return httpx's TLS context; for plain HTTP, a context without certificates, because they take time to load."""
     return httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -18,14 +18,14 @@ OnDelta = Callable[[Delta], None]
 Drain = Callable[[], Awaitable[None]]
 IsLoading = Callable[[], Awaitable[bool]]
 
-# Time limit after the finish reason, for the usage, an error or the end mark ("[DONE]").
+# Time limit from the finish reason to the end mark ("[DONE]"). The usage or an error can arrive in this time.
 _MAX_AFTER_FINISH_S: Final = 2.0
 # Time limit from the end mark to the end of the body. After it, the connection is closed and cannot be reused.
 _MAX_AFTER_END_S: Final = 0.25
 
 
 class AnswerReader:
-    """The reader of one response, with a new parser.
+    """The reader of one response. The parser must be new.
 
     After the first-token timeout, ``is_loading`` (if given) probes whether the server is loading the model. During a
     load, the load timeout applies instead, because most servers stop a load if its request ends.
@@ -46,7 +46,7 @@ class AnswerReader:
         self._close_at: float | None = None  # when to stop reading a complete answer, on the loop's clock
 
     async def read(self, send: Send, deadline: float, on_delta: OnDelta, drain: Drain) -> None:
-        """Send the request, read the response to its end, and close it, even after an error.
+        """Send the request, and read the response to its end. Close the response, even after an error.
 
         Args:
             send: sends the request, and returns a response with a 2xx status.
@@ -56,7 +56,7 @@ class AnswerReader:
 
         Raises:
             LLMError: the request failed, or the response is incomplete or late. ``on_delta`` has received all deltas
-                that arrived before.
+                that arrived before the error.
         """
         loop, parser = asyncio.get_running_loop(), self.parser
         last_delta_at = loop.time()
@@ -103,12 +103,12 @@ class AnswerReader:
         if self._probe:
             self._probe.cancel()
 
-    async def _expire_unless_loading(self, scope: asyncio.Timeout) -> None:
+    async def _expire_unless_loading(self, read_timeout: asyncio.Timeout) -> None:
         """Time out the wait for the first token, unless the server is loading the model.
 
         After a load, the first-token timeout begins anew.
         """
-        assert self._is_loading  # noqa: S101  # the timer is started only if there is a probe
+        assert self._is_loading  # noqa: S101  # the timer is started only with ``is_loading``
         is_loading = False
         while not self._has_delta:
             was_loading, is_loading = is_loading, await self._is_loading()
@@ -117,10 +117,10 @@ class AnswerReader:
             await asyncio.sleep(self._timeouts.first_token)
         if not self._has_delta:
             self._first_token_s = self._timeouts.first_token
-            scope.reschedule(asyncio.get_running_loop().time())
+            read_timeout.reschedule(asyncio.get_running_loop().time())
 
     def _feed(self, data: bytes, on_delta: OnDelta) -> bool:
-        """Parse these bytes, or end the response if there are none. Return whether there was a delta."""
+        """Parse bytes; b"" ends the response. Return whether a delta arrived."""
         deltas = self.parser.feed(data) if data else self.parser.end()
         self._has_delta = self._has_delta or bool(deltas)
         for delta in deltas:
@@ -137,11 +137,14 @@ class AnswerReader:
         return expires_at
 
     async def _read_data(self, response: HttpResponse) -> bytes:
-        """Return the next bytes; b"" at the end, or if the connection breaks. Record the break in the parser."""
+        """Return the next bytes; b"" at the end, or if the connection breaks.
+
+        If the connection breaks before the answer is complete, record the fault in the parser.
+        """
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # recorded in a cassette
+            raise  # replayed from a cassette
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:
@@ -150,7 +153,7 @@ class AnswerReader:
         return b""
 
     def _timeout_error(self, expires_at: float, deadline: float) -> LLMError:
-        """Return the error for a response that is late, and call ``on_timeout`` with it."""
+        """Return the error for a late response. Call the functions in ``on_timeout`` with the error."""
         if expires_at >= deadline:
             failure: LLMError = errors.DeadlineExceeded("the deadline of the request is over")
         elif not self._has_delta:

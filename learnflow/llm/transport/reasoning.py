@@ -1,4 +1,4 @@
-"""Separate thinking in ``<think>`` tags from the answer of a stream, even if a tag is split or missing."""
+"""Separate thinking in ``<think>`` tags from the answer of a stream. A tag can be missing, or split between chunks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODELS_WITHOUT_OPENING_TAG: Final = re.compile(
     r"deepseek[-_]?r1|r1[-_]distill|qwq|qwen3.*thinking|-thinking-", re.IGNORECASE
 )
 _MAX_BLANK_CHARS: Final = 1000  # longer white space at the start is a part of the answer
-_LOOKAHEAD_CHARS: Final = 2  # the text after a closing tag that ``_is_mention`` needs
+_LOOKAHEAD_CHARS: Final = 2  # length of the text after a closing tag that ``_is_mention`` needs
 
 
 class Delta(NamedTuple):
@@ -38,7 +38,7 @@ class ReasoningSplitter:
     before an opening tag and after a closing tag is removed.
 
     Args:
-        hold: hold text back until it is certain that no closing tag will turn it into thinking.
+        hold: hold text back until no closing tag can turn the text into thinking.
         only_closing_tag: the response has no opening tag. Its first closing tag ends the thinking. Implies ``hold``.
 
     Attributes:
@@ -51,11 +51,11 @@ class ReasoningSplitter:
         self._only_closing_tag = only_closing_tag
         self._state: Literal["start", "thinking", "answer"] = "start"
         self._pending = ""  # text that is not classified yet
-        self._text: list[str] = []  # text, held or returned, that a closing tag would turn into thinking
+        self._possible_thinking: list[str] = []  # text, held or returned, that a closing tag would turn into thinking
         self._ignores_closing_tags = False
 
     def feed(self, piece: str) -> Delta:
-        """Add a piece of the answer. Return the text and the thinking that it settles."""
+        """Add a piece of the answer. Return the text and the thinking that are certain now."""
         if self._state == "answer" and not self._pending and "<" not in piece:  # fast path
             return self._emit_text(piece)
         self._pending += piece
@@ -70,9 +70,10 @@ class ReasoningSplitter:
         return Delta(text, thinking)
 
     def stop_splitting(self) -> str:
-        """Treat tags as text from now on, because the server separates the thinking itself. Return the held text.
+        """Treat tags as text from now on. Return the held text.
 
-        Inside ``<think>`` nothing changes: its closing tag still counts.
+        The caller does this if the server separates the thinking itself, or if a tool call arrives. Inside ``<think>``
+        nothing changes: its closing tag still counts.
         """
         if self._state == "thinking":
             return ""
@@ -80,7 +81,7 @@ class ReasoningSplitter:
         return self._ignore_closing_tags() + self._take(len(self._pending))
 
     def end(self, *, broken: bool = False) -> Delta:
-        """End the answer, and return the rest. A ``broken`` answer may end inside an opening tag, which is dropped."""
+        """End the answer, and return the rest. If ``broken``, drop an incomplete opening tag at the end."""
         if broken and self._state == "start" and self._pending.strip():
             return Delta()
         if self._state == "answer" and not self._ignores_closing_tags and self._pending.startswith(_CLOSE):
@@ -97,17 +98,17 @@ class ReasoningSplitter:
         """Return text of the answer, unless it is held."""
         if self._ignores_closing_tags:
             return Delta(text)
-        self._text.append(text)
+        self._possible_thinking.append(text)
         return Delta() if self._hold else Delta(text)
 
     def _ignore_closing_tags(self) -> str:
         """Treat closing tags without an opening tag as text from now on. Return the held text."""
-        held = "".join(self._text) if self._hold and not self._ignores_closing_tags else ""
-        self._ignores_closing_tags, self._text = True, []
+        held = "".join(self._possible_thinking) if self._hold and not self._ignores_closing_tags else ""
+        self._ignores_closing_tags, self._possible_thinking = True, []
         return held
 
     def _parse_start(self) -> Delta:
-        """Parse the start of the answer, or the text after thinking, where an opening tag counts."""
+        """Parse the start of the answer, or the text after thinking. In both places, an opening tag counts."""
         start = self._pending.lstrip()
         if start.startswith(_OPEN):
             self._pending, self._state = start[len(_OPEN) :], "thinking"
@@ -131,24 +132,31 @@ class ReasoningSplitter:
             return Delta(self._take(len(self._pending)))
         close_at = self._pending.find(_CLOSE)
         open_at = self._pending.find(_OPEN)
-        if open_at >= 0 and (close_at < 0 or open_at < close_at):  # the answer only mentions the tags
+        if open_at >= 0 and (close_at < 0 or open_at < close_at):  # an opening tag after text is only a mention
             return Delta(self._ignore_closing_tags() + self._take(len(self._pending)))
         if close_at < 0:
             tag_chars = max(_overlap(self._pending, _CLOSE), _overlap(self._pending, _OPEN))
             return self._emit_text(self._take(len(self._pending) - tag_chars))
         if len(self._pending) < close_at + len(_CLOSE) + _LOOKAHEAD_CHARS:  # wait for the text after the tag
-            return self._emit_text(self._take(close_at)) if self._pending[:close_at].strip() or self._text else Delta()
+            return (
+                self._emit_text(self._take(close_at))
+                if self._pending[:close_at].strip() or self._possible_thinking
+                else Delta()
+            )
         return self._close_thinking(close_at)
 
     def _close_thinking(self, close_at: int, *, at_end: bool = False) -> Delta:
-        """Handle a closing tag without an opening one: a mention, or the end of the thinking.
+        """Handle a closing tag without an opening one. It is a mention, or the end of the thinking.
 
-        The tag is at ``close_at`` in the pending text. ``at_end``: the answer ends with the pending text.
+        The tag is at ``close_at`` in the pending text. ``at_end`` is True if the answer ends with the pending text.
         """
-        before, after = "".join(self._text) + self._pending[:close_at], self._pending[close_at + len(_CLOSE) :]
+        before, after = (
+            "".join(self._possible_thinking) + self._pending[:close_at],
+            self._pending[close_at + len(_CLOSE) :],
+        )
         if not self._only_closing_tag and _is_mention(before, after, at_end=at_end):
             return Delta(self._ignore_closing_tags() + self._take(len(self._pending)))
-        self.leaked = not self._hold and any(piece.strip() for piece in self._text)
+        self.leaked = not self._hold and any(piece.strip() for piece in self._possible_thinking)
         self._ignore_closing_tags()
         self._pending, self._state = after, "start"
         return Delta(thinking=before)
@@ -165,10 +173,10 @@ def _is_mention(before: str, after: str, *, at_end: bool) -> bool:
     characters, unless the answer ends with it (``at_end``).
     """
     line = before.rpartition("\n")[2]
-    quote = before[-1:]
-    quoted = _QUOTES.get(quote) == after[:1] != ""
-    is_quote = quote == '"' or (quote == "'" and not before[-2:-1].isalnum())  # not an apostrophe
-    quoted = quoted or (is_quote and line.count(quote) % 2 == 1 and not after.startswith("\n"))
+    last_character = before[-1:]
+    quoted = _QUOTES.get(last_character) == after[:1] != ""
+    is_quote = last_character == '"' or (last_character == "'" and not before[-2:-1].isalnum())  # not an apostrophe
+    quoted = quoted or (is_quote and line.count(last_character) % 2 == 1 and not after.startswith("\n"))
     fenced = any(before.count(fence) % 2 for fence in ("```", "~~~")) and not after.startswith("\n\n")
     in_code = fenced or (line.replace("```", "").count("`") % 2 == 1 and not after.startswith("\n"))
     unfinished = before.rstrip()[-1:] not in ("", *_SENTENCE_ENDS)
@@ -179,5 +187,5 @@ def _is_mention(before: str, after: str, *, at_end: bool) -> bool:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """Return how many characters of an incomplete tag the text ends with."""
+    """Return the length of the incomplete tag at the end of the text; 0 if there is none."""
     return next((length for length in range(len(tag) - 1, 0, -1) if text.endswith(tag[:length])), 0)

@@ -16,7 +16,8 @@ from .stream_parser import MAX_NAME_CHARS, malformed_error
 from .tool_calls import collect_extra
 from .untrusted import non_negative_int, object_at, short_text
 
-REASONING_ITEMS: Final = "reasoning_items"  # LiteLLM sends this message field to the server as encrypted reasoning
+# The message field for encrypted reasoning. LiteLLM sends its items back to the server.
+REASONING_ITEMS: Final = "reasoning_items"
 _CALL: Final = "function_call"
 
 
@@ -28,18 +29,18 @@ class ResponsesParser(SSEParser):
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
         self._streamed_items: set[int | str | None] = set()  # keys of the items that arrive in pieces
-        self._has_complete_items = False  # items have ended; the last event repeats them
+        self._has_complete_items = False  # complete items have arrived; the last event repeats them
 
     def _parse_chunk(self, chunk: dict[str, Any], message_key: str) -> None:
         if message_key == "message":  # one document
             self._parse_response(chunk, short_text(chunk.get("status")))
             return
-        kind, item, piece = short_text(chunk.get("type")), object_at(chunk, "item"), chunk.get("delta")
+        event_type, item, piece = short_text(chunk.get("type")), object_at(chunk, "item"), chunk.get("delta")
         item_id = short_text(chunk.get("item_id") or item.get("id")) or None
         index = non_negative_int(chunk.get("output_index"))
         item_key = item_id if index is None else index  # some servers send no index
-        self._streamed_items |= {item_key, item_id or item_key} if kind.endswith(".delta") else set()
-        match kind.removeprefix("response."):
+        self._streamed_items |= {item_key, item_id or item_key} if event_type.endswith(".delta") else set()
+        match event_type.removeprefix("response."):
             case "output_text.delta":
                 self._add_delta(item_key, text=piece)
             case "reasoning_summary_text.delta" | "reasoning_text.delta":
@@ -57,7 +58,7 @@ class ResponsesParser(SSEParser):
                 self._parse_item(item_key, item)
             case "error":
                 raise error_mapping.map_error_object(chunk, answer_started=True)
-            case status:
+            case status:  # such as "completed" or "failed"
                 self._parse_response(object_at(chunk, "response"), status)
 
     def _parse_response(self, response: Any, status: str) -> None:
@@ -77,14 +78,14 @@ class ResponsesParser(SSEParser):
 
     def _parse_item(self, item_key: int | str | None, item: Any) -> None:
         """Parse a complete item. Ignore content that arrived in pieces before."""
-        kind, has_new_content = (
+        item_type, has_new_content = (
             item.get("type"),
             self._streamed_items.isdisjoint({item_key, short_text(item.get("id")) or item_key, None}),
         )
-        if kind == "reasoning":
+        if item_type == "reasoning":
             encrypted_items = {REASONING_ITEMS: [item]} if item.get("encrypted_content") else {}
             self._deduct_chars(collect_extra(self.extra, encrypted_items, frozenset()))
-        elif kind == _CALL:
+        elif item_type == _CALL:
             if has_new_content:
                 self._begin_call(item_key, item)
             return
@@ -92,7 +93,9 @@ class ResponsesParser(SSEParser):
             raise malformed_error("a tool call of this type")
         for content in [*(item.get("summary") or ()), *(item.get("content") or ())] if has_new_content else ():
             self.refused = self.refused or bool(object_at(content).get("refusal"))
-            self._add_delta(item_key, **{"thinking" if kind == "reasoning" else "text": object_at(content).get("text")})
+            self._add_delta(
+                item_key, **{"thinking" if item_type == "reasoning" else "text": object_at(content).get("text")}
+            )
 
     def _begin_call(self, item_key: int | str | None, item: Any) -> None:
         function = {name: item.get(name) for name in ("name", "arguments")}

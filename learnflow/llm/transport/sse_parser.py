@@ -1,6 +1,6 @@
 """The parser of OpenAI's chat completions.
 
-Server-sent events follow the HTML standard (section 9.2.6): lines end with LF, CR or both; unknown fields are ignored.
+Server-sent events follow the HTML standard (section 9.2.6): lines end with LF, CR or CRLF; unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .untrusted import (
     short_text,
 )
 
-_FIELD: Final = re.compile(rb"[\w.-]{1,64}")
+_FIELD_NAME: Final = re.compile(rb"[\w.-]{1,64}")
 _THINKING_PARTS: Final = ("thinking", "reasoning")
-_IGNORED_PARTS: Final = ("reference",)  # the sources of the text, from Mistral
+_IGNORED_PARTS: Final = ("reference",)  # Mistral sends the sources of the text in such a part
 _INDEX: Final = re.compile(r"-?[0-9]{1,9}(?:\.0)?")
 
 
 class SSEParser(StreamParser):
     """A parser of a stream of ``chat.completion.chunk``, or of one ``chat.completion`` in a JSON document.
 
-    ``StreamParser`` has the public methods. It calls ``_parse_line`` and ``_parse_rest``, or ``_parse_document``.
+    ``feed`` and ``end`` of ``StreamParser`` call ``_parse_line`` and ``_parse_rest``, or ``_parse_document``.
     """
 
     document_starts = b"{["
@@ -46,8 +46,8 @@ class SSEParser(StreamParser):
         self._event_bytes = 0  # length of the data lines
         self._event_type = b""  # type of the current event
         self._possible_error: dict[str, Any] | None = None  # an object without choices, which may be an error
-        self._text_choice_index: Any = None  # of the choice with the text; None before the text
-        self._open_choices: set[Any] = set()  # choices with content and without a finish reason, by index
+        self._text_choice_index: Any = None  # index of the choice that has the text; None before the first text
+        self._open_choices: set[Any] = set()  # indexes of the choices with content and without a finish reason
         self._uses_message = False  # the chunks have "message" instead of "delta"
         self._after_cr = False  # the last byte was CR; an LF after it belongs to the same line end
 
@@ -74,13 +74,13 @@ class SSEParser(StreamParser):
         name, _, value = line.partition(b":")
         if name == b"event":
             self._event_type = value.strip()
-        elif name and not _FIELD.fullmatch(name):  # a line without a field name is a comment
+        elif name and not _FIELD_NAME.fullmatch(name):  # a line without a field name is a comment
             raise malformed_error("a line of the stream")
 
     def _dispatch(self) -> None:
         """Parse the collected event."""
         data, self._data_lines, self._event_bytes = b"\n".join(self._data_lines), [], 0
-        event, self._event_type = self._event_type, b""
+        event_type, self._event_type = self._event_type, b""
         if not data.strip():
             return
         self._has_events, had_events = True, self._has_events
@@ -92,7 +92,7 @@ class SSEParser(StreamParser):
                 self.fail(self._no_finish_error())
             return
         chunk = self._parse_object(data, "an event of the stream")
-        if event == b"error" or chunk.get("error") or chunk.get("object") == "error":
+        if event_type == b"error" or chunk.get("error") or chunk.get("object") == "error":
             raise error_mapping.map_error_object(chunk, answer_started=True)
         self._parse_chunk(chunk, "delta")
 
@@ -110,18 +110,18 @@ class SSEParser(StreamParser):
             self._possible_error = chunk
         if _is_loading_notice(chunk):
             return
-        have_text = [self._parse_choice(choice, message_key) for choice in choices]
-        for choice, has_text in zip(choices, have_text, strict=True):
+        have_content = [self._parse_choice(choice, message_key) for choice in choices]
+        for choice, has_content in zip(choices, have_content, strict=True):
             if choice.get("finish_reason") not in NOT_FINISHED:
                 self._open_choices.discard(_choice_index(choice))
                 if not self._open_choices:
-                    self._record_finish(choice["finish_reason"], with_text=has_text)
+                    self._record_finish(choice["finish_reason"], with_text=has_content)
 
     def _parse_choice(self, choice: dict[str, Any], message_key: str) -> bool:
         """Parse a choice. Return whether it has text, thinking or tool calls.
 
-        Tool calls are read from every choice, and text from choice 0. After tool calls, the first text may have any
-        index. Some gateways send tool calls, or the text after them, in another choice than 0.
+        Tool calls are read from every choice. Text is read from choice 0 or, after tool calls, from the first choice
+        that has text, because some gateways send tool calls or the text after them in another choice.
         """
         if choice.get("error"):
             raise error_mapping.map_error_object(choice, answer_started=self._has_content)
@@ -166,7 +166,7 @@ class SSEParser(StreamParser):
 
     def _record_usage(self, usage: Any) -> None:
         """Record the token counts and the cost. An invalid value counts as unknown, not as a fault."""
-        # the Responses API has "input_tokens" and "output_tokens"
+        # Rename "input_tokens" and "output_tokens" of the Responses API
         renamed = [name.replace("input", "prompt").replace("output", "completion") for name in object_at(usage)]
         usage = dict(zip(renamed, object_at(usage).values(), strict=True))
         names = ("prompt_tokens", "completion_tokens", "total_tokens")
@@ -178,7 +178,7 @@ class SSEParser(StreamParser):
     def _parse_rest(self, rest: bytes) -> None:
         """Parse the last event, which may lack its empty line.
 
-        If it is malformed, the stream was cut off: the fault is ``AnswerCut``, or none if the answer is complete.
+        If the event is malformed, the stream was cut off. ``fault`` is then AnswerCut; None if the answer is complete.
         """
         for line in (rest, b"") if rest.strip() else (b"",):
             if not self.fault:
@@ -212,13 +212,13 @@ class SSEParser(StreamParser):
 
 
 def _index(value: dict[str, Any]) -> int | None:
-    """Return the index of a choice or a tool call, even if it is a string or a float. None if it is invalid."""
+    """Return the index of a choice or a tool call, even if it is a string or a float. None if missing or invalid."""
     text = str(value.get("index"))
     return int(float(text)) if _INDEX.fullmatch(text) else None
 
 
 def _choice_index(choice: dict[str, Any]) -> int:
-    """Return the index of a choice; 0 without one. Raise MalformedAnswer if it is not a number."""
+    """Return the index of a choice; 0 if it is missing. Raise MalformedAnswer if it is not an integer."""
     index = _index(choice)
     if index is None and choice.get("index"):
         raise malformed_error("the index of a choice")
@@ -226,10 +226,10 @@ def _choice_index(choice: dict[str, Any]) -> int:
 
 
 def _is_loading_notice(chunk: dict[str, Any]) -> bool:
-    """Return whether a chunk is a notice from llama-swap that it loads a model, not the model's thinking.
+    """Return whether a chunk is llama-swap's notice that a model is loading, and not thinking of the model.
 
-    A notice has only ``choices`` with ``reasoning_content`` (``internal/router/loading.go`` in 0bdb372). The chunk of a
-    model has other fields, too.
+    A notice has only ``choices`` with ``reasoning_content`` (``internal/router/loading.go``, commit 0bdb372). The chunk
+    of a model has other fields, too.
     """
     match chunk:
         case {"choices": [{"delta": {"reasoning_content": _, **others}, **more}], **rest}:
@@ -241,18 +241,18 @@ def _split_content(content: Any) -> tuple[Any, str]:
     """Return the text and the thinking of ``content``: a string, or a list of typed parts (Mistral, some gateways).
 
     Raises:
-        TypeError: a part has an unknown type. Without it, the answer would be incomplete.
+        TypeError: a part has an unknown type. It is not skipped, because the answer would be incomplete without it.
     """
     if not isinstance(content, list):
         return content, ""
     texts, thoughts = [], []
-    for item in content:
-        kind, text = object_at(item).get("type"), item if isinstance(item, str) else object_at(item).get("text")
-        if kind in _THINKING_PARTS:
-            thought = _split_content(item.get(kind))[0]
+    for part in content:
+        part_type, text = object_at(part).get("type"), part if isinstance(part, str) else object_at(part).get("text")
+        if part_type in _THINKING_PARTS:
+            thought = _split_content(part.get(part_type))[0]
             thoughts.append(thought if isinstance(thought, str) else "")
         elif isinstance(text, str):
             texts.append(text)
-        elif kind not in _IGNORED_PARTS:
+        elif part_type not in _IGNORED_PARTS:
             raise TypeError("a part of the content has an unknown type")
     return "".join(texts), "".join(thoughts)

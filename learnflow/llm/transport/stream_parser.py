@@ -1,7 +1,7 @@
 """The base class of the response parsers. A parser receives bytes, and returns deltas. It does no I/O.
 
 A delta is a part of the answer: text, thinking, or pieces of tool calls. ``feed`` and ``end`` set ``fault`` instead of
-raising an error, and the caller checks it. An answer without a finish reason is incomplete.
+raising an error, and the caller checks ``fault``. An answer without a finish reason is incomplete.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ BOM: Final = b"\xef\xbb\xbf"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # Raised by code that reads JSON with an unexpected shape.
 _SHAPE_ERRORS: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-MAX_NAME_CHARS: Final = 300  # of a model or tool, or of the id of a tool call
+MAX_NAME_CHARS: Final = 300  # limit for the name of a model or tool, and for the id of a tool call
 _MAX_CALLS: Final = 1000  # in one answer
-_LOWEST_MAX_CHARS: Final = 1024 * 1024
-_MAX_CHARS_PER_TOKEN: Final = 64  # most tokens have about four; a token of blanks may have a hundred
+_MIN_LIMIT_CHARS: Final = 1024 * 1024  # the length limit of an answer with a small max_tokens, or without max_tokens
+_MAX_CHARS_PER_TOKEN: Final = 64  # on average. Most tokens have about four, but some tokens of blanks have a hundred
 
 
 def malformed_error(what: str) -> LLMError:
@@ -45,22 +45,22 @@ def malformed_error(what: str) -> LLMError:
 
 def max_answer_chars(max_tokens: int | None) -> int:
     """Return the maximum length of an answer in characters. A longer answer counts as endless."""
-    return max(_LOWEST_MAX_CHARS, _MAX_CHARS_PER_TOKEN * (max_tokens or 0))
+    return max(_MIN_LIMIT_CHARS, _MAX_CHARS_PER_TOKEN * (max_tokens or 0))
 
 
 class StreamParser:
-    """A parser of one response. Lines end with LF, in ``SSEParser`` also with CR; never at U+2028 or U+0085.
+    """A parser of one response. Lines end with LF, in ``SSEParser`` also with CR. U+2028 and U+0085 end no line.
 
     Args:
         max_tokens: the ``max_tokens`` of the request. A much longer answer is a fault.
-        finish_optional: an end mark completes the answer without a finish reason. Operators configure this for servers
-            that send none (``no-finish``).
+        finish_optional: an end mark completes the answer even if no finish reason arrived. Operators configure this
+            (``no-finish``) for servers that send no finish reasons.
 
     Attributes:
-        document_starts: the first characters of a response that is one JSON document, not a stream.
-        fault: why the answer is incomplete; None without a fault. Earlier deltas remain valid.
+        document_starts: the possible first characters of a response that is one JSON document, not a stream.
+        fault: the error that makes the answer incomplete; None if there is no error. Earlier deltas remain valid.
         finish: the finish reason; None until the server sends it.
-        has_end_mark: the server sent its end mark, such as "[DONE]". No text may follow.
+        has_end_mark: the server sent its end mark, such as "[DONE]". Text after it is a fault.
         usage, served_model, cost: token counts, model name and US dollars, as the server reported them.
         is_forwarded: the server reported that another machine generated the answer.
         refused: the model refused to answer.
@@ -88,19 +88,19 @@ class StreamParser:
         self._finish_optional = finish_optional
         self._chars_left = max_answer_chars(max_tokens)
         self._has_content = False
-        # Some gateways send a finish reason in every chunk. If text follows one, only an end mark completes the answer.
+        # Some gateways send a finish reason in every chunk. If text follows it, only an end mark completes the answer.
         self._finish_was_discarded = False
-        self._finish_is_tentative = False  # a finish reason came with text, or before any text: more may follow
+        self._finish_is_tentative = False  # a finish reason came with content, or before all content: more may follow
 
     @property
     def is_complete(self) -> bool:
-        """Return whether the server sent a finish reason that no text may follow."""
+        """Return whether the server sent a finish reason, and no further text is expected."""
         return self.finish is not None and (
             self.has_end_mark or not (self._finish_was_discarded or self._finish_is_tentative)
         )
 
     def feed(self, data: bytes) -> list[Delta]:
-        """Parse bytes. Return the new deltas; none after a fault."""
+        """Parse bytes. Return the new deltas. After a fault, return an empty list."""
         if self.fault:
             return []
         self._buffer += data
@@ -166,7 +166,8 @@ class StreamParser:
         """Add a piece of a tool call. Return the deltas.
 
         Args:
-            call_key: (choice index, call index) in a chat completion, the item in the Responses API; None without one.
+            call_key: (choice index, call index) in a chat completion, the item's key in the Responses API; None if the
+                piece has no key.
             piece: the JSON object, in the format of a chat completion.
         """
         function, calls = piece.get("function") or {}, self._calls
@@ -200,7 +201,7 @@ class StreamParser:
         self._deduct_chars(characters)
 
     def _deduct_chars(self, characters: int) -> None:
-        """Subtract from the characters that the answer may still have. Fail below zero."""
+        """Subtract from ``_chars_left``. Fail if the result is negative."""
         self._chars_left -= characters
         if self._chars_left < 0:
             self.fail(errors.AnswerTooLong("the answer is many times longer than max_tokens allows, and does not end"))
@@ -215,7 +216,7 @@ class StreamParser:
         return deltas
 
     def _detect_format(self) -> None:
-        """Distinguish a stream from a document by its first character, because content types are unreliable."""
+        """Detect a stream or a document by the first character, because content types are unreliable."""
         if BOM.startswith(self._buffer):  # no bytes yet, or a part of a byte order mark
             return
         start = self._take_buffer().removeprefix(BOM).lstrip(b" \t\r\n")
@@ -235,7 +236,7 @@ class StreamParser:
             self.fail(malformed_error("the answer" if self._is_document else "a line of the stream"))
 
     def _parse_object(self, data: bytes, what: str) -> dict[str, Any]:
-        """Parse a JSON object. If the bytes are not one, raise a MalformedAnswer that names ``what``."""
+        """Parse a JSON object. Raise a MalformedAnswer that names ``what`` if the bytes are anything else."""
         value = json_object(data)
         if value is None:
             raise malformed_error(what)
@@ -256,16 +257,16 @@ class StreamParser:
         return str(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def _record_finish(self, reason: Any, *, with_text: bool = False) -> None:
-        """Record a finish reason, or the fault that it stands for. ``with_text``: its chunk has text, too."""
+        """Record a finish reason, or the fault that it stands for. ``with_text``: its chunk has content, too."""
         self._finish_is_tentative = self._finish_is_tentative or with_text or not self._has_content
         reason = short_text(reason)
-        known = _FINISHES.get(reason.lower())
+        finish = _FINISHES.get(reason.lower())
         if reason.lower() in _FILTERED:
             self.fail(errors.ContentFiltered("the provider's content filter stopped the answer"))
-        elif known is None:
+        elif finish is None:
             self.fail(errors.UnknownFinish(f"unknown finish_reason “{reason}”: the answer may not be complete"))
         else:
-            self.finish = self.finish or ("tool_calls" if self._calls and known == "stop" else known)
+            self.finish = self.finish or ("tool_calls" if self._calls and finish == "stop" else finish)
 
     def _no_finish_error(self) -> LLMError:
         """Return the error for a response that ended without a finish reason."""

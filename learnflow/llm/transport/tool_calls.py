@@ -1,7 +1,7 @@
 """Assemble streamed tool calls, and extra fields (fields that OpenAI's API does not define), from their pieces.
 
 ``find_call`` matches a piece to its call by the server's key, else by the id, else by order. The key is the index in a
-chat completion, and the item in the Responses API. A new id or name usually begins a call, but some servers differ.
+chat completion, and the item in the Responses API. A new id or name usually begins another call; some servers differ.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .untrusted import json_object
 
 _ID_CHARACTERS: Final = string.ascii_letters + string.digits
 _ID_LENGTH: Final = 9  # the templates of Mistral's models accept no other length
-_MAX_CHECKS: Final = 100  # a check parses all arguments so far, to see whether they are complete
+_MAX_CHECKS: Final = 100  # limit of checks for complete arguments, because each check parses all arguments so far
 _STREAMED_FIELDS: Final = ("reasoning_content", "reasoning", "text", "summary", "data")  # their values arrive in pieces
 
 Extra = dict[str, list[Any]]
@@ -25,7 +25,7 @@ Extra = dict[str, list[Any]]
 
 
 def collect_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]) -> int:
-    """Add the fields that are not in ``known`` to ``extra``. Return their length in characters."""
+    """Add to ``extra`` the fields that are not in ``known``. Return their length as text, in characters."""
     added = {name: fields[name] for name in fields.keys() - known if fields[name] is not None}
     for name, value in added.items():
         extra.setdefault(name, []).append(value)
@@ -33,14 +33,14 @@ def collect_extra(extra: Extra, fields: Mapping[str, Any], known: frozenset[str]
 
 
 def join_extra(extra: Extra) -> dict[str, Any]:
-    """Join the pieces of each field. Incomplete surrogate pairs become U+FFFD, NaN and infinite numbers None."""
+    """Join the pieces of each field. Incomplete surrogate pairs become U+FFFD. NaN and infinite numbers become None."""
     joined = {name: _join(name, pieces) for name, pieces in extra.items()}
     text = json.dumps(joined, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return dict(json.loads(text, parse_constant=lambda _: None))
 
 
 def _join(name: str, pieces: list[Any]) -> Any:
-    """Join the pieces of a field. Equal texts are one repeated value, except in ``_STREAMED_FIELDS``."""
+    """Join the pieces of a field. If all pieces are the same text, use it once, except in ``_STREAMED_FIELDS``."""
     if all(isinstance(piece, str) for piece in pieces):
         return pieces[0] if name not in _STREAMED_FIELDS and len(set(pieces)) == 1 else "".join(pieces)
     if all(isinstance(piece, dict) for piece in pieces):
@@ -62,9 +62,9 @@ class PartialCall:
 
     Attributes:
         index: the position of the call in the answer, from 0.
-        call_key: the server's key of the call (see the module); None without one.
+        call_key: the server's key of the call (see the module); None if the server sent no key.
         id: the server's id, or a generated one.
-        server_id: the id that the server sent; "" without one.
+        server_id: the id that the server sent; "" if it sent no id.
         started: whether the first delta was returned.
     """
 
@@ -74,7 +74,8 @@ class PartialCall:
         self.id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(_ID_LENGTH))
         self.extra: Extra = {}
         self.started = False
-        self._name_repeated = False  # the name came again after complete arguments: further arguments begin a call
+        # The name was repeated after complete arguments. Further arguments begin another call.
+        self._name_repeated = False
         self._pieces: list[str] = []
         self._checks_left = _MAX_CHECKS
 
@@ -91,7 +92,7 @@ class PartialCall:
         return (ToolCallDelta(self.index, self.id, self.name, arguments),) if arguments else ()
 
     def start(self) -> tuple[ToolCallDelta, ...]:
-        """Return the first delta; none if it was returned before, or the call has no name yet."""
+        """Return the first delta; () if it was returned before, or the call has no name yet."""
         if self.started or not self.name:
             return ()
         self.started = True
@@ -107,18 +108,21 @@ class PartialCall:
         return is_same and arguments == self.values["arguments"] and json_object(arguments) is not None
 
     def is_continued_by(self, call_key: Any, name: str, arguments: str) -> bool:
-        """Return whether a nameless piece with a new id continues the call. Some servers change the id each time."""
+        """Return whether a nameless piece with a new id continues the call.
+
+        This is possible, because some servers send a new id with every piece.
+        """
         if call_key is None or name or not (self.name and arguments) or self._checks_left <= 0:
             return False
         self._checks_left -= 1
         return json_object(self.values["arguments"]) is None
 
     def begins_other_call(self, call_id: str, name: str, arguments: str) -> bool:
-        """Return whether a piece with the same key, or without one, begins another call."""
+        """Return whether a piece with the same key, or without a key, begins another call."""
         if not name or not self.name:
             return self._name_repeated and bool(arguments.strip())
-        # No arguments yet: a different name begins another call. With the same key and no new id, it is a piece of the
-        # call's name.
+        # Before the first arguments, a different name begins another call. If the call has a key and the piece has no
+        # new id, the different name is a piece of the call's name.
         if not self._pieces:
             return name != self.name and (self.call_key is None or call_id not in ("", self.server_id))
         self._checks_left -= 1
@@ -131,11 +135,12 @@ class PartialCall:
 def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, arguments: str) -> PartialCall:
     """Return the call to which a piece belongs. If the piece begins a call, add a new one to ``calls``.
 
-    If the piece lacks a field, ``call_key`` is None, and ``call_id``, ``name`` or ``arguments`` is "".
+    ``call_key`` is None if the piece lacks it. ``call_id``, ``name`` and ``arguments`` are "" if the piece lacks them.
     """
     call_with_id = next((call for call in reversed(calls) if call_id and call.server_id == call_id), None)
     call = next((call for call in reversed(calls) if call_key in (None, call.call_key)), None)
-    # The id decides if the call found by key, or by order, is missing or has another id
+    # Match by id if no call was found by key or order, if that call has another id, or if a piece without a key has a
+    # known id
     if call_id and (call is None or call.server_id not in ("", call_id) or (call_key is None and call_with_id)):
         if call_with_id:
             call = call_with_id if call_key in (None, call_with_id.call_key) or not name else None
@@ -146,7 +151,7 @@ def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, 
         call = PartialCall(len(calls), call_key)
         calls.append(call)
     if not call.started:
-        # Some servers send the same id for two calls. The second call keeps its generated id
+        # The second of two calls keeps its generated id, because some servers send the same id for both
         call.id = call_id if call_id and not (call_with_id or call.server_id) else call.id
         call.name += name if name != call.name else ""
     call.server_id = call.server_id or call_id

@@ -1,4 +1,4 @@
-"""Parse and check what servers send: JSON, numbers and short texts of bounded size. Mask keys in texts.
+"""Parse and check what servers send: JSON, numbers and short texts of bounded size. Mask API keys in texts.
 
 The functions raise only ValueError.
 """
@@ -15,10 +15,10 @@ from typing import Any, Final
 
 MAX_JSON_BYTES: Final = 8 * 1024 * 1024  # limit for a response that is not a stream
 MAX_EVENT_BYTES: Final = 1024 * 1024  # limit for a line or an event of a stream
-_MAX_VALUES: Final = 100_000  # in a JSON document; 8 MB of brackets would become gigabytes of lists
+_MAX_VALUES: Final = 100_000  # limit for a document, because 8 MB of brackets would become gigabytes of lists
 _BOM: Final = "\ufeff"
 _MAX_COUNT: Final = 2**53  # smaller integers are exact in every JSON parser (RFC 8259, section 6)
-_MAX_NAME_CHARS: Final = 300
+_MAX_TEXT_CHARS: Final = 300
 _MIN_SECRET_CHARS: Final = 3  # a shorter header value is a flag such as "1"
 _KEY_OVERLAP_CHARS: Final = 8  # a text with this many successive characters of the key is masked
 # A key with a vendor's prefix, a JSON web token, a bearer token, or long base64.
@@ -38,7 +38,7 @@ def parse_json(data: bytes | str) -> Any:
     if len(text) > _MAX_VALUES and sum(map(text.count, ",[{")) > _MAX_VALUES:
         raise ValueError("JSON with too many values")
     try:
-        return json.loads(text, strict=False)  # models write line ends into strings
+        return json.loads(text, strict=False)  # strict=False, because models write line ends into strings
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
 
@@ -71,7 +71,7 @@ def bool_or_none(value: Any) -> bool | None:
 
 def text_or_none(value: Any) -> str | None:
     """Return a printable text of 1 to 300 characters; None for anything else."""
-    return value if isinstance(value, str) and 0 < len(value) <= _MAX_NAME_CHARS and value.isprintable() else None
+    return value if isinstance(value, str) and 0 < len(value) <= _MAX_TEXT_CHARS and value.isprintable() else None
 
 
 def text_list(value: Any) -> tuple[str, ...]:
@@ -94,23 +94,23 @@ def dollars_or_none(value: Any) -> float | None:
 
 
 def short_text(value: Any, max_chars: int = 100) -> str:
-    """Return a text or an integer as ``printable`` text; "" for anything else."""
+    """Return a text, shortened by ``printable``, or an integer as text. Return "" for anything else."""
     if type(value) is int and abs(value) < _MAX_COUNT:
         return str(value)
     return printable(value, max_chars) if isinstance(value, str) else ""
 
 
 def printable(text: str, max_chars: int) -> str:
-    """Return the first ``max_chars`` characters in one line, without control characters. Mark a cut with "…"."""
-    shown = text[: max_chars + 1]
-    shown = " ".join("".join(character if character.isprintable() else " " for character in shown).split())
-    return shown if len(text) <= max_chars else shown[:max_chars] + "…"
+    """Return the first ``max_chars`` characters in one line, without control characters. Add "…" to a longer text."""
+    line = text[: max_chars + 1]
+    line = " ".join("".join(character if character.isprintable() else " " for character in line).split())
+    return line if len(text) <= max_chars else line[:max_chars] + "…"
 
 
 def mask_keys(text: str, key: str | None, values: Iterable[str] = ()) -> str:
-    """Mask everything in a text that looks like an API key, and the words of the secret ``values``.
+    """Mask parts of a text that look like an API key, and the words of the secret ``values``.
 
-    If the text contains a part of ``key`` (8 successive characters), mask all of it.
+    If the text contains a part of ``key`` (8 successive characters), mask the whole text.
     """
     size = min(_KEY_OVERLAP_CHARS, len(key or ""))
     if key and any(key[start : start + size] in text for start in range(len(key) - size + 1)):

@@ -1,4 +1,4 @@
-"""A chat model for LangChain and LangGraph over any provider. Requires the extra ``[langchain]``.
+"""A chat model for LangChain and LangGraph that uses any provider. Requires the extra ``[langchain]``.
 
 This subpackage converts messages and answers. The provider or router handles retries and fallbacks.
 """
@@ -40,7 +40,7 @@ from ...parameters import describe_faults
 from . import messages as convert
 from . import schemas
 
-_MAX_NODE_CHARS: Final = 200  # the limit of a value in ``metadata=``
+_MAX_NODE_CHARS: Final = 200  # the maximum length of a value in ``metadata=``
 _PARAMETERS: Final = (
     "model",
     "temperature",
@@ -59,7 +59,7 @@ _METHODS: Final = ("json_schema", "json_mode", "function_calling")
 
 
 def _hash_extra_body(options: dict[str, Any]) -> dict[str, Any]:
-    """Replace ``extra_body``, which may contain secrets, with its hash. Caches and traces store the options."""
+    """Replace ``extra_body`` with its hash, because it can contain secrets, and caches and traces store the options."""
     if options.get("extra_body") is None:
         return options
     body = json.dumps(options["extra_body"], sort_keys=True, default=repr)
@@ -79,7 +79,7 @@ class ChatLearnFlow(BaseChatModel):
         model, temperature, max_tokens, timeout, stop, seed, top_p, frequency_penalty, presence_penalty, reasoning: as
             in ``LLMProvider.generate``; None for the provider's default. ``max_tokens`` may be ``AtMost``.
         model_kwargs: further keywords of ``generate``.
-        streaming: always request a stream, for callbacks that need tokens.
+        streaming: always request a stream, for callbacks that receive pieces of the text.
         stream_structured: stream the answers of ``with_structured_output``, too. By default such an answer is one
             chunk, because an invalid answer cannot be retried after a part of it was streamed.
     """
@@ -130,7 +130,7 @@ class ChatLearnFlow(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        # A part of LangChain's cache key. The repr contains the models.
+        # A part of LangChain's cache key. Use the repr of the provider, because it contains the models.
         return _hash_extra_body({"provider": repr(self.provider), **self._options(None, {})})
 
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -152,22 +152,27 @@ class ChatLearnFlow(BaseChatModel):
         return estimate_max_tokens([text])
 
     def _resolve_model_profile(self) -> Any:
-        """Return a ModelProfile for LangChain's middleware. LangChain calls this unless the caller passed a profile."""
+        """Return a ModelProfile for LangChain's middleware.
+
+        LangChain calls this method unless the caller passed a profile.
+        """
         self._updates_profile = True
         return convert.profile({**default_capabilities(cost=None), **self.provider.get_capabilities()})
 
     def _update_profile(self) -> None:
-        """Update the profile. An answer may reveal more capabilities."""
+        """Update the profile, because an answer can reveal more capabilities."""
         if self._updates_profile:
             self.profile = cast(
                 Any, convert.profile({**default_capabilities(cost=None), **self.provider.get_capabilities()})
             )
 
-    def _options(self, stop: list[str] | None, call: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the keywords for the provider. The call's keywords override the attributes of the model."""
+    def _options(self, stop: list[str] | None, call_keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keywords for the provider. ``call_keywords`` override the attributes of the model."""
         options = {name: getattr(self, name) for name in _PARAMETERS} | self.model_kwargs
-        options |= {name: value for name, value in call.items() if value is not None and name not in _INTERNAL_KEYWORDS}
-        if options.get("headers"):  # they would be stored in LangChain's cache keys and callbacks
+        options |= {
+            name: value for name, value in call_keywords.items() if value is not None and name not in _INTERNAL_KEYWORDS
+        }
+        if options.get("headers"):  # refused, because LangChain's cache keys and callbacks would store them
             raise InvalidRequest(
                 "ChatLearnFlow does not support headers=", hint="Give headers= to the class of the provider"
             )
@@ -176,13 +181,14 @@ class ChatLearnFlow(BaseChatModel):
         options["stop"] = stop or options["stop"] or None
         return {name: value for name, value in options.items() if value is not None}
 
-    def _metadata(self, run: Any) -> dict[str, Any]:
+    def _metadata(self, run_manager: Any) -> dict[str, Any]:
         """Return ``{"metadata": …}`` for a call, or {} if there is no metadata.
 
-        Sources: LangGraph's node, the dict ``learnflow_llm`` of LangChain's metadata, and ``model_kwargs["metadata"]``.
+        The metadata contains the name of LangGraph's node, the dict ``learnflow_llm`` of LangChain's metadata, and
+        ``model_kwargs["metadata"]``. Later sources win.
         """
-        # Without a run manager, LangChain's current config has the same metadata.
-        langchain_metadata = getattr(run, "metadata", None) or ensure_config().get("metadata") or {}
+        # If there is no run manager, use LangChain's current config, which has the same metadata.
+        langchain_metadata = getattr(run_manager, "metadata", None) or ensure_config().get("metadata") or {}
         node, fields = langchain_metadata.get("langgraph_node"), langchain_metadata.get("learnflow_llm")
         metadata = {"node": node[:_MAX_NODE_CHARS]} if isinstance(node, str) and node.isprintable() else {}
         metadata |= {**(fields if isinstance(fields, dict) else {}), **(self.model_kwargs.get("metadata") or {})}
@@ -261,7 +267,7 @@ class ChatLearnFlow(BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Return the model with these tools.
+        """Return a runnable that calls the model with these tools.
 
         Args:
             tools: functions, classes, LangChain tools, or OpenAI-style dicts.
@@ -294,17 +300,18 @@ class ChatLearnFlow(BaseChatModel):
     ) -> Runnable[LanguageModelInput, Any]:
         """Return a runnable that returns an instance of a pydantic class, or a dict for any other schema.
 
-        It raises SchemaMismatch if the answer is invalid, unless ``include_raw`` is set. If the invalid answer ended at
-        a token limit, it raises AnswerTruncated, even with ``include_raw``.
+        The runnable raises SchemaMismatch if the answer is invalid, unless ``include_raw`` is set. If an invalid answer
+        ended at a token limit, the runnable raises AnswerTruncated, even with ``include_raw``.
 
         Args:
             schema: a pydantic class, a TypedDict, a JSON schema, or an OpenAI-style function.
             include_raw: return ``{"raw": message, "parsed": instance or None, "parsing_error": error or None}``.
-            method: "json_schema" sends the schema, and the provider validates the answer. If the model rejects the
-                schema of a pydantic class, the prompt describes it. "json_mode" requests any JSON. "function_calling"
-                uses a tool. With these two, only pydantic classes are validated, and a mismatch is not retried.
-            strict: require answers that fit exactly, if the server supports that. With "json_schema", pydantic classes
-                are always strict. "json_mode" ignores it.
+            method: "json_schema" sends the schema, and ``provider`` validates the answer. If the model rejects the
+                schema of a pydantic class, the prompt contains the schema. "json_mode" requests any JSON.
+                "function_calling" uses a tool. For "json_mode" and "function_calling", only pydantic classes are
+                validated, and a mismatch is not retried.
+            strict: require answers that fit the schema exactly, if the server supports that. For "json_schema", this is
+                always required of a pydantic class. For "json_mode", ``strict`` is ignored.
             kwargs: keywords of ``generate``.
 
         Raises:

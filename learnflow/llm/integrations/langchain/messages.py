@@ -1,4 +1,4 @@
-"""Conversion between LangChain's messages and those of a provider. Errors do not quote messages."""
+"""Conversion between LangChain's messages and OpenAI's format. Errors do not quote messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ...completion import (
 )
 from ...errors import InvalidRequest
 
-_EXTRA: Final = "learnflow_extra"  # the key in ``additional_kwargs`` for fields that LangChain does not have
+_EXTRA: Final = "learnflow_extra"  # the key in ``additional_kwargs`` for ``Completion.extra`` and ``ToolCall.extra``
 _FIRST_CALL_INDEX: Final = 1000  # above the indices of text and reasoning blocks
 _SUPPORTED_PARTS: Final = ("text", "image_url", "input_audio", "file")
 
@@ -40,9 +40,9 @@ def to_openai(messages: list[BaseMessage]) -> list[dict[str, Any]]:
         for message in messages:
             extra = message.additional_kwargs.get(_EXTRA)
             openai_messages: list[dict[str, Any]] = convert_to_openai_messages([message])
-            converted += [add_extra(one, extra) for one in openai_messages] if extra else openai_messages
+            converted += [add_extra(item, extra) for item in openai_messages] if extra else openai_messages
     except (ValueError, TypeError, KeyError, AttributeError):
-        converted = []  # the error is dropped, because its text may contain the message
+        converted = []  # invalid. The error is dropped, because its text can contain the message
     is_valid = bool(converted)
     for message_dict in converted:
         if isinstance(message_dict["content"], list):
@@ -63,8 +63,8 @@ def chunk(event: Event, started_calls: set[int], *, has_blocks: bool) -> AIMessa
 
     Args:
         event: the event.
-        started_calls: the indices of the tool calls so far. This function adds to them. Only the first chunk of a call
-            has its name, because LangChain concatenates the names of all chunks.
+        started_calls: the indices of the tool calls so far. This function adds the index of a new call. Only the first
+            chunk of a call has its name, because LangChain concatenates the names of all chunks.
         has_blocks: whether the model has ``output_version="v1"``. LangChain then numbers text and reasoning from 0, and
             merges chunks with the same index. Tool calls are therefore numbered from ``_FIRST_CALL_INDEX``.
     """
@@ -124,7 +124,7 @@ def metadata(completion: Completion) -> dict[str, Any]:
 
 
 def _extra(completion: Completion) -> dict[str, Any]:
-    """Return the vendor's own fields of an answer, such as signatures. The next request sends them back."""
+    """Return the extra fields of an answer, such as signatures. ``to_openai`` adds them to the next request."""
     message = completion.message()
     if ORIGIN_FIELD not in message:
         return {}
@@ -134,18 +134,18 @@ def _extra(completion: Completion) -> dict[str, Any]:
 
 
 def _usage(usage: Usage) -> UsageMetadata | None:
-    """Convert the token usage. Return None if the server did not report it."""
+    """Convert the token usage. Return None if the count of the prompt or of the answer is unknown."""
     prompt, answer = usage.prompt_tokens, usage.completion_tokens
     if prompt is None or answer is None:
         return None
-    metadata = UsageMetadata(
+    converted = UsageMetadata(
         input_tokens=prompt, output_tokens=answer, total_tokens=usage.total_tokens or prompt + answer
     )
     if usage.cached_tokens is not None:
-        metadata["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)
+        converted["input_token_details"] = InputTokenDetails(cache_read=usage.cached_tokens)
     if usage.reasoning_tokens is not None:
-        metadata["output_token_details"] = OutputTokenDetails(reasoning=usage.reasoning_tokens)
-    return metadata
+        converted["output_token_details"] = OutputTokenDetails(reasoning=usage.reasoning_tokens)
+    return converted
 
 
 def as_chunk(message: AIMessage) -> AIMessageChunk:

@@ -29,7 +29,10 @@ def tool_choice(choice: dict[str, Any] | str | bool | None, names: list[str]) ->
 
 
 def response_format(schema: dict[str, Any] | type, strict: bool | None) -> Any:
-    """Convert a schema to a provider's ``response_format``. A pydantic class is always strict."""
+    """Convert a schema to a provider's ``response_format``.
+
+    A pydantic class is returned unchanged. ``strict`` is then ignored, because the schema of a class is always strict.
+    """
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema
     body = _convert(convert_to_json_schema, schema)
@@ -55,7 +58,7 @@ def parse(schema: Any, message: AIMessage) -> Any:
 
     Raises:
         SchemaMismatch: the answer does not fit the schema.
-        AnswerTruncated: the answer ended at ``max_tokens``, and does not fit the schema.
+        AnswerTruncated: the answer ended at a token limit, and does not fit the schema.
     """
     try:
         return _parse(schema, message)
@@ -74,7 +77,8 @@ def _parse(schema: Any, message: AIMessage) -> Any:
         raise SchemaMismatch("the answer is not a JSON object")
     if not hasattr(schema, "parse_obj"):
         return value
-    try:  # a class of pydantic 1
+    # ``schema`` is a class of pydantic 1
+    try:
         structured_output.check_step_count(schema.schema(), value)
         return schema.parse_obj(value)
     except ValueError:
@@ -82,7 +86,7 @@ def _parse(schema: Any, message: AIMessage) -> Any:
 
 
 def _text(message: AIMessage) -> str:
-    """Return the text of a message. With ``output_version="v1"`` its content is a list of blocks."""
+    """Return the text of a message. Its content is a list of blocks if the model has ``output_version="v1"``."""
     blocks = [message.content] if isinstance(message.content, str) else message.content
     return "".join(block if isinstance(block, str) else block.get("text", "") for block in blocks)
 
@@ -90,9 +94,12 @@ def _text(message: AIMessage) -> str:
 def with_raw(
     model: Runnable[LanguageModelInput, AIMessage], parse_message: Callable[[AIMessage], Any]
 ) -> Runnable[LanguageModelInput, dict[str, Any]]:
-    """Return a runnable for ``include_raw=True``. It returns the message, the parsed value and the parsing error."""
+    """Return a runnable for ``include_raw=True``.
 
-    def success_result(message: AIMessage) -> dict[str, Any]:
+    The runnable returns the message, the parsed value and the parsing error.
+    """
+
+    def parse_result(message: AIMessage) -> dict[str, Any]:
         try:
             return {"raw": message, "parsed": parse_message(message), "parsing_error": None}
         except SchemaMismatch as error:
@@ -105,14 +112,14 @@ def with_raw(
 
     def invoke(model_input: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
         try:
-            return success_result(model.invoke(model_input, config))
+            return parse_result(model.invoke(model_input, config))
         except SchemaMismatch as error:
             return failure_result(error)
 
     async def ainvoke(model_input: LanguageModelInput, config: RunnableConfig) -> dict[str, Any]:
         try:
             message = await model.ainvoke(model_input, config)
-            return await asyncio.to_thread(success_result, message)
+            return await asyncio.to_thread(parse_result, message)
         except SchemaMismatch as error:
             return failure_result(error)
 
