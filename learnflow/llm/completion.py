@@ -49,7 +49,7 @@ class ServedModel(str):  # noqa: SLOT000  # a str cannot have slots
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The token counts that the server reported. A count is None if it was not reported."""
+    """The token counts that the server reported; None for a count that it did not report."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -58,7 +58,7 @@ class Usage:
     cached_tokens: int | None = None
 
     def __add__(self, other: Usage) -> Usage:
-        """Add the counts. A sum is None if one of its two counts is None."""
+        """Add the counts. If one of two counts is unknown (None), so is their sum."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Usage(*(None if None in pair else sum(pair) for pair in pairs))
 

@@ -182,7 +182,7 @@ class Provider:
         self.close()
 
     def get_capabilities(self) -> Capabilities:
-        """Return the provider's capabilities, without a request. An unknown value is None."""
+        """Return the provider's capabilities, without a request. Unknown values are None."""
         return self.provider.get_capabilities()
 
 

@@ -123,7 +123,7 @@ def classify_error(spec: ProviderSpec, model: str, status: int, message: str) ->
 
 
 def _error_class_of(error: Exception) -> type[LLMError] | None:
-    """Return the class in ``_ERROR_CLASSES`` for an exception of LiteLLM; None if there is none."""
+    """Return the class in ``_ERROR_CLASSES`` for an exception of LiteLLM; None if it has no class there."""
     return next(
         (_ERROR_CLASSES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _ERROR_CLASSES), None
     )

@@ -120,7 +120,7 @@ class Capacity:
             )
 
     def release(self, slot: Slot | None) -> None:
-        """Release a slot, and give it to a waiting request. Do nothing if ``slot`` is None."""
+        """Release a slot, and give it to a waiting request. Without a slot, do nothing."""
         if slot is None:
             return
         with self._lock:

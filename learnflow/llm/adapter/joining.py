@@ -305,7 +305,7 @@ class _NewTextEmit(Relay):
     def end(self, completion: Completion | None) -> None:
         """Emit the text and the tool calls that were held back, or raise the errors of ``join_continuation``.
 
-        ``completion`` is None if the attempt was stopped.
+        A stopped attempt has no completion.
         """
         text_filter = self._filter
         text = text_filter.end()

@@ -40,7 +40,7 @@ _MAX_FAULTS: Final = 1000  # with more faults, the error lists none
 
 
 def write_format(response_format: type[BaseModel] | dict[str, Any], mode: SchemaMode) -> tuple[Any, str | None]:
-    """Return the ``response_format`` parameter and an instruction for the prompt. Each is None if not needed."""
+    """Return the ``response_format`` parameter and an instruction for the prompt; None for what is not needed."""
     if mode == "json_schema" or isinstance(response_format, dict):
         return response_format, None  # LiteLLM converts a class to OpenAI's strict schema
     schema = json.dumps(response_format.model_json_schema(), ensure_ascii=False)

@@ -121,7 +121,7 @@ def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) ->
     """Return the spec of an endpoint.
 
     Raises:
-        NotConfigured: the name is invalid or unknown (``error.provider`` is None), or the kind is missing or unknown.
+        NotConfigured: the name is invalid or unknown (no ``error.provider``), or the kind is missing or unknown.
     """
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"

@@ -61,7 +61,7 @@ class Chain:
     def choose(self, loading: Sequence[Candidate]) -> tuple[list[Candidate], Candidate | None]:
         """Return the candidates that can be tried, in order, and the chosen one.
 
-        The chosen one is None if no circuit breaker allows a request.
+        No candidate is chosen (None) if no circuit breaker allows a request.
         """
         for candidate in self.candidates:
             candidate.refresh_facts()

@@ -231,7 +231,7 @@ def with_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
 def no_model_api_error(status: int | None = None) -> LLMError:
     """Return the error for an address that does not serve a model API.
 
-    ``status`` is None if the error is concluded from several responses.
+    An error that is concluded from several responses has no status.
     """
     what = "this address does not serve a model API, but a web page or another route"
     return errors.Misconfigured(what, status=status)

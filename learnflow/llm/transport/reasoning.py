@@ -187,5 +187,5 @@ def _is_mention(before: str, after: str, *, at_end: bool) -> bool:
 
 
 def _overlap(text: str, tag: str) -> int:
-    """Return the length of the incomplete tag at the end of the text; 0 if there is none."""
+    """Return the length of the incomplete tag at the end of the text; 0 without such a tag."""
     return next((length for length in range(len(tag) - 1, 0, -1) if text.endswith(tag[:length])), 0)
