@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -260,7 +261,8 @@ def test_commands_against_hanging_servers_end(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("LLM_PROVIDER", "llamacpp")
     with ExitStack() as servers:
         urls = [servers.enter_context(hanging(beginning)) for beginning in BEGINNINGS]
-        commands = [[f"LLAMACPP_BASE_URL={url}", *command] for url in urls for command in words]
+        pairs = [*zip(itertools.cycle(urls), words, strict=False), *((url, ["status"]) for url in urls)]
+        commands = [[f"LLAMACPP_BASE_URL={url}", *command] for url, command in pairs]
         codes, _, _ = run_all(commands, "", tmp_path, "apart")
     for number, (command, code) in enumerate(zip(commands, codes, strict=True)):
         output = (tmp_path / f"output-{number}").read_text(encoding="utf-8")
