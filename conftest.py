@@ -99,7 +99,7 @@ def own_process_state() -> Iterator[None]:
     for server in embedded._servers.values():  # noqa: SLF001
         server.stop()
     embedded._servers.clear()  # noqa: SLF001
-    process.forget()
+    process.clear_learned_state()
 
 
 @pytest.fixture(scope="session", autouse=True)

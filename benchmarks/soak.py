@@ -45,7 +45,7 @@ from learnflow.llm.providers import (
 )
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.routing.decision import MAX_DELAY_S
-from learnflow.llm.testing import Fault, FaultServer, Seen
+from learnflow.llm.testing import Fault, FaultServer, ReceivedRequest
 from learnflow.llm.testing.fault_server import FaultName
 
 DIALECTS: Final = ("vllm", "llamacpp", "ollama", "lmstudio", "openai")
@@ -78,7 +78,7 @@ def answer(number: int) -> list[str]:
 class NumberedServer(FaultServer):
     """A fault server that answers each question by its number, with the speed of a model."""
 
-    async def _respond(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _respond(self, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         question = re.search(r"Question (\d+)\.", json.dumps(seen.body))
         if question:
             self.pieces = answer(int(question.group(1)))  # used before the next await

@@ -14,7 +14,7 @@ import pytest
 import quiz
 
 from learnflow.llm import errors
-from learnflow.llm.testing import Cut, ScriptedProvider, provided
+from learnflow.llm.testing import CutAnswer, ScriptedProvider, use_provider
 
 
 @pytest.mark.usefixtures("llm_replay")
@@ -24,7 +24,7 @@ def test_each_question_has_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert [line[:2] for line in capsys.readouterr().out.splitlines()] == ["- ", "- ", "- "]
 
 
-@pytest.mark.parametrize("answer", ["No JSON.", '{"questions": []}', Cut('{"questions": ["Wh')])
-def test_answer_that_is_no_quiz_is_an_error(answer: str | Cut) -> None:  # a script instead of a recording
-    with provided(ScriptedProvider([answer])), pytest.raises(errors.LLMError):
+@pytest.mark.parametrize("answer", ["No JSON.", '{"questions": []}', CutAnswer('{"questions": ["Wh')])
+def test_answer_that_is_no_quiz_is_an_error(answer: str | CutAnswer) -> None:  # a script instead of a recording
+    with use_provider(ScriptedProvider([answer])), pytest.raises(errors.LLMError):
         asyncio.run(quiz.main("RSA"))

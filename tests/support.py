@@ -36,7 +36,7 @@ from learnflow.llm.providers import (
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
-from learnflow.llm.testing.fault_server import Seen, closed_port
+from learnflow.llm.testing.fault_server import ReceivedRequest, closed_port
 
 ROOT = Path(__file__).parents[1]
 TINY_MODEL = ROOT / "tests" / "models" / "learnflow-tiny.gguf"
@@ -239,7 +239,7 @@ async def sent(provider: Any, server: FaultServer, **more: Any) -> dict[str, Any
 class Obedient(FaultServer):
     """A server that calls the first allowed tool, or fills the requested schema, or answers with a sentence."""
 
-    def _stream_parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
+    def _stream_parts(self, fault: Fault | None, seen: ReceivedRequest) -> Iterator[bytes]:
         text = str(seen.body["messages"][-1]["content"])
         answered = seen.body["messages"][-1]["role"] == "tool"
         tools = [] if answered else [item["function"] for item in seen.body.get("tools", ())]

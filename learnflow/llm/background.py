@@ -57,7 +57,7 @@ class Background:
         """Start a coroutine in the loop, and return its future. After ``stop``, run it in the calling thread.
 
         Raises:
-            InvalidRequest: called in the thread of this loop, or after ``stop`` in the thread of another running loop.
+            InvalidRequest: called in the thread of this loop, or, after ``stop``, in a running event loop.
         """
         if self._thread is threading.current_thread() or (self._exit_runner and _is_in_loop()):
             coroutine.close()

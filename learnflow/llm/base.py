@@ -62,7 +62,7 @@ class AtMost(int):
     """
 
 
-def may_be_left_out(value: object) -> bool:
+def is_removable(value: object) -> bool:
     """Return whether a value is a default or an ``AtMost``. Only these are removed if a model does not support them."""
     return isinstance(value, (DefaultFloat, _DefaultInt, AtMost))
 

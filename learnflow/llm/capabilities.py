@@ -87,7 +87,9 @@ def parse_capabilities(text: str) -> dict[str, Any]:
             capabilities[name] = prices
         else:
             flags, numbers = ", ".join(_CONFIGURABLE_FLAGS), "context=, context_served=, max_output=, cost=IN/OUT"
-            raise ValueError(f"invalid capability {item!r}. Use {flags} (no- before one turns it off), or {numbers}")
+            raise ValueError(
+                f"invalid capability {item!r}. Use {flags}, with the prefix no- to turn one off, or {numbers}"
+            )
     return capabilities
 
 

@@ -203,7 +203,7 @@ async def _probe_default(spec: ProviderSpec, url: str, timeout_s: float) -> Cand
 def _detected_kind(provider: BaseProvider) -> ProviderSpec | None:
     """Return the kind of server that the last probe found; None if it found no server."""
     server = provider.catalog.server
-    return (server.kind or CUSTOM) if server else None
+    return (server.spec or CUSTOM) if server else None
 
 
 def _create_unconfigured(spec: ProviderSpec, url: str) -> BaseProvider:

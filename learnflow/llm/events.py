@@ -294,7 +294,7 @@ _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
 }
 
 
-def next_request() -> int:
+def next_request_number() -> int:
     """Return the number of a new request, unique in this process."""
     return next(_request_numbers)
 

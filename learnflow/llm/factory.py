@@ -40,7 +40,7 @@ def get_provider(name: str | None = None, **keywords: Unpack[ProviderOptions]) -
 
     parameters.check_keywords(get_provider, locals(), NotConfigured)
     common = settings.load()
-    if not switches.is_command and (common.llm_metrics_port or common.llm_opentelemetry):
+    if not switches.in_cli and (common.llm_metrics_port or common.llm_opentelemetry):
         from . import integrations  # noqa: PLC0415  # requires an extra
 
         integrations.attach(common)

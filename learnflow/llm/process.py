@@ -1,7 +1,7 @@
 """The state of this process: circuit breakers, context lengths, DNS results, connection pools, sinks of log events.
 
-Each module registers its collections. Tests call ``state()`` for the sizes of all collections, and ``forget()`` to
-clear the collections that requests have filled (learned state).
+Each module registers its collections. Tests call ``state()`` for the sizes of all collections, and
+``clear_learned_state()`` to clear those that requests have filled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _collections: Final[dict[str, tuple[Any, bool]]] = {}  # the flag is ``learned``
 def register(name: str, values: _C, *, learned: bool = False) -> _C:
     """Register a collection for ``state()``. Return the collection.
 
-    ``learned`` means that requests fill the collection, and that ``forget()`` clears it.
+    ``learned`` means that requests fill the collection, and that ``clear_learned_state()`` clears it.
     """
     _collections[name] = values, learned
     return values
@@ -31,7 +31,7 @@ def state() -> dict[str, int]:
     return {name: len(values) for name, (values, _) in _collections.items()}
 
 
-def forget() -> None:
+def clear_learned_state() -> None:
     """Clear learned state, such as breakers and DNS results. Connections, sinks and switches remain."""
     for values, learned in _collections.values():
         if learned:
@@ -87,7 +87,7 @@ class Switches:
         max_retries: the maximum number of retries, without pauses between them. A lower configured number still
             applies. None for no override.
         today: the date that replaces the current date; None for no override.
-        is_command: whether a command of ``learnflow-llm`` is running. A command serves no metrics, because the
+        in_cli: whether a command of ``learnflow-llm`` is running. A command serves no metrics, because the
             application could need the port. A command does not wait for a restarting server, unless LLM_PATIENCE is
             set.
         collected_faults: the faults of invalid variables and unreadable files, by the name of the variable or file.
@@ -97,7 +97,7 @@ class Switches:
     allowed_origins: set[tuple[str, str, int]] | None = None
     max_retries: int | None = None
     today: date | None = None
-    is_command: bool = False
+    in_cli: bool = False
     collected_faults: dict[str, str] | None = None
 
 

@@ -69,14 +69,14 @@ class Server:
     """The properties that a server reports. None means unknown.
 
     Attributes:
-        kind: the spec of this kind of server.
+        spec: the spec of this kind of server.
         version, models: the version of the server, and all its models.
         slots: the concurrency limit.
         accepts_any_name: whether the server ignores ``model=`` and responds with its only model.
         fault: why the server cannot respond now: a state and an explanation. None if it can.
     """
 
-    kind: ProviderSpec | None = None
+    spec: ProviderSpec | None = None
     version: str | None = None
     slots: int | None = None
     models: tuple[Model, ...] = ()

@@ -17,7 +17,7 @@ from learnflow.llm import RouterProvider, errors
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import build
-from learnflow.llm.testing import Cut, ScriptedProvider
+from learnflow.llm.testing import CutAnswer, ScriptedProvider
 
 # The tiny model was trained on these answers; authored cassettes have the same ones.
 ANSWERS: Final = {
@@ -274,7 +274,7 @@ async def cut(one: Subject) -> None:
 
 async def resume(one: Subject) -> None:
     """Continue an answer that another provider began, without a gap or a repetition."""
-    router = RouterProvider(ScriptedProvider([Cut(PIECES)]), [one.provider()])
+    router = RouterProvider(ScriptedProvider([CutAnswer(PIECES)]), [one.provider()])
     async with router.stream(BROKEN, temperature=0) as answer:
         text = "".join([piece async for piece in answer])
     one.check(BROKEN, text)

@@ -28,7 +28,7 @@ from learnflow.llm.errors import LLMError
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.replay.transport import Cassettes, Recording
-from learnflow.llm.testing import forget
+from learnflow.llm.testing import clear_learned_state
 
 _PATIENCE_S = 30.0
 _AUTHORED = ("image", "tools", "busy", "rate_limit")  # of every provider
@@ -125,7 +125,7 @@ async def _cassette(
     row: str, behaviour: str, subject: Subject | None, about: Mapping[str, Any], pages: Mapping[str, RecordedResponse]
 ) -> str:
     """Make one cassette. Return how it was made."""
-    forget()
+    clear_learned_state()
     crowded = os.environ.get(f"{row.upper()}_BUSY_URL")
     if subject and behaviour == "busy" and crowded:
         return await _caught(row, replace(subject, base_url=crowded), about)
@@ -155,7 +155,7 @@ async def _caught(row: str, subject: Subject, about: Mapping[str, Any]) -> str:
         except (AssertionError, LLMError):
             if time.monotonic() > over:
                 raise
-            forget()
+            clear_learned_state()
 
 
 async def _recorded(row: str, behaviour: str, subject: Subject, about: Mapping[str, Any]) -> str:

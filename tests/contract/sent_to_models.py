@@ -81,7 +81,9 @@ def sent(provider: BaseProvider, model: str, call_name: str) -> dict[str, Any] |
         while True:
             try:
                 written = request.to_openai(request_format, context_length=None, max_tokens=None, prefill=None)
-                return dict(_litellm.write(provider.spec, provider.endpoint, model, *written, api).body or {})
+                return dict(
+                    _litellm.build_http_request(provider.spec, provider.endpoint, model, *written, api).body or {}
+                )
             except CapabilityError as error:
                 change = request.next_format(request_format, error, api=api)
                 if change is None:

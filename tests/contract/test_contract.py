@@ -17,7 +17,7 @@ from learnflow.llm import Completion, Finished, ReasoningDelta, TextDelta, ToolC
 from learnflow.llm.base import AbstractProvider
 from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
-from learnflow.llm.testing import forget, no_model_calls, replaying
+from learnflow.llm.testing import clear_learned_state, no_model_calls, replaying
 
 CELLS = [(row, behaviour) for row in SUBJECTS for behaviour in BEHAVIOURS if behaviour not in absent().get(row, {})]
 # The behaviours are spread over the providers, so that every dialect and every kind of key is replayed.
@@ -30,9 +30,9 @@ PLAYED_BY_VCRPY = {
 
 @pytest.fixture(autouse=True)
 def without_learned_state() -> Iterator[None]:
-    forget()
+    clear_learned_state()
     yield
-    forget()
+    clear_learned_state()
 
 
 @pytest.mark.parametrize(("row", "behaviour"), CELLS)
@@ -123,7 +123,7 @@ async def test_wrong_key_or_other_model_does_not_replay_an_answer(row: str) -> N
             await one.provider(key).generate("Say hello", temperature=0)
         with pytest.raises((errors.NotRecorded, errors.Unsupported)), played_by_vcrpy(file):
             await one.provider(key).generate("Say hello", temperature=0)
-        forget()
+        clear_learned_state()
 
 
 def test_calm_replaces_volatile_fields() -> None:

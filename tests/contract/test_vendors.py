@@ -47,7 +47,9 @@ def test_vendor_of_table_writes_request_with_its_key_to_its_url(name: str, monke
     monkeypatch.setenv(spec.variable("api_key"), "key-of-the-vendor")
     monkeypatch.setenv(spec.variable("model"), "a-model")
     provider = build(name)
-    request = _litellm.write(provider.spec, provider.endpoint, "a-model", [{"role": "user", "content": "hi"}], {})
+    request = _litellm.build_http_request(
+        provider.spec, provider.endpoint, "a-model", [{"role": "user", "content": "hi"}], {}
+    )
     body = request.body or {}
     assert (provider.name, provider.model) == (name, "a-model")
     assert (request.url.startswith("http://127.0.0.1:9/"), request.url.endswith("/chat/completions")) == (True, True)
@@ -108,7 +110,7 @@ DOCUMENTED = {
 def test_request_goes_to_the_documented_address(name: str) -> None:
     provider = build(name, api_key="key")
     messages, parameters = [{"role": "user", "content": "hi"}], {"temperature": 0.5, "max_tokens": 7}
-    request = _litellm.write(provider.spec, provider.endpoint, "a-model", messages, parameters)
+    request = _litellm.build_http_request(provider.spec, provider.endpoint, "a-model", messages, parameters)
     assert request.url == DOCUMENTED[name]
     body = request.body or {}
     assert (body["model"], body["messages"], body["temperature"]) == ("a-model", messages, 0.5)

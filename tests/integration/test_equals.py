@@ -65,19 +65,19 @@ async def test_explain_and_status_show_rank_requests_in_flight_and_cached_share(
 ) -> None:
     router = RouterProvider("gpu1+gpu2", ["gpu3"])
     assert [row.rank for row in choices_of(router, "hi")] == [0, 0, 1]
-    assert [(row["in_flight"], row["cached"]) for row in router.status()] == [(0, None)] * 3
+    assert [(row["in_flight"], row["cached_share"]) for row in router.status()] == [(0, None)] * 3
     usage = {"prompt_tokens": 100, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 90}}
     output = {"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}], "usage": usage}
     for server in two:
         server.script = [Fault("refuse", status=200, body=json.dumps(output).encode())]
     await router.generate("hi")
-    assert sorted(row["cached"] or 0 for row in router.status()) == [0, 0, 0.9]
+    assert sorted(row["cached_share"] or 0 for row in router.status()) == [0, 0, 0.9]
     for server in two:
         server.fault = Fault("stall", after=1)
     async with router.stream("hi") as busy:
         await anext(busy)
         assert sorted(row["in_flight"] for row in router.status()) == [0, 0, 1]
-        assert {row["room"] for row in router.status()} == {1}
+        assert {row["concurrency_limit"] for row in router.status()} == {1}
 
 
 async def test_slots_of_server_are_concurrency_limit(two: list[FaultServer], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ async def test_slots_of_server_are_concurrency_limit(two: list[FaultServer], mon
     two[0].responses["/props"] = {**two[0].responses["/props"], "total_slots": 3}
     router = RouterProvider("gpu1+gpu2")
     await router.generate("hi")
-    assert [row["room"] for row in router.status()] == [3, 1]
+    assert [row["concurrency_limit"] for row in router.status()] == [3, 1]
 
 
 async def test_conversation_goes_to_server_with_its_prefix_in_cache(two: list[FaultServer]) -> None:

@@ -47,7 +47,7 @@ async def test_failover_is_immediate_and_next_request_skips_failed_provider(
         )  # only the operator can correct it
         state = chain.status()[0]
         assert (state["breaker"], state["failed"]) == ("open", 1)
-        assert state["opens_in_s"] > 0
+        assert state["open_for_s"] > 0
 
 
 async def test_refused_connection_is_tried_once_and_next_provider_answers() -> None:

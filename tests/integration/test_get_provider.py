@@ -12,7 +12,7 @@ from support import TINY_MODEL, serving, store_tiny_model
 from learnflow.llm import RouterProvider, errors, get_provider, sync
 from learnflow.llm.providers import EmbeddedProvider, OpenAIProvider
 from learnflow.llm.providers.registry import SPECS, check_provider_name, spec_of
-from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
+from learnflow.llm.testing import FaultServer, ScriptedProvider, use_provider
 from learnflow.llm.transport import network
 
 LARGE = ("litellm", "httpx", "pydantic", "pydantic_settings", "structlog", "rich", "click", "yaml", "jsonschema")
@@ -163,7 +163,7 @@ async def test_context_manager_closes_after_an_error() -> None:
 
 
 async def test_context_manager_of_overridden_provider() -> None:
-    with provided(ScriptedProvider(["Hello."])):
+    with use_provider(ScriptedProvider(["Hello."])):
         async with get_provider() as provider:
             assert await provider.generate("hi") == "Hello."
     async with ScriptedProvider(["Hello."]) as scripted:

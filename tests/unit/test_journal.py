@@ -23,7 +23,7 @@ from learnflow.llm.completion import Completion, Resumed, ServedModel
 from learnflow.llm.journal import JournalFile
 from learnflow.llm.settings import Settings
 from learnflow.llm.stream import Emit, Work
-from learnflow.llm.testing import Cut, ScriptedProvider, no_waiting
+from learnflow.llm.testing import CutAnswer, ScriptedProvider, no_waiting
 
 DIGEST = "0123456789abcdef" * 2
 PIECES = ["RSA is a ", "public-key ", "crypto", "system. ", "Привет, мир! 🦊 "]
@@ -95,7 +95,7 @@ class Stalling(ScriptedProvider):
 
 def cut_chain(text: str, **more: Any) -> RouterProvider:
     """Return a chain that breaks after this text."""
-    return router(ScriptedProvider([Cut([text])]), retries=0, **more)
+    return router(ScriptedProvider([CutAnswer([text])]), retries=0, **more)
 
 
 async def interrupt(how: str, length: int = 40, **more: Any) -> None:
@@ -327,7 +327,7 @@ async def test_resumed_answers_are_counted(folder: Path) -> None:
     await request_text(router(Continuing()), "complete")
     assert (count("journal"), count("call"), count("stream")) == (1, None, None)
     await request_text(router(Continuing()), "complete", after=TEXT[:30])
-    await request_text(router(ScriptedProvider([Cut([TEXT[:40]])]), Continuing(), retries=0), "stream")
+    await request_text(router(ScriptedProvider([CutAnswer([TEXT[:40]])]), Continuing(), retries=0), "stream")
     assert (count("journal"), count("call"), count("stream")) == (1, 1, 1)
     detach()
 
@@ -371,7 +371,9 @@ async def test_unreachable_provider_does_not_lose_the_text(folder: Path) -> None
 
 async def test_restarted_answer_replaces_the_recorded_text(folder: Path) -> None:
     chain = router(
-        ScriptedProvider([Cut(["nonsense "])]), ScriptedProvider(["Another beginning"] * 3, name="second"), retries=0
+        ScriptedProvider([CutAnswer(["nonsense "])]),
+        ScriptedProvider(["Another beginning"] * 3, name="second"),
+        retries=0,
     )
     with no_waiting():
         assert await chain.generate("hi") == "Another beginning"

@@ -14,7 +14,7 @@ from learnflow.llm import Completion, Finished, LLMProvider
 from learnflow.llm.errors import LLMError
 from learnflow.llm.providers import CustomProvider
 from learnflow.llm.testing import FaultServer
-from learnflow.llm.testing.fault_server import Seen
+from learnflow.llm.testing.fault_server import ReceivedRequest
 
 MODEL: Final = "study-7b"
 KEY: Final = "k-0123456789abcdef"
@@ -58,7 +58,7 @@ class OddServer(FaultServer):
     def bodies(self) -> list[dict[str, Any]]:
         return [seen.body for seen in self.seen]
 
-    async def _respond(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _respond(self, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         if not (seen.method == "POST" and seen.path.partition("?")[0].endswith(("/chat/completions", "/responses"))):
             return await super()._respond(seen, reader, writer)
         self.seen.append(seen)

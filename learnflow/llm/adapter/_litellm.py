@@ -22,7 +22,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from .. import errors
-from ..base import may_be_left_out
+from ..base import is_removable
 from ..completion import Usage
 from ..errors import LLMError
 from ..parameters import ApiName
@@ -54,7 +54,7 @@ _RENAMED: Final = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens"),
     **dict.fromkeys(("response_format", "verbosity"), "text"),
     "reasoning_effort": "reasoning",
-    # LiteLLM drops ``stream_options``. This entry prevents its restoration: such a stream always has the usage
+    # A stream of this API always has the usage. So ``stream_options``, which LiteLLM drops, is not reported as omitted
     "stream_options": "stream",
 }
 # By name, because importing LiteLLM's exceptions takes seconds.
@@ -80,7 +80,7 @@ def is_prepared(spec: ProviderSpec) -> bool:
     return spec.litellm_provider in _prepared
 
 
-def write(
+def build_http_request(
     spec: ProviderSpec,
     endpoint: Endpoint,
     model: str,
@@ -101,7 +101,7 @@ def write(
     """
     if api == "chat" and find_row(spec, model).get("mode", _CHAT_MODE) != _CHAT_MODE:
         raise errors.Unsupported("this model is not served by chat completions", hint="Choose a chat model")
-    _load()  # an ImportError must not become an error of the request
+    _load()  # outside the try, so that an ImportError is not converted
     try:
         build = _build_responses_request if api == "responses" else _build_request
         return build(spec, endpoint, model, messages, parameters)
@@ -160,7 +160,7 @@ def _build_request(
     # A copy, because LiteLLM 1.106 changes its arguments, and returns a body with parts of them
     messages = copy.deepcopy(original_messages)
     keywords, extra = _split_parameters(config, parameters)
-    keywords_json = json.dumps(keywords)  # unsorted: a language model writes properties in the order of the schema
+    keywords_json = json.dumps(keywords)  # not sorted, because a model writes properties in the order of the schema
     optional_params = copy.deepcopy(_convert_parameters(spec.litellm_provider, model, endpoint.version, keywords_json))
     extra_by_litellm = optional_params.pop("extra_body", None) or {}
     optional_params.pop("fake_stream", None)  # for LiteLLM's own handler
@@ -217,7 +217,7 @@ def _build_responses_request(
 
 
 def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], parameters: Mapping[str, Any]) -> None:
-    """Restore parts of messages and keywords of the caller that LiteLLM omitted or changed.
+    """Restore the caller's keywords and parts of messages that LiteLLM omitted or changed.
 
     The server then decides whether to reject them. Defaults of this package and renamed parameters are not restored.
     ``messages`` and ``parameters`` are those that were passed to LiteLLM.
@@ -229,7 +229,7 @@ def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], param
     missing = {
         name: value
         for name, value in parameters.items()
-        if not (name in _NEVER_RESTORED or may_be_left_out(value) or value in (body.get(name), "auto", *renamed))
+        if not (name in _NEVER_RESTORED or is_removable(value) or value in (body.get(name), "auto", *renamed))
         and (name not in body or isinstance(value, float | int))
     }
     if lost or missing:
@@ -290,7 +290,8 @@ def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
     with _lock:
         if not is_prepared(spec):
             with suppress(errors.Unsupported):  # LiteLLM does not support these parameters for the vendor
-                write(spec, endpoint, "-", [{"role": "user", "content": "-"}], {"temperature": 0.0, "max_tokens": 1})
+                parameters = {"temperature": 0.0, "max_tokens": 1}
+                build_http_request(spec, endpoint, "-", [{"role": "user", "content": "-"}], parameters)
             _prepared.add(spec.litellm_provider)
 
 

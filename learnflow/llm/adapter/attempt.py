@@ -1,7 +1,7 @@
 """Run one attempt at one provider: choose the model, wait for a slot, send the request, check the answer.
 
-``AttemptRunner`` has the state of a provider. ``_AttemptRun`` has the state of one attempt. A slot is a place within
-the concurrency limit of a server.
+``AttemptRunner`` has the state of a provider, and ``_RunningAttempt`` that of one attempt. A slot is a place within the
+concurrency limit of a server.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from . import _litellm, structured_output
 from .answer import Answer, redact
 from .capacity import CAPACITY
 from .context_window import ContextBudget
-from .request import Request, RequestFormat, write_without_litellm
+from .request import Request, RequestFormat, build_without_litellm
 
 # For the event ``RequestAdjusted``, if ``build_request`` appended a message.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
@@ -76,7 +76,10 @@ class AttemptRunner:
 
     @property
     def origin(self) -> str:
-        """Return ``Completion.origin``: a digest, because the messages of a prompt must not contain the address."""
+        """Return ``Completion.origin``, an id of the provider and its base URL.
+
+        It is a digest, because later prompts contain it, and must not reveal the address.
+        """
         return hashlib.sha256(f"{self.spec.name} {self.client.endpoint.base_url}".encode()).hexdigest()[:16]
 
     @property
@@ -93,7 +96,7 @@ class AttemptRunner:
         """
         if self.api == "responses":
             return None
-        for spec in (self.spec, self.catalog.server and self.catalog.server.kind):
+        for spec in (self.spec, self.catalog.server and self.catalog.server.spec):
             if spec and spec.dialect.can_continue and spec.dialect.parser is self.spec.dialect.parser:
                 return spec
         return None
@@ -104,7 +107,7 @@ class AttemptRunner:
         If ``request.buffered``, the caller receives the whole answer at the end. If this answer does not match its
         schema, the function also requests corrections.
         """
-        # Thinking may arrive as text. Hold back text if the caller reads all text at the end, or requests thinking
+        # Thinking may arrive as text. Hold text back if thinking was requested, or if the caller gets no stream anyway
         hold_text = (request.buffered and not request.is_journaled) or request.reasoning not in (None, False)
         validated = structured_output.is_validated(request.response_format)
         if request.buffered and self.reask and validated and attempt.prefix is None:
@@ -116,11 +119,11 @@ class AttemptRunner:
         return self._start_once(request, attempt, hold_text=hold_text)
 
     def _start_once(self, request: Request, attempt: Attempt, *, hold_text: bool) -> Work:
-        attempt_run = _AttemptRun(self, request, attempt, hold_text=hold_text)
+        running = _RunningAttempt(self, request, attempt, hold_text=hold_text)
         name, base_url = self.spec.name, self.client.endpoint.base_url
         with_events = partial(events.run_attempt, context_setting=self.spec.context_setting)
         return partial(
-            with_events, name, base_url, request.sampling, attempt, attempt_run.model_and_max_tokens, attempt_run.run
+            with_events, name, base_url, request.sampling, attempt, running.model_and_max_tokens, running.run
         )
 
     def record_failure(self, error: LLMError, model: str | None) -> LLMError:
@@ -148,7 +151,7 @@ async def _before_deadline(deadline: float) -> AsyncIterator[None]:
         raise errors.DeadlineExceeded("the deadline passed before the request was sent") from None
 
 
-class _AttemptRun:
+class _RunningAttempt:
     """One running attempt. If ``hold_text``, it holds back text that may be thinking.
 
     The ``ContextBudget`` of the attempt chooses the context length and the token limit of the answer.
@@ -162,7 +165,7 @@ class _AttemptRun:
         self._client = replace(runner.client, endpoint=endpoint)
         self._budget = ContextBudget(runner.spec, runner.catalog, self._client, request, attempt.prefill_with_thinking)
         self._answer: Answer | None = None
-        self._responses_error: LLMError | None = None  # raised if the retry as a chat completion also fails
+        self._responses_api_error: LLMError | None = None  # raised if the retry as a chat completion also fails
 
     def model_and_max_tokens(self) -> tuple[str | None, int | None]:
         """Return the model (None if not yet chosen) and the ``max_tokens`` to send (None if unlimited)."""
@@ -292,10 +295,10 @@ class _AttemptRun:
         if adjustment is None:
             change = self._request.next_format(request_format, error, api=api)
             if change is None:
-                raise self._responses_error or error
+                raise self._responses_api_error or error
             request_format, adjustment = change
             if (api, request_format.api) == ("responses", "chat"):
-                self._responses_error = error
+                self._responses_api_error = error
         self._report_adjusted(adjustment)
         return request_format
 
@@ -388,8 +391,10 @@ class _AttemptRun:
             return request
         arguments = spec, self._client.endpoint, model, messages, parameters
         if request_format.api == "responses":
-            return _litellm.write(*arguments, "responses")
-        return _litellm.write(*arguments) if _litellm.is_prepared(spec) else write_without_litellm(*arguments)
+            return _litellm.build_http_request(*arguments, "responses")
+        return (
+            _litellm.build_http_request(*arguments) if _litellm.is_prepared(spec) else build_without_litellm(*arguments)
+        )
 
     async def _complete(self, answer: Answer) -> Completion:
         """Check the answer, and return the completion.
@@ -406,7 +411,8 @@ class _AttemptRun:
             await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._find_cost(completion), origin=self._runner.origin)
             for call in completion.tool_calls:
-                cast(CallId, call.id).answer = completion.message()  # for the next prompt: ``restore_extra`` reads it
+                # ``restore_extra`` adds the extra fields of this message to the next prompt
+                cast(CallId, call.id).answer = completion.message()
             if not completion.tool_calls:
                 parsed = await structured_output.parse_async(request.response_format, completion.text)
                 completion = replace(completion, parsed=parsed)
@@ -450,7 +456,7 @@ class _AttemptRun:
         """
         runner, name = self._runner, self._spec.name
         served = self._catalog.other_model_name(self._model, served)
-        server_spec = (self._catalog.server and self._catalog.server.kind) or self._spec
+        server_spec = (self._catalog.server and self._catalog.server.spec) or self._spec
         pair = (self._model, served)
         if served and not (
             server_spec.api.has_aliases or pair in runner.reported_mismatches or is_same_model(self._model, served)

@@ -359,7 +359,7 @@ class ContextBudget:
             return
         if catalog.server is None:
             await catalog.health(QUICK_PROBE_S)
-        server, server_spec = catalog.server, catalog.server and catalog.server.kind
+        server, server_spec = catalog.server, catalog.server and catalog.server.spec
         if not (server and server_spec and server_spec.server.truncates_prompts):
             return
         if server_spec.server.truncates_prompts(

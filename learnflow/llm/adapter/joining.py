@@ -8,7 +8,7 @@ The prefill therefore ends before the last word, and the continuation must first
 
 Measured in 2026-11 on three servers, with the same model before and after the interruption (ADR 4). If the prefill
 ended before the last word, 3,021 of 3,027 answers had the same text as without an interruption. The other six failed
-with a connection error. If the prefill was the whole text, only 575 of 1,639 answers had the same text.
+on a stale connection. If the prefill was the whole text, only 575 of 1,639 answers had the same text.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def start(self, call: Call) -> Work:
         """Return a coroutine function that runs a call; see ``AbstractProvider.start``."""
-        attempt = Attempt(request=events.next_request(), metadata=call.metadata)
+        attempt = Attempt(request=events.next_request_number(), metadata=call.metadata)
         work = self.attempt(call, attempt)  # raises an error if the call is invalid
         if call.after or self._common.llm_journal:
             run = partial(run_with_prior_text, self.attempt, attempt, self.name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from .. import errors
-from ..base import AtMost, Prompt, may_be_left_out
+from ..base import AtMost, Prompt, is_removable
 from ..errors import InvalidRequest, LLMError, Unsupported
 from ..parameters import LOCAL_SAMPLING, REASONING_LEVELS, ApiName
 from ..provider_spec import ProviderSpec
@@ -223,7 +223,7 @@ class Request:
             names_in_error.add("max_tokens")
         if self.flexible_max_tokens and isinstance(error, errors.ContextOverflow) and error.prompt_fits:
             names_in_error.add("max_tokens")
-        removable = {name for name, value in self.sampling.items() if may_be_left_out(value)}
+        removable = {name for name, value in self.sampling.items() if is_removable(value)}
         removable |= {"include", "summary"} if api == "responses" else {"stream_options"}
         removable = removable - request_format.omitted
         stream = {"stream"} if self.streams(request_format) and self.buffered else set()
@@ -278,13 +278,13 @@ class Request:
         return fields
 
     def _sampling_of(self, request_format: RequestFormat) -> dict[str, Any]:
-        """Return the sampling parameters. Omit a rejected or unsupported one if ``may_be_left_out``.
+        """Return the sampling parameters. Omit a rejected or unsupported one if ``is_removable``.
 
         Raise Unsupported if the caller set an unsupported parameter to a value other than 1. Models accept 1 even if
         they reject other values, because it is the vendors' default.
         """
         omitted = request_format.omitted | request_format.unsupported
-        sampling = {n: value for n, value in self.sampling.items() if n not in omitted or not may_be_left_out(value)}
+        sampling = {n: value for n, value in self.sampling.items() if n not in omitted or not is_removable(value)}
         for name in sorted(name for name in sampling.keys() & request_format.unsupported if sampling[name] != 1):
             hint = f"Leave {name}= out; extra_body= sends it anyway"
             raise Unsupported(f"the model does not support {name}=", hint=hint)
@@ -309,10 +309,13 @@ class Request:
         raise Unsupported(f"the model does not support reasoning{'' if value is True else f'={value!r}'}", hint=hint)
 
 
-def write_without_litellm(
+def build_without_litellm(
     spec: ProviderSpec, endpoint: Endpoint, model: str, messages: list[dict[str, Any]], parameters: Mapping[str, Any]
 ) -> HttpRequest:
-    """Return the HTTP request for a ``Request`` that bypasses LiteLLM; see ``_litellm.write`` for the arguments."""
+    """Return the HTTP request for a ``Request`` that bypasses LiteLLM.
+
+    The arguments are those of ``_litellm.build_http_request``.
+    """
     body = {"messages": messages, "stream": True, **parameters, **parameters.get("extra_body", {}), "model": model}
     body.pop("extra_body", None)
     return HttpRequest(url=f"{endpoint.base_url}{spec.dialect.direct_chat_path}", body=body)

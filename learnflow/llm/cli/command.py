@@ -46,11 +46,13 @@ def command(function: Callable[..., Any]) -> click.Command:
     @wraps(function)
     def run(*, verbose: bool, **options: Any) -> int:
         _configure_output(verbose=verbose)
-        switches.is_command = True
+        switches.in_cli = True
         try:
             if name := options.get("provider"):
                 _check_provider(name)
-            if "provider" in options and created.name != "doctor":  # doctor prints ineffective settings in a section
+            if (
+                "provider" in options and created.name != "doctor"
+            ):  # doctor prints describe_ineffective settings in a section
                 _report_ineffective_settings(name)
             with interruptible() as exits_at_once:
                 result = function(**options)
@@ -61,7 +63,7 @@ def command(function: Callable[..., Any]) -> click.Command:
             notify(str(error), options=[str(item.name) for item in created.params if isinstance(item, click.Option)])
             return exit_code(error)
         finally:
-            switches.is_command, switches.collected_faults = False, None
+            switches.in_cli, switches.collected_faults = False, None
 
     created = click.command(function.__name__.replace("_", "-"))(run)
     created.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Write the log to stderr."))
@@ -85,9 +87,9 @@ def _check_provider(name: str) -> None:
 
 
 def _report_ineffective_settings(provider: str | None) -> None:
-    from .variables import ineffective, known_specs  # noqa: PLC0415  # not needed for --help
+    from .variables import describe_ineffective, known_specs  # noqa: PLC0415  # not needed for --help
 
-    for sentence in ineffective(known_specs(provider)):
+    for sentence in describe_ineffective(known_specs(provider)):
         notify(sentence)
 
 

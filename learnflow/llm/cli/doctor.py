@@ -18,7 +18,7 @@ from .command import ExitCode, command, provider_option, timeout_option
 from .env_lines import default_lines, print_lines, provider_lines
 from .status import probe, providers_in_use, report_replay, state
 from .terminal import table, write
-from .variables import ineffective, known_specs, variables
+from .variables import describe_ineffective, known_specs, variables
 
 
 @command
@@ -37,7 +37,7 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
     for spec in specs:
         settings.load_provider(spec)  # adds the provider's invalid values to ``faults``
     _print_section("Invalid values, ignored below", (f"{name} {fault}" for name, fault in faults.items()))
-    _print_section("Settings without effect", ineffective(specs, all_unknown=True))
+    _print_section("Settings without effect", describe_ineffective(specs, all_unknown=True))
     # ``chain`` has the names of the requested or configured providers, ``candidates`` the probed providers
     chain, candidates = await probe(provider, timeout_s, checks_names=False)
     if candidates:

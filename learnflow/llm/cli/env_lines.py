@@ -94,7 +94,7 @@ def provider_lines(chain: Sequence[str], candidates: Sequence[Candidate]) -> Ite
         yield from _server_lines(candidate, is_alternative=bool(missing))
     if missing or ready or local or clouds:
         return
-    # Another provider is only an alternative, because a configured provider has priority even while it is down
+    # If providers are configured, these lines are only alternatives: a configured provider has priority even while down
     with suppress(LLMError):
         build(EMBEDDED.name)
         comment = "or a small model on this machine" if chain else "the embedded model on this machine"

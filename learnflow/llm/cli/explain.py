@@ -96,7 +96,7 @@ def choices_of(
     router: RouterProvider, prompt: Prompt, model: str | None = None, **options: Unpack[Options]
 ) -> list[Choice]:
     """Return a choice for each provider of a router, sorted by LLM_ROUTING. No request is sent."""
-    chain = router.chain_now(Call(prompt, model, options=options))
+    chain = router.chain_without_probes(Call(prompt, model, options=options))
     order = chain.sorted_candidates()
     capable = [candidate for candidate in order if not (chain.missing(candidate) or _predict(candidate)[1])]
     chosen = select(capable, chain.settings.llm_routing) or (first_to_recover(capable) if capable else None)

@@ -1,4 +1,4 @@
-"""List the variables that are set, the misspelt ones, and the lines of ``.env`` that cannot be read.
+"""List the variables that are set, the describe_misspelt ones, and the lines of ``.env`` that cannot be read.
 
 Values are never shown, because some are API keys.
 """
@@ -54,7 +54,7 @@ def variables(specs: Iterable[ProviderSpec]) -> list[Variable]:
 
 
 def known_specs(provider: str | None) -> list[ProviderSpec]:
-    """Return the specs of the registry, and of the endpoints that ``provider`` or the configuration names.
+    """Return the specs of the registry, and of the endpoints named in ``provider`` or in the settings.
 
     An endpoint is a server that the operator has named, such as "gpu1".
     """
@@ -65,19 +65,20 @@ def known_specs(provider: str | None) -> list[ProviderSpec]:
     for name in names:
         with suppress(LLMError):
             specs.setdefault(name, spec_of(name))
-        # If spec_of() fails, for example because the kind is not set, use CUSTOM: every kind has its variables.
+        # If spec_of() fails, for example because the kind is not set, use CUSTOM, because every kind has
+        # the variables of CUSTOM.
         specs.setdefault(name, endpoint_spec(CUSTOM, name))
     return list(specs.values())
 
 
-def ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = False) -> Iterator[str]:
+def describe_ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = False) -> Iterator[str]:
     """Yield a sentence for each misspelt variable, and for each line of ``.env`` that cannot be read.
 
     Args:
         specs: see ``known_specs``.
         all_unknown: also yield a sentence for each other unknown ``LLM_*`` variable, which can be an application's.
     """
-    for variable, suggestion in misspelt(specs, vendor_specs().values()):
+    for variable, suggestion in describe_misspelt(specs, vendor_specs().values()):
         if suggestion or all_unknown:
             remark = f"did you mean {suggestion}?" if suggestion else "this package has no such setting"
             yield f"{variable.name} (in {variable.source}) has no effect: {remark}"
@@ -85,7 +86,9 @@ def ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = False) -> 
         yield f"{file}, line {line} cannot be read: write NAME=value"
 
 
-def misspelt(specs: Iterable[ProviderSpec], not_suggested: Iterable[ProviderSpec]) -> Iterator[tuple[Variable, str]]:
+def describe_misspelt(
+    specs: Iterable[ProviderSpec], not_suggested: Iterable[ProviderSpec]
+) -> Iterator[tuple[Variable, str]]:
     """Yield each unknown variable that resembles a known one, with the known name.
 
     Also yield each unknown ``LLM_*`` variable that does not resemble a known one, with "".

@@ -56,7 +56,10 @@ class Scrubber:
         self._hosts = [(re.compile(re.escape(host)), hosts[host]) for host in sorted(hosts, key=len, reverse=True)]
 
     def scrub(self, value: Any) -> Any:
-        """Return a copy of a request's JSON value without secrets. Hosts remain, because the prompt may name them."""
+        """Return a copy of a request's JSON value without secrets.
+
+        Hosts are not replaced, because that would change a prompt that names one.
+        """
         if isinstance(value, str):
             return _substitute(value, self._secrets)
         if isinstance(value, Mapping):

@@ -87,7 +87,7 @@ class Cassettes:
     """The base class of ``Player`` and ``Recorder``, which ``ReplayTransport`` calls.
 
     Attributes:
-        providers: the names of the recorded providers; None if requests are sent to servers.
+        providers: the names of the providers in a player's cassettes; None for a recorder.
     """
 
     providers: frozenset[str] | None = None
@@ -121,7 +121,7 @@ class ReplayTransport(httpx.AsyncBaseTransport):
         self._provider = provider
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Return the recorded response, or raise the recorded error. If a recorder is active, send the request."""
+        """Return the recorded response, or raise the recorded error. With a recorder, send the request."""
         if self._cassettes.providers is None and _is_paused.get():
             return await self._wrapped.handle_async_request(request)
         endpoint: Endpoint = request.extensions["endpoint"]

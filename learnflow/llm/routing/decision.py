@@ -2,10 +2,10 @@
 
 No function sends a request or waits. ``execution`` performs the action that ``decide`` chooses.
 
-Another attempt continues an interrupted answer. It sends the text so far as a prefill (a last assistant message for the
-model to continue), sometimes without the last word, or it instructs the model to continue. Unless the prefill was the
-complete text, the continuation must begin with the last words of the text. If not, the attempt fails with
-``NotContinued``.
+If an answer is interrupted, the next attempt can continue it. It sends the text so far as a prefill (a last assistant
+message for the model to continue), sometimes without the last word, or it instructs the model to continue. Unless the
+prefill was all the text so far, the continuation must first repeat the last words of that text. If it does not, the
+attempt fails with ``NotContinued``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Action = Literal["change_prefill", "next_provider", "wait_for_load", "retry", "r
 MAX_DELAY_S: Final = 300.0  # of breaker periods and of Retry-After: one server sent 86400
 _FIRST_BACK_OFF_S: Final = 0.5
 _MAX_BACK_OFF_S: Final = 8.0
-RESTART_PAUSE_S: Final = 1.0  # before a retry of a server that may be restarting
+SERVER_RESTART_PAUSE_S: Final = 1.0  # before a retry of a server that may be restarting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +31,10 @@ class RequestState:
     """The state of a request after a failed attempt.
 
     Attributes:
-        text_emitted, only_space_emitted: the caller has received text other than white space, or only white space.
+        text_emitted: the caller has received text other than white space.
+        only_space_emitted: the caller has received white space, and no other text.
         has_partial: text other than white space has arrived, in this attempt or an earlier one.
-        added_text: text or other tokens have arrived in this attempt.
+        received_output: text, thinking or a tool call has arrived in this attempt.
         can_continue: the caller allows a continuation, and the format of the answer does (``Call.is_continuable``).
         tool_call_emitted: the caller has received a part of a tool call.
         prefill_before_last_word: the prefill ended before the last word of the text.
@@ -47,7 +48,7 @@ class RequestState:
     text_emitted: bool = False
     only_space_emitted: bool = False
     has_partial: bool = False
-    added_text: bool = False
+    received_output: bool = False
     can_continue: bool = True
     tool_call_emitted: bool = False
     prefilled: bool = False
@@ -76,7 +77,7 @@ class Rule:
 
 def _is_unusable(error: LLMError, state: RequestState) -> bool:
     """Return whether the text of this attempt cannot become a valid answer, even if it is continued."""
-    return state.added_text and (error.discards_text or error.finished)
+    return state.received_output and (error.discards_text or error.finished)
 
 
 # The first rule that applies is used.
@@ -145,7 +146,7 @@ LAST_RULES: Final = (
         drops_text=True,
     ),
     Rule(
-        "a failure may be transient; a retry and time are left (LLM_RETRIES; LLM_PATIENCE if a local server restarts)",
+        "a failure may be transient, and LLM_RETRIES (LLM_PATIENCE if a local server may be restarting) allows a retry",
         lambda _, state: state.can_retry,
         "retry",
     ),
@@ -229,7 +230,7 @@ def max_retries(configured: int) -> int:
     return configured if switches.max_retries is None else min(configured, switches.max_retries)
 
 
-def suggests_restart(error: LLMError | None) -> bool:
+def server_may_be_restarting(error: LLMError | None) -> bool:
     """Return whether the server may be restarting; False in a test that limits retries."""
     return switches.max_retries is None and isinstance(error, errors.ConnectionFailed) and error.refused
 

@@ -37,10 +37,10 @@ _QUEUE_POLL_S: Final = 0.5  # after this wait for a slot, choose a candidate aga
 
 
 class Execution:
-    """One request. ``base_attempt``, the template of its attempts, has the number and the metadata of the request."""
+    """One request. ``attempt_template`` has its number and its metadata, which all its attempts share."""
 
-    def __init__(self, call: Call, resume: Resume, base_attempt: Attempt, chain: Chain, progress: Progress) -> None:
-        self._call, self._resume, self._base_attempt = call, resume, base_attempt
+    def __init__(self, call: Call, resume: Resume, attempt_template: Attempt, chain: Chain, progress: Progress) -> None:
+        self._call, self._resume, self._attempt_template = call, resume, attempt_template
         self._chain, self._progress = chain, progress
         self._deadline = progress.started + float(call.options.get("timeout") or chain.settings.llm_deadline)
         self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
@@ -72,7 +72,7 @@ class Execution:
         reserves_time = self._chain.must_reserve_time(candidate)
         try:
             attempt = replace(
-                self._base_attempt,
+                self._attempt_template,
                 number=len(progress.failed_attempts) + 1,
                 max_first_token_s=(self._deadline - began) / 2 if reserves_time else None,
                 prefix=prefill,
@@ -137,11 +137,11 @@ class Execution:
             candidate.set_checking(checking=False)  # not the provider's fault, because the router shortened the timeout
         else:
             candidate.record_failure(error)
-        added_text = bool(error.partial or error.tokens)
-        if added_text and progress.text.strip():
+        received_output = bool(error.partial or error.tokens)
+        if received_output and progress.text.strip():
             chain.interrupted_model_names = candidate.facts.names
         self._last_error = error
-        await self._prepare_next(candidate, error, replace(state, added_text=added_text))
+        await self._prepare_next(candidate, error, replace(state, received_output=received_output))
 
     def _may_have_other_recording(self, candidate: Candidate) -> bool:
         """Return whether another candidate may have a recorded response. Return False if no cassettes are played.
@@ -222,7 +222,7 @@ class Execution:
         if self._retries < decision.max_retries(self._chain.settings.llm_retries):
             pause_s = min(decision.back_off(self._retries, jitter, delay) for delay in delays)
         elif self._chain.may_be_restarting(self._now):
-            pause_s = decision.RESTART_PAUSE_S * (0.5 + jitter)
+            pause_s = decision.SERVER_RESTART_PAUSE_S * (0.5 + jitter)
         else:
             return None
         return pause_s if self._now + pause_s < self._deadline else None

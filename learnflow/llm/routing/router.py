@@ -48,7 +48,7 @@ Member = str | _Provider  # a provider by its name, or as an object
 RankMembers = Member | list[Member] | tuple[Member, ...]  # one rank: a provider, or several that share the load
 FindProviders = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
-_LONG_PROMPT_TOKENS: Final = 1500  # context lengths are probed for longer prompts, which may not fit every provider
+_LONG_PROMPT_TOKENS: Final = 1500  # a longer prompt may not fit, so that the context lengths are probed first
 
 
 class RouterProvider(AbstractProvider):
@@ -107,8 +107,8 @@ class RouterProvider(AbstractProvider):
         overrides = {"llm_retries": retries, "llm_routing": routing, "llm_deadline": deadline}
         overrides = {name: value for name, value in overrides.items() if value is not None}
         self._settings = settings.load().model_copy(update=overrides)
-        if switches.is_command and "llm_patience" not in self._settings.model_fields_set:
-            self._settings.llm_patience = 0.0
+        if switches.in_cli and "llm_patience" not in self._settings.model_fields_set:
+            self._settings.llm_patience = 0.0  # a command does not wait for a server that restarts
         if find is None and not self._candidates:
             raise errors.NotConfigured("a router needs a provider", hint="Give primary=")
         creation_errors = [candidate.creation_error for candidate in self._candidates if candidate.creation_error]
@@ -135,24 +135,24 @@ class RouterProvider(AbstractProvider):
 
     def start(self, call: Call) -> Work:
         """Return the coroutine function that runs a call."""
-        base_attempt = Attempt(request=events.next_request(), metadata=call.metadata)
+        attempt_template = Attempt(request=events.next_request_number(), metadata=call.metadata)
         options = dict(call.options)
         resume = options.pop("resume", self._resume)
         if options.get("headers") is not None:
             hint = "They are secrets of one server. Set <NAME>_HEADERS, or give headers= to the provider's class"
             raise errors.InvalidRequest("a router does not support headers=", hint=hint)
-        run = partial(self._run, resume, base_attempt)
+        run = partial(self._run, resume, attempt_template)
         call = replace(call, options=options)
         work: Work = partial(run, call)
         if resume == "continue":
             work = journal.with_journal(self._settings, self._settings.llm_deadline, run, call)
-        return partial(events.run_request, self.name, call.model, base_attempt, work)
+        return partial(events.run_request, self.name, call.model, attempt_template, work)
 
-    async def _run(self, resume: Resume, base_attempt: Attempt, call: Call, emit: Emit) -> Completion:
+    async def _run(self, resume: Resume, attempt_template: Attempt, call: Call, emit: Emit) -> Completion:
         """Run the attempts of a request. Raise only LLMError."""
-        progress = Progress(emit, asyncio.get_running_loop().time(), base_attempt.failed_attempts, call)
+        progress = Progress(emit, asyncio.get_running_loop().time(), attempt_template.failed_attempts, call)
         try:
-            return await Execution(call, resume, base_attempt, await self._build_chain(call), progress).run()
+            return await Execution(call, resume, attempt_template, await self._build_chain(call), progress).run()
         except errors.Unavailable:
             if self._find:
                 self._candidates = []  # the next request finds the providers again
@@ -171,7 +171,7 @@ class RouterProvider(AbstractProvider):
         """Return whether a provider is ready for a request.
 
         Raises:
-            NotRecorded: the cassettes (recorded responses) lack the probe. No other error is raised.
+            NotRecorded: the cassettes have no response to the probe. No other error is raised.
         """
         return (await self.refresh()).ready
 
@@ -232,7 +232,7 @@ class RouterProvider(AbstractProvider):
             if candidate.original:
                 await candidate.provider.aclose()
 
-    def chain_now(self, call: Call) -> Chain:
+    def chain_without_probes(self, call: Call) -> Chain:
         """Return the candidates for a call, with the currently known properties. Send no request and no probe."""
         chain = Chain(self._copy_candidates(), call, self._settings)
         chain.choose_models()
@@ -252,8 +252,8 @@ class RouterProvider(AbstractProvider):
             timeout_s = min(PROBE_S, float(call.options.get("timeout") or self._settings.llm_deadline) / 4)
             unblocked = [candidate for candidate in candidates if candidate.breaker_state == "closed"]
             rank_sizes = Counter(candidate.rank for candidate in candidates)
-            # Probe a candidate in three cases: the facts (known properties) affect the choice, the server loads models,
-            # or the providers of its rank share the load by their concurrency limits. Stop at the first candidate that
+            # Probe a candidate if the request has requirements, if the server loads models on demand, or if its rank
+            # has several providers, which share the load by their concurrency limits. Stop at the first candidate that
             # needs no probe, because it usually gets the request
             probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, unblocked)
             await asyncio.gather(*(candidate.update_facts(timeout_s) for candidate in probed))
@@ -285,13 +285,13 @@ def _describe(candidate: Candidate) -> dict[str, Any]:
         "provider": candidate.name,
         "rank": candidate.rank,
         "in_flight": CAPACITY.in_flight(target.address),
-        "room": candidate.concurrency_limit,
-        "cached": statistics.cached_share,
+        "concurrency_limit": candidate.concurrency_limit,
+        "cached_share": statistics.cached_share,
         "address": None if failure else target.address,
         "model": target.model,
         "breaker": "misconfigured" if failure else "open" if breaker else "closed",
         "because": str(failure) if failure else type(breaker.error).__name__ if breaker else None,
-        "opens_in_s": max(0.0, breaker.open_until - now) if breaker else None,
+        "open_for_s": max(0.0, breaker.open_until - now) if breaker else None,
         "first_token_s": statistics.first_token_s,
         "answered": statistics.answered,
         "failed": statistics.failed,

@@ -127,7 +127,9 @@ class Chain:
         The limit is LLM_PATIENCE, in seconds.
         """
         used = [candidate for candidate in self.candidates if self.supports(candidate)]
-        refused = all(candidate.distance == 0 and decision.suggests_restart(candidate.failure) for candidate in used)
+        refused = all(
+            candidate.distance == 0 and decision.server_may_be_restarting(candidate.failure) for candidate in used
+        )
         self._refused_since = min(self._refused_since, now) if refused else math.inf
         return refused and now - self._refused_since < self.settings.llm_patience
 

@@ -162,7 +162,7 @@ class ModelCatalog:
             base_url=self.client.endpoint.base_url,
             detail=message_without_provider(error) if error else self._remarks(result),
             latency_s=result.latency_s,
-            server=server.kind.title if server.kind else None,
+            server=server.spec.title if server.spec else None,
             version=server.version,
             model=name,
             cold=None if result.model is None or result.model.loaded is None else not result.model.loaded,
@@ -241,7 +241,7 @@ class ModelCatalog:
     @property
     def loads_models(self) -> bool:
         """Return whether the server has a request that loads a model. Return False with cassettes."""
-        kind = self.server.kind if self.server else None
+        kind = self.server.spec if self.server else None
         return self._expires and any(spec.server.load_path for spec in (self._spec, kind) if spec)
 
     async def is_loading(self, name: str, timeout_s: float) -> bool:
@@ -411,7 +411,7 @@ class ModelCatalog:
             if result.server is None and result.error:
                 raise result.error
         model = self._models.get(name)
-        kind = self.server.kind if self.server else None
+        kind = self.server.spec if self.server else None
         forwarder = next((spec for spec in (self._spec, kind) if spec and spec.server.forwards_requests), None)
         if forwarder is None:
             return
@@ -451,7 +451,7 @@ class ModelCatalog:
         if result.error:
             remarks.append(f"{result.error.what}. {result.error.hint}")
         remarks += self._shutdown_notices(result.server or Server(), result.model)
-        kind = result.server.kind if result.server else None
+        kind = result.server.spec if result.server else None
         if kind and kind.name != self._spec.name:
             setting = suggest_setting(self._spec, kind, self.client.endpoint.server_url)
             remarks.append(f"the server is {kind.title}. {setting} to use its features")

@@ -53,9 +53,9 @@ async def find_server(
     if server and server.fault:
         return server, error_of(server)
     # A spec with a parser has its own format of responses, which other kinds of server do not support
-    if server and spec.dialect.parser and server.kind and server.kind.name != spec.name:
-        what = f"the server is {server.kind.title}, not {spec.title}"
-        hint = suggest_setting(spec, server.kind, endpoint.server_url)
+    if server and spec.dialect.parser and server.spec and server.spec.name != spec.name:
+        what = f"the server is {server.spec.title}, not {spec.title}"
+        hint = suggest_setting(spec, server.spec, endpoint.server_url)
         return server, errors.Misconfigured(what, provider=spec.name, hint=hint)
     if server is None and error is None:
         error = error_mapping.no_model_api_error()
@@ -63,12 +63,12 @@ async def find_server(
         if await _has_chat_route(client, deadline):  # an API without a list of models
             return server or Server(), None
         return server, error
-    return server, None if server and (server.models or not server.kind) else error
+    return server, None if server and (server.models or not server.spec) else error
 
 
 async def read_capabilities(client: Client, server: Server, models: Iterable[Model], deadline: float) -> Server:
     """Read the page about each of these models. Return the server with their capabilities."""
-    probe = server.kind and server.kind.server.probe
+    probe = server.spec and server.spec.server.probe
     if not probe:
         return server
 
@@ -196,7 +196,7 @@ def _recognise_kind(kind: ProviderSpec, pages: Mapping[str, Page]) -> Server | N
         server = kind.server.probe.parse_pages(pages)
     except Exception:  # noqa: BLE001  # the page has an unknown format
         return None
-    return server and replace(server, kind=kind)
+    return server and replace(server, spec=kind)
 
 
 def _most_specific_error(model_list: Page, pages: Iterable[Page]) -> LLMError | None:

@@ -1,31 +1,32 @@
 """Tools for the tests of applications: cassettes, a scripted provider, and a server with faults.
 
-Names are imported on first use, because pytest loads ``plugin`` in every project that has this package installed.
+Names are imported on first use, because pytest imports this package for its ``plugin`` in every project that has it
+installed.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..process import forget
-    from .fault_server import Fault, FaultServer, Seen, closed_port
-    from .kit import no_model_calls, no_waiting, provided, recording, replaying
-    from .scripted import Cut, ScriptedProvider, ScriptedRequest
+    from ..process import clear_learned_state
+    from .fault_server import Fault, FaultServer, ReceivedRequest, closed_port
+    from .kit import no_model_calls, no_waiting, recording, replaying, use_provider
+    from .scripted import CutAnswer, ScriptedProvider, ScriptedRequest
 
 __all__ = [
-    "Cut",
+    "CutAnswer",
     "Fault",
     "FaultServer",
+    "ReceivedRequest",
     "ScriptedProvider",
     "ScriptedRequest",
-    "Seen",
+    "clear_learned_state",
     "closed_port",
-    "forget",
     "no_model_calls",
     "no_waiting",
-    "provided",
     "recording",
     "replaying",
+    "use_provider",
 ]
 
 _MODULES = ("..process", ".fault_server", ".scripted", ".kit")  # by import time, the fastest first

@@ -81,7 +81,7 @@ class Fault:
 
 
 @dataclass
-class Seen:
+class ReceivedRequest:
     """A request that the server received.
 
     Attributes:
@@ -149,7 +149,7 @@ class FaultServer:
         self.slice_bytes = slice_bytes
         self.key = key
         self.prompt_tokens = prompt_tokens
-        self.seen: list[Seen] = []
+        self.seen: list[ReceivedRequest] = []
         self.pages: list[tuple[str, str]] = []
         self.responses: dict[str, Any] = {**self.dialect.pages(), **(responses or {})}
         self.connections = 0
@@ -201,7 +201,7 @@ class FaultServer:
             self._tasks.discard(task)
             writer.close()
 
-    async def _respond(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _respond(self, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Respond to a request. Return whether the connection stays open."""
         if not self._is_chat(seen):
             return await self._respond_to_page(seen, writer)
@@ -222,16 +222,16 @@ class FaultServer:
             return True
         return await self._stream(fault, seen, reader, writer)
 
-    def _is_chat(self, seen: Seen) -> bool:
+    def _is_chat(self, seen: ReceivedRequest) -> bool:
         if not isinstance(seen.body, dict):
             return False
         is_raw = self.dialect.is_ndjson and seen.path == "/api/generate" and "prompt" in seen.body
         return is_raw or seen.path.partition("?")[0].endswith(self.dialect.chat_path)
 
-    def _is_authorized(self, seen: Seen) -> bool:
+    def _is_authorized(self, seen: ReceivedRequest) -> bool:
         return not self.key or seen.headers.get("authorization") == f"Bearer {self.key}"
 
-    async def _respond_to_page(self, seen: Seen, writer: asyncio.StreamWriter) -> bool:
+    async def _respond_to_page(self, seen: ReceivedRequest, writer: asyncio.StreamWriter) -> bool:
         self.pages.append((seen.method, seen.path))
         page = self.responses.get(seen.path.partition("?")[0], (404, {"error": "not found"}))
         status, content = page if isinstance(page, tuple) else (200, page)
@@ -243,7 +243,7 @@ class FaultServer:
         return True
 
     async def _respond_without_answer(
-        self, fault: Fault, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, fault: Fault, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         if fault.name == "hang":
             await _watch_disconnect(seen, reader)
@@ -271,7 +271,7 @@ class FaultServer:
         return "application/json", body
 
     async def _stream(
-        self, fault: Fault | None, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, fault: Fault | None, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         head = f"HTTP/1.1 200 OK\r\ncontent-type: {self.dialect.content_type}\r\ntransfer-encoding: chunked\r\n\r\n"
         writer.write(head.encode())
@@ -302,7 +302,7 @@ class FaultServer:
         await writer.drain()
         return True
 
-    def _answer_pieces(self, seen: Seen) -> list[str]:
+    def _answer_pieces(self, seen: ReceivedRequest) -> list[str]:
         """Return the pieces of the answer. If the request continues a partial answer, return the rest."""
         prefill, text = self.dialect.prefill(seen.body), "".join(self.pieces)
         if prefill is None:
@@ -312,7 +312,7 @@ class FaultServer:
             return self.derailed
         return [piece for piece in re.split(r"(?<=\s)|(?=\s)", rest) if piece]
 
-    def _stream_parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
+    def _stream_parts(self, fault: Fault | None, seen: ReceivedRequest) -> Iterator[bytes]:
         """Yield the parts of the stream's body. A fault changes or omits parts, but "slow" only delays them."""
         dialect, name = self.dialect, fault.name if fault and fault.name != "slow" else ""
         pieces = self._answer_pieces(seen)
@@ -364,7 +364,7 @@ def closed_port() -> int:
     return port
 
 
-async def _read(reader: asyncio.StreamReader, connection_number: int) -> Seen | None:
+async def _read(reader: asyncio.StreamReader, connection_number: int) -> ReceivedRequest | None:
     """Read a request. Return None if the client closed the connection."""
     head = await reader.readuntil(b"\r\n\r\n") if not reader.at_eof() else b""
     if not head:
@@ -378,7 +378,7 @@ async def _read(reader: asyncio.StreamReader, connection_number: int) -> Seen | 
         body += (await reader.readexactly(size + 2))[:size]
         if not size:
             break
-    return Seen(method, path, headers, json.loads(body) if body else None, connection_number)
+    return ReceivedRequest(method, path, headers, json.loads(body) if body else None, connection_number)
 
 
 async def _send(writer: asyncio.StreamWriter, status: int, headers: Mapping[str, str], body: bytes) -> None:
@@ -387,7 +387,7 @@ async def _send(writer: asyncio.StreamWriter, status: int, headers: Mapping[str,
     await writer.drain()
 
 
-async def _watch_disconnect(seen: Seen, reader: asyncio.StreamReader) -> None:
+async def _watch_disconnect(seen: ReceivedRequest, reader: asyncio.StreamReader) -> None:
     """Set ``seen.gone`` when the client closes the connection."""
     with suppress(OSError):
         await reader.read(1)

@@ -53,7 +53,7 @@ def recording(folder: str | Path) -> Iterator[Recorder]:
 
 
 @contextmanager
-def provided(provider: LLMProvider) -> Iterator[LLMProvider]:
+def use_provider(provider: LLMProvider) -> Iterator[LLMProvider]:
     """Make ``get_provider()`` use this provider in the block, whatever the environment configures.
 
     ``get_provider()`` still returns a router.

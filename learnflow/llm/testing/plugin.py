@@ -65,7 +65,7 @@ def llm_replay(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Playe
     if marker and len(folders) != 1:
         pytest.fail("llm_replay requires one folder. Use @pytest.mark.llm_replay('cassettes')", pytrace=False)
     folder = request.path.parent / (folders[0] if folders else _default_folder(request))
-    process.forget()
+    process.clear_learned_state()
     if request.config.getoption("--llm-record"):
         with kit.recording(tmp_path / "llm_replay") as recorder:
             yield recorder

@@ -1,6 +1,6 @@
 """A provider for tests of applications. It answers from a script, stores the received requests and opens no connection.
 
-A test passes the provider to the tested code, or calls ``testing.provided``, so that ``get_provider()`` uses it.
+A test passes the provider to the tested code, or calls ``testing.use_provider``, so that ``get_provider()`` uses it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..stream import Emit, Work
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CutAnswer:
     """An answer that ends with the error AnswerCut.
 
     Attributes:
@@ -53,13 +53,13 @@ class ScriptedRequest:
     more: Mapping[str, Any]
 
 
-Answer = str | list[str] | Completion | Cut | BaseException | type[BaseException]
+Answer = str | list[str] | Completion | CutAnswer | BaseException | type[BaseException]
 
 
 class ScriptedProvider(AbstractProvider):
     """A provider that answers from a script.
 
-    Example: ``ScriptedProvider(["Hello.", errors.RateLimited("busy"), Cut("It beg")])``.
+    Example: ``ScriptedProvider(["Hello.", errors.RateLimited("busy"), CutAnswer("It beg")])``.
 
     Each request gets the next answer of the script:
 
@@ -67,7 +67,7 @@ class ScriptedProvider(AbstractProvider):
     - a list of pieces to stream,
     - a ``Completion``, which is returned unchanged,
     - an exception, which is raised, or
-    - a ``Cut``.
+    - a ``CutAnswer``.
 
     If the request has a ``response_format``, a text or list is parsed and must match it. A request after the end of
     the script raises NotRecorded, and a router does not fall back from this error.
@@ -138,7 +138,7 @@ class ScriptedProvider(AbstractProvider):
             raise answer
         if isinstance(answer, type):
             raise answer("raised by the script")
-        pieces = answer.text if isinstance(answer, Cut | Completion) else answer
+        pieces = answer.text if isinstance(answer, CutAnswer | Completion) else answer
         text = "".join(pieces)
         if isinstance(answer, Completion) and answer.reasoning:
             emit(ReasoningDelta(answer.reasoning))
@@ -147,7 +147,7 @@ class ScriptedProvider(AbstractProvider):
             await emit.drain()
         for index, call in enumerate(answer.tool_calls if isinstance(answer, Completion) else ()):
             emit(ToolCallDelta(index, call.id, call.name, json.dumps(call.arguments)))
-        if isinstance(answer, Cut):
+        if isinstance(answer, CutAnswer):
             error = errors.AnswerCut("the script breaks the answer here", provider=self._name)
             error.partial = text
             raise error

@@ -110,7 +110,7 @@ class Client:
     """A client of one endpoint. It adds the API key and the headers, and rejects requests to other origins.
 
     Attributes:
-        connect_timeout: time limit in seconds for DNS and TCP together, and again for TLS.
+        connect_timeout: time limit in seconds for DNS and TCP together. TLS has a second limit of the same length.
         local_only: connect to loopback and private addresses only.
         transport: None for ``NETWORK``.
         replays: the transport plays cassettes.
@@ -142,7 +142,8 @@ class Client:
         """Send a request and read its response.
 
         Returns:
-            The headers and the body. If the status is not 2xx, or the body exceeds 8 MiB, an LLMError instead of it.
+            The headers, and the body. The second value is an LLMError if the status is not 2xx, or the body exceeds
+            8 MiB.
 
         Raises:
             LLMError: no response arrived, or its body could not be read.

@@ -25,7 +25,7 @@ from ..errors import LLMError
 from . import error_mapping
 from .endpoint import Endpoint, is_private, looks_local
 
-# Time limit for connecting to an address, unless it is the last of its host (the delay of RFC 8305, section 5).
+# Time limit for connecting to each address of a host but the last (the delay of RFC 8305, section 5).
 _ADDRESS_TIMEOUT_S: Final = 0.25
 # Some local servers close an idle connection after 5 s ("Keep-Alive: timeout=5, max=100"). The client closes it
 # earlier, so that no request is sent while the server closes.
@@ -92,8 +92,8 @@ async def choose_proxy(
 ) -> str | None:
     """Return the environment's proxy for a URL; None if no proxy is set, or all addresses of the host are private.
 
-    A host that ``looks_local`` bypasses the proxy without a lookup. If the lookup of another host fails or exceeds
-    ``timeout_s``, the proxy is used, because the proxy can perhaps resolve the host. That choice is not cached in
+    A host that ``looks_local`` bypasses the proxy without a lookup. Any other host is looked up. If this fails or
+    exceeds ``timeout_s``, the proxy is used, because it can perhaps resolve the host. That choice is not cached in
     ``proxies``.
     """
     key = (url.scheme, url.host)
@@ -197,9 +197,10 @@ class RouteTransport(httpx.AsyncHTTPTransport):
         self._pool._close_connections = self._close_removed  # type: ignore[method-assign]  # noqa: SLF001
 
     async def _close_removed(self, closing: list[httpcore.AsyncConnectionInterface]) -> None:
-        """Close connections that the pool has removed. If the request is cancelled, return the open ones to the pool.
+        """Close connections that the pool has removed.
 
-        httpcore 1.0.9 would leak them, because its ``AsyncShieldCancellation`` does not protect the close from
+        If the task is cancelled meanwhile, add those that are still open to the pool again. httpcore 1.0.9 would leak
+        them, because its ``AsyncShieldCancellation`` does not protect the close from
         ``Task.cancel()`` and ``asyncio.timeout()``.
         """
         try:

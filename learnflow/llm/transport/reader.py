@@ -31,7 +31,8 @@ class AnswerReader:
     load, the load timeout applies instead, because most servers stop a load if its request ends.
 
     Attributes:
-        on_timeout: functions to call with the error if a time limit ends the request. ``HttpRequest`` shares the list.
+        on_timeout: functions to call with the error if a time limit ends the request. This list is also that of the
+            ``HttpRequest``, to which the recorder of cassettes adds a function.
     """
 
     def __init__(self, parser: StreamParser, timeouts: Timeouts, is_loading: IsLoading | None = None) -> None:
@@ -144,7 +145,7 @@ class AnswerReader:
         try:
             return await response.read()
         except errors.TimedOut:
-            raise  # replayed from a cassette
+            raise  # only a cassette raises it, for a recorded timeout
         except errors.MalformedAnswer as error:
             self.parser.fail(error)
         except LLMError as error:

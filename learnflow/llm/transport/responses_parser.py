@@ -16,7 +16,7 @@ from .stream_parser import MAX_NAME_CHARS, malformed_error
 from .tool_calls import collect_extra
 from .untrusted import non_negative_int, object_at, short_text
 
-# The message field for encrypted reasoning. LiteLLM sends its items back to the server.
+# The message field with the encrypted items of reasoning. LiteLLM sends them back to the server.
 REASONING_ITEMS: Final = "reasoning_items"
 _CALL: Final = "function_call"
 
@@ -24,7 +24,7 @@ _CALL: Final = "function_call"
 class ResponsesParser(SSEParser):
     """A parser of a stream of events, or of one ``response`` object in a JSON document."""
 
-    answer_key = "status"
+    required_document_key = "status"
 
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
@@ -32,7 +32,7 @@ class ResponsesParser(SSEParser):
         self._has_complete_items = False  # complete items have arrived; the last event repeats them
 
     def _parse_chunk(self, chunk: dict[str, Any], message_key: str) -> None:
-        if message_key == "message":  # one document
+        if message_key == "message":  # a JSON document; "delta" for a stream
             self._parse_response(chunk, short_text(chunk.get("status")))
             return
         event_type, item, piece = short_text(chunk.get("type")), object_at(chunk, "item"), chunk.get("delta")
@@ -58,7 +58,7 @@ class ResponsesParser(SSEParser):
                 self._parse_item(item_key, item)
             case "error":
                 raise error_mapping.map_error_object(chunk, answer_started=True)
-            case status:  # such as "completed" or "failed"
+            case status:  # "completed", "failed" …, or an unknown event, which has no effect
                 self._parse_response(object_at(chunk, "response"), status)
 
     def _parse_response(self, response: Any, status: str) -> None:
@@ -89,7 +89,7 @@ class ResponsesParser(SSEParser):
             if has_new_content:
                 self._begin_call(item_key, item)
             return
-        elif "call_id" in item:  # a call of another type, which the caller would have to execute
+        elif "call_id" in item:  # an unsupported type of tool call, which the application would have to execute
             raise malformed_error("a tool call of this type")
         for content in [*(item.get("summary") or ()), *(item.get("content") or ())] if has_new_content else ():
             self.refused = self.refused or bool(object_at(content).get("refusal"))

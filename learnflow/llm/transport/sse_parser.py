@@ -38,7 +38,7 @@ class SSEParser(StreamParser):
     """
 
     document_starts = b"{["
-    answer_key = "choices"  # a document without this key is not an answer
+    required_document_key = "choices"  # a document without this key is not an answer
 
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
@@ -193,7 +193,7 @@ class SSEParser(StreamParser):
             self.fail(errors.BodyCut("the JSON of the response is cut off"))
             return
         self._has_events = True
-        if not isinstance(chunk, dict) or not chunk.get(self.answer_key):
+        if not isinstance(chunk, dict) or not chunk.get(self.required_document_key):
             if isinstance(chunk, dict) and error_mapping.error_message(chunk):
                 raise error_mapping.map_error_object(chunk, answer_started=False)
             raise errors.MalformedAnswer("the response is JSON, but not a chat completion")

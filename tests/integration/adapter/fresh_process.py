@@ -173,14 +173,14 @@ def written_requests() -> list[str]:
     for spec in (*SPECS.values(), newer_azure):
         there = configure_endpoint(spec, ProviderSettings(), "http://127.0.0.1:9", "key-of-ours")
         parameters = {"temperature": 0.5, "max_tokens": 7, "extra_body": {"model": "another", "own": 1}}
-        request = _litellm.write(spec, there, "some-model", MESSAGES, parameters)
+        request = _litellm.build_http_request(spec, there, "some-model", MESSAGES, parameters)
         sent, body = json.dumps([request.url, request.body]), request.body or {}
         assert request.url.startswith(there.base_url), request.url
         assert not any(word in sent for word in ("elsewhere", "stolen", "another", "extra_body")), sent
         assert body["stream"] is True, body
         assert body["own"] == 1, body
         assert body["model"].endswith("some-model"), body
-        plain = _litellm.write(spec, there, "some-model", MESSAGES[:1], {"max_tokens": 7})
+        plain = _litellm.build_http_request(spec, there, "some-model", MESSAGES[:1], {"max_tokens": 7})
         assert "extra_body" not in (plain.body or {}), plain.body
     assert json.dumps(MESSAGES) == before, "the messages were changed"
     return [path for path in opened if "__pycache__" not in path]
@@ -195,7 +195,7 @@ def unsupported_parameter() -> list[str]:
 
     there = configure_endpoint(SPECS["openai"], ProviderSettings(), None, "k")
     try:
-        _litellm.write(
+        _litellm.build_http_request(
             SPECS["openai"], there, "o3-mini", [{"role": "user", "content": "private"}], {"temperature": 0.5}
         )
     except errors.Unsupported as error:

@@ -34,7 +34,9 @@ def body_for(name: str, prompt: Any, **keywords: Any) -> dict[str, Any]:
     given = {keyword: value for keyword, value in supported.items() if keyword in keywords}
     request = build_request(provider.spec, prompt, "some-model", given)
     messages, parameters = request.to_openai(RequestFormat(), context_length=None, max_tokens=None, prefill=None)
-    return dict(_litellm.write(provider.spec, provider.endpoint, "some-model", messages, parameters).body or {})
+    return dict(
+        _litellm.build_http_request(provider.spec, provider.endpoint, "some-model", messages, parameters).body or {}
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from support import ROOT
 from learnflow.llm import AtMost
 from learnflow.llm.adapter import _litellm
 from learnflow.llm.adapter._litellm import _load
-from learnflow.llm.adapter.request import RequestFormat, build_request, write_without_litellm
+from learnflow.llm.adapter.request import RequestFormat, build_request, build_without_litellm
 from learnflow.llm.parameters import REASONING_LEVELS
 from learnflow.llm.providers import CustomProvider, OllamaProvider, OpenAIProvider
 from learnflow.llm.providers.registry import SPECS
@@ -113,8 +113,8 @@ def test_request_of_texts_equals_the_one_of_litellm(name: str, buffered: bool) -
                 messages, parameters = request.to_openai(
                     RequestFormat(omitted=omitted), context_length=64, max_tokens=None, prefill=prefill
                 )
-                ours = write_without_litellm(spec, endpoint, "qwen/m:1b", messages, parameters)
-                theirs = _litellm.write(spec, endpoint, "qwen/m:1b", messages, parameters)
+                ours = build_without_litellm(spec, endpoint, "qwen/m:1b", messages, parameters)
+                theirs = _litellm.build_http_request(spec, endpoint, "qwen/m:1b", messages, parameters)
                 for message in theirs.body["messages"]:
                     assert message.pop("images", []) == []  # LiteLLM adds an empty list for Ollama
                 assert (ours.url, ours.body) == (theirs.url, theirs.body)

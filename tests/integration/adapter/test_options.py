@@ -19,7 +19,7 @@ from learnflow.llm.providers import (
     VLLMProvider,
 )
 from learnflow.llm.testing import FaultServer
-from learnflow.llm.testing.fault_server import Seen
+from learnflow.llm.testing.fault_server import ReceivedRequest
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ async def test_unsupported_keyword_of_provider_raises_unsupported(kind: Any, mor
         await kind(base_url="http://127.0.0.1:9", model="m", api_key="k").complete("hi", **more)
 
 
-def fields(seen: Seen) -> dict[str, Any]:
+def fields(seen: ReceivedRequest) -> dict[str, Any]:
     """Return the headers and the fields of the body of a request."""
     headers = {f"header {name}": value for name, value in seen.headers.items() if name != "content-length"}
     return {**headers, **{f"body {name}": value for name, value in seen.body.items()}}

@@ -24,7 +24,7 @@ from learnflow.llm.completion import ServedModel, ToolCallDelta
 from learnflow.llm.integrations.langchain import ChatLearnFlow
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, OllamaProvider, VLLMProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.testing import Cut, Fault, FaultServer, ScriptedProvider
+from learnflow.llm.testing import CutAnswer, Fault, FaultServer, ScriptedProvider
 
 
 class Questions(BaseModel):
@@ -394,7 +394,7 @@ async def test_tracing_parameters_have_no_key() -> None:
 
 
 async def test_provider_errors_pass_unchanged() -> None:
-    chat = ChatLearnFlow(provider=ScriptedProvider([errors.RateLimited("busy"), Cut("It beg")]))
+    chat = ChatLearnFlow(provider=ScriptedProvider([errors.RateLimited("busy"), CutAnswer("It beg")]))
     with pytest.raises(errors.RateLimited):
         await chat.ainvoke("hi")
     with pytest.raises(errors.AnswerCut) as caught:

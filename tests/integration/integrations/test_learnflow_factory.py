@@ -15,7 +15,7 @@ from learnflow.llm.integrations.learnflow import (
     get_model_factory,
     initialize_model_factory,
 )
-from learnflow.llm.testing import FaultServer, ScriptedProvider, provided
+from learnflow.llm.testing import FaultServer, ScriptedProvider, use_provider
 
 
 class Manager:
@@ -182,7 +182,7 @@ async def test_api_key_argument_is_used_if_providers_are_empty(
 
 
 def test_provided_provider_answers_every_node(manager: Manager) -> None:
-    with provided(ScriptedProvider(["fine"])):
+    with use_provider(ScriptedProvider(["fine"])):
         initialize_model_factory(None, manager)
         assert create_model_for_node("generating_content").invoke("hi").content == "fine"
 

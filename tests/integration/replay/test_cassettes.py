@@ -19,7 +19,7 @@ from learnflow.llm.providers.registry import SPECS
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
 from learnflow.llm.routing.breaker import BreakerRegistry
-from learnflow.llm.testing import Fault, FaultServer, closed_port, forget, recording, replaying
+from learnflow.llm.testing import Fault, FaultServer, clear_learned_state, closed_port, recording, replaying
 
 REQUEST = RecordedRequest(
     "POST", "http://ollama.example/api/chat", {"authorization": "Bearer key-of-ollama"}, {"model": "m"}
@@ -28,7 +28,7 @@ REQUEST = RecordedRequest(
 
 @pytest.fixture(autouse=True)
 def forget_state() -> None:
-    forget()
+    clear_learned_state()
 
 
 headers = st.dictionaries(st.sampled_from(["content-type", "server"]), st.sampled_from(["text/event-stream", "x"]))
@@ -89,7 +89,7 @@ async def _record(tmp_path: Path, dialect: str, **options: object) -> list[str]:
                     received = [piece async for piece in answer]
             except errors.LLMError as error:
                 received.append(type(error).__name__)
-    forget()
+    clear_learned_state()
     return received
 
 
@@ -160,7 +160,7 @@ async def test_connection_failure_is_played(tmp_path: Path) -> None:
         with recording(tmp_path):
             dead = CustomProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="m")
             recorded = await RouterProvider(dead, [provider_for(server)]).complete("hi")
-    forget()
+    clear_learned_state()
     with replaying(tmp_path):
         router = RouterProvider(CustomProvider(model="m"), [LlamaCppProvider(model="fault-model")])
         played = await router.complete("hi")
@@ -418,7 +418,7 @@ async def test_replay_does_not_depend_on_breaker_timing(tmp_path: Path) -> None:
             dead = CustomProvider(base_url=f"http://127.0.0.1:{closed_port()}", model="m")
             router = RouterProvider(dead, [provider_for(server)])
             recorded = [await router.complete(text) for text in ("one", "two")]
-    forget()
+    clear_learned_state()
     registry = BreakerRegistry()
     with replaying(tmp_path) as player:
         members = [CustomProvider(model="m"), KINDS["vllm"](model="fault-model")]
@@ -450,7 +450,7 @@ async def test_discovery_plays_what_it_recorded(tmp_path: Path, monkeypatch: pyt
         recorded = await get_provider().generate("hi")
     monkeypatch.delenv("OLLAMA_BASE_URL")
     monkeypatch.setenv("LLM_REPLAY_MODE", "play")
-    forget()
+    clear_learned_state()
     assert await get_provider().generate("hi") == recorded
 
 

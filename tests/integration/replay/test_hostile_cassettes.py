@@ -17,7 +17,7 @@ from learnflow.llm import errors
 from learnflow.llm.providers import LlamaCppProvider
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.scrubber import Scrubber, mask_secrets
-from learnflow.llm.testing import Fault, FaultServer, forget, recording, replaying
+from learnflow.llm.testing import Fault, FaultServer, clear_learned_state, recording, replaying
 
 KEY = "sk-secret/key+1"
 BODY_SECRET = "tenant-token-77"
@@ -26,7 +26,7 @@ SECRETS = {KEY: "key-of-x"}
 
 @pytest.fixture(autouse=True)
 def forget_state() -> None:
-    forget()
+    clear_learned_state()
 
 
 def written(folder: Path) -> str:

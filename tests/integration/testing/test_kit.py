@@ -16,16 +16,16 @@ from learnflow.llm import LLMProvider, RouterProvider, errors, get_provider
 from learnflow.llm.completion import Completion, ServedModel
 from learnflow.llm.providers import CustomProvider
 from learnflow.llm.testing import (
-    Cut,
+    CutAnswer,
     Fault,
     FaultServer,
     ScriptedProvider,
     closed_port,
     no_model_calls,
-    provided,
     recording,
+    use_provider,
 )
-from learnflow.llm.testing.fault_server import Seen
+from learnflow.llm.testing.fault_server import ReceivedRequest
 
 pytest_plugins = ["pytester"]
 
@@ -63,9 +63,9 @@ async def test_script_parses_schema_and_returns_completions_unchanged() -> None:
 
 
 async def test_cut_answer_continues_at_fallback() -> None:
-    dying = ScriptedProvider([Cut("The answer is ")])
+    dying = ScriptedProvider([CutAnswer("The answer is ")])
     other = ScriptedProvider(["The answer is forty-two."], name="other")
-    with provided(RouterProvider(dying, [other])):
+    with use_provider(RouterProvider(dying, [other])):
         provider = get_provider()
         async with provider.stream("what?") as answer:
             text = "".join([piece async for piece in answer])
@@ -264,7 +264,7 @@ async def test_fault_server_notices_client_that_resets_before_response() -> None
     class Vanishing(FaultServer):
         """A server with a client that resets the connection between request and response."""
 
-        def _stream_parts(self, fault: Fault | None, seen: Seen) -> Iterator[bytes]:
+        def _stream_parts(self, fault: Fault | None, seen: ReceivedRequest) -> Iterator[bytes]:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()
             yield from super()._stream_parts(fault, seen)

@@ -31,7 +31,7 @@ from learnflow.llm.providers import (
     VLLMProvider,
 )
 from learnflow.llm.testing import Fault, FaultServer
-from learnflow.llm.testing.fault_server import Seen, closed_port
+from learnflow.llm.testing.fault_server import ReceivedRequest, closed_port
 
 SECRET = "cf-client-9f8e7d6c"
 HEADERS = {"CF-Access-Client-Id": SECRET}
@@ -43,9 +43,9 @@ class RecordingServer(FaultServer):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self.requests: list[Seen] = []
+        self.requests: list[ReceivedRequest] = []
 
-    async def _respond(self, seen: Seen, *streams: Any) -> bool:
+    async def _respond(self, seen: ReceivedRequest, *streams: Any) -> bool:
         self.requests.append(seen)
         return await super()._respond(seen, *streams)
 

@@ -73,7 +73,7 @@ def test_back_off_doubles_with_jitter_up_to_maximum(retries: int, jitter: float)
         ),
         (
             errors.AnswerCut("x"),
-            {"only_space_emitted": True, "added_text": True},
+            {"only_space_emitted": True, "received_output": True},
             ("next_provider", "keep"),
         ),  # white space is not shown twice
         (
@@ -100,27 +100,31 @@ def test_back_off_doubles_with_jitter_up_to_maximum(retries: int, jitter: float)
         ),  # of a continuation
         (
             errors.ContextOverflow("x"),
-            {"text_emitted": True, "has_partial": True, "added_text": True},
+            {"text_emitted": True, "has_partial": True, "received_output": True},
             ("raise", "keep"),
         ),
-        (errors.ContextOverflow("x"), {"has_partial": True, "added_text": True}, ("next_provider", "drop")),
+        (errors.ContextOverflow("x"), {"has_partial": True, "received_output": True}, ("next_provider", "drop")),
         (
             errors.AnswerCut("x"),
-            {"text_emitted": True, "has_partial": True, "added_text": True},
+            {"text_emitted": True, "has_partial": True, "received_output": True},
             ("next_provider", "keep"),
         ),
         (
             errors.AnswerCut("x"),
-            {"text_emitted": True, "has_partial": True, "added_text": True, "can_continue": False},
+            {"text_emitted": True, "has_partial": True, "received_output": True, "can_continue": False},
             ("raise", "keep"),
         ),
-        (errors.AnswerCut("x"), {"has_partial": True, "added_text": True}, ("next_provider", "keep")),
+        (errors.AnswerCut("x"), {"has_partial": True, "received_output": True}, ("next_provider", "keep")),
         (
             errors.AnswerCut("x"),
-            {"has_partial": True, "added_text": True, "can_continue": False},
+            {"has_partial": True, "received_output": True, "can_continue": False},
             ("next_provider", "drop"),
         ),
-        (errors.AnswerTooLong("x"), {"text_emitted": True, "has_partial": True, "added_text": True}, ("raise", "keep")),
+        (
+            errors.AnswerTooLong("x"),
+            {"text_emitted": True, "has_partial": True, "received_output": True},
+            ("raise", "keep"),
+        ),
     ],
 )
 def test_decision_after_failure(error: LLMError, state: dict[str, Any], expected: tuple[str, str]) -> None:
@@ -131,6 +135,6 @@ def test_decision_after_failure(error: LLMError, state: dict[str, Any], expected
 def test_failure_after_finish_is_not_continued() -> None:
     error = errors.ErrorInAnswer("x")
     error.finished = True
-    shown = decision.RequestState(text_emitted=True, has_partial=True, added_text=True)
+    shown = decision.RequestState(text_emitted=True, has_partial=True, received_output=True)
     assert decision.decide(error, shown).action == "raise"
-    assert decision.decide(error, decision.RequestState(has_partial=True, added_text=True)).drops_text
+    assert decision.decide(error, decision.RequestState(has_partial=True, received_output=True)).drops_text

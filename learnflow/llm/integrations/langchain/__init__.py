@@ -32,7 +32,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, field_vali
 from ...adapter.context_window import estimate_max_tokens
 from ...adapter.routable import text_stream, to_completion
 from ...background import BACKGROUND
-from ...base import DEFAULT_MAX_TOKENS, LLMProvider, Reasoning, may_be_left_out
+from ...base import DEFAULT_MAX_TOKENS, LLMProvider, Reasoning, is_removable
 from ...capabilities import default_capabilities
 from ...errors import InvalidRequest, Unsupported
 from ...factory import get_provider
@@ -122,7 +122,7 @@ class ChatLearnFlow(BaseChatModel):
     @classmethod
     def _keep_float_subclass(cls, value: Any, check: Callable[[Any], float | None]) -> float | None:
         # pydantic would convert AtMost and DefaultFloat to int and float.
-        return value if may_be_left_out(value) else check(value)
+        return value if is_removable(value) else check(value)
 
     @property
     def _llm_type(self) -> str:
