@@ -50,7 +50,7 @@ codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in childre
 (folder / "codes").write_text(json.dumps(codes))
 """
 NO_SPACE = "learnflow-llm: reading or writing failed: [Errno 28] No space left on device"
-COMMANDS = [  # with their exit codes
+COMMANDS = [  # with their exit codes. Every second one writes to stderr, or sends a request
     (["ask", "hi"], 0),
     (["status", "--json", "--timeout", "60"], 0),  # a busy machine is not a fault
     (["explain", "hi"], 0),
@@ -92,10 +92,14 @@ def run_all(commands: list[list[str]], redirection: str, folder: Path, *apart: s
     return json.loads((folder / "codes").read_text(encoding="utf-8")), ran.stdout, ran.stderr
 
 
-@pytest.mark.parametrize("redirection", ["<&- >&-", "2>&-", "2>/dev/full"])
-def test_closed_stream_changes_no_exit_code(redirection: str, server: FaultServer, tmp_path: Path) -> None:
-    codes, out, err = run_all([words for words, _ in COMMANDS], redirection, tmp_path)
-    assert (codes, "Traceback" in err) == ([code for _, code in COMMANDS], False), err
+@pytest.mark.parametrize(
+    ("redirection", "commands"), [("<&- >&-", COMMANDS), ("2>&-", COMMANDS[::2]), ("2>/dev/full", COMMANDS[::2])]
+)
+def test_closed_stream_changes_no_exit_code(
+    redirection: str, commands: list[tuple[list[str], int]], server: FaultServer, tmp_path: Path
+) -> None:
+    codes, out, err = run_all([words for words, _ in commands], redirection, tmp_path)
+    assert (codes, "Traceback" in err) == ([code for _, code in commands], False), err
     assert "learnflow-llm: " not in out  # a message is never written to stdout instead
 
 
