@@ -53,7 +53,7 @@ CASES: dict[str, Callable[[LlamaServer], Variables]] = {
     "LLM_PROVIDERS is down": lambda server: down(server, LLM_PROVIDERS="gpu1"),
     "both, and LLM_PROVIDERS is down": lambda server: down(server, LLM_PROVIDERS="gpu1", LLM_PROVIDER="llamacpp"),
     "LLM_PROVIDERS names nothing": lambda server: down(server, LLM_PROVIDERS=",", LLM_PROVIDER="gpu1"),
-    "LLM_PROVIDER is describe_misspelt": lambda server: down(server, LLM_PROVIDER="lamacpp"),
+    "LLM_PROVIDER is misspelt": lambda server: down(server, LLM_PROVIDER="lamacpp"),
     "LLM_PROVIDER is no name": lambda server: down(server, LLM_PROVIDER="llama cpp"),
     "the endpoint has no kind": gpu1,
     "the kind of the endpoint is unknown": lambda server: gpu1(server, GPU1_KIND="lamacpp"),
