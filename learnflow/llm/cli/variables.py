@@ -1,4 +1,4 @@
-"""List the variables that are set, the describe_misspelt ones, and the lines of ``.env`` that cannot be read.
+"""List the variables that are set, the misspelt ones, and the lines of ``.env`` that cannot be read.
 
 Values are never shown, because some are API keys.
 """
