@@ -50,9 +50,8 @@ def command(function: Callable[..., Any]) -> click.Command:
         try:
             if name := options.get("provider"):
                 _check_provider(name)
-            if (
-                "provider" in options and created.name != "doctor"
-            ):  # doctor prints describe_ineffective settings in a section
+            # ``doctor`` prints these settings in a section
+            if "provider" in options and created.name != "doctor":
                 _report_ineffective_settings(name)
             with interruptible() as exits_at_once:
                 result = function(**options)
