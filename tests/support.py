@@ -202,7 +202,7 @@ class Own(ScriptedProvider, RoutableProvider):
 
     def facts(self, model: str | None) -> Facts:
         """Report the support of prefill."""
-        return replace(super().facts(model), prefills=True)
+        return replace(super().facts(model), supports_prefill=True)
 
     def stream(self, prompt: Any, *arguments: Any, **more: Any) -> Any:
         """Answer with the text after the prefill."""

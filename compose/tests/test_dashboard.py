@@ -75,7 +75,7 @@ def test_queries_in_documents_use_existing_labels() -> None:
     ("title", "metric"),
     [
         ("Providers in use", "requests_total"),
-        ("Failover time", "switch_seconds"),
+        ("Failover time", "failover_seconds"),
         ("Failovers by reason", "failovers_total"),
         ("Success rate of health checks", "health_checks_total"),
         ("Time to first token", "first_token_seconds"),

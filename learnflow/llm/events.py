@@ -1,7 +1,8 @@
 """Log events: frozen dataclasses that describe requests, attempts and changes of state.
 
 Every event is sent to the sinks, which are functions that an application adds. Some events are also logged. No event
-contains text of a prompt or an answer, except ``ContentRecorded``.
+contains text of a prompt or an answer. ``ContentRecorded`` contains it, and is sent only to the sinks of
+``add_content_sink``.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ class AttemptEnded(BaseEvent):
     """Base of the events at the end of an attempt.
 
     Attributes:
-        total_s: the seconds from the beginning to the end of the attempt. They include a wait of the attempt for a slot
-            (see ``RequestQueued``), but not a wait of the router before the attempt.
+        total_s: the duration of the attempt in seconds. If the attempt itself waits for a slot (see ``RequestQueued``),
+            the wait is included. A wait of the router before the attempt is not.
     """
 
     provider: str
@@ -162,7 +163,7 @@ class RequestAdjusted(BaseEvent):
     is_limit_low: bool = False
 
 
-class FailedOver(BaseEvent):
+class FailoverSucceeded(BaseEvent):
     """After a ``Failover``, another provider responded: it sent text, or completed the answer. Not logged.
 
     Attributes:
@@ -175,12 +176,12 @@ class FailedOver(BaseEvent):
     seconds: float
 
 
-class StreamContinued(BaseEvent):
+class ContinuationEnded(BaseEvent):
     """The continuation of an interrupted text has ended. Not logged.
 
     Attributes:
-        outcome: "complete" if the answer is complete. "mismatched" if the continuation did not begin with the end
-            of the interrupted text, which it must repeat. "broken" if the attempt failed for another reason.
+        outcome: "complete" if the answer is complete. "mismatched" if the continuation did not first repeat the
+            last words of the interrupted text, as required. "broken" if the attempt failed for another reason.
     """
 
     provider: str
@@ -275,10 +276,10 @@ _content_sinks: Final = register("sinks of content", list[Callable[[ContentRecor
 _request_numbers: Final = itertools.count(1)
 # The name and the level of each event that is logged; docs/generate.py shows them
 _LOGGED: Final[dict[type[LogEvent], tuple[str, log.Level]]] = {
-    AttemptSucceeded: ("llm.request_completed", "info"),
-    AttemptFailed: ("llm.request_failed", "info"),
+    AttemptSucceeded: ("llm.attempt_succeeded", "info"),
+    AttemptFailed: ("llm.attempt_failed", "info"),
     ProviderRefused: ("llm.provider_refused", "warning"),
-    AttemptCancelled: ("llm.request_cancelled", "info"),
+    AttemptCancelled: ("llm.attempt_cancelled", "info"),
     TokenLimitReached: ("llm.token_limit_reached", "warning"),
     OtherModelAnswered: ("llm.other_model_answered", "warning"),
     RequestAdjusted: ("llm.request_adjusted", "info"),
@@ -419,7 +420,7 @@ def _call_sink(sink: Callable[[Any], None], event: object) -> None:
     try:
         sink(event)
     except Exception as error:  # noqa: BLE001  # an application's sink may raise anything
-        log.write_line("error", "llm.sink_failed", on=type(event).__name__, error=type(error).__name__)
+        log.write_line("error", "llm.sink_failed", event_class=type(event).__name__, error=type(error).__name__)
 
 
 def _log(event: LogEvent) -> None:

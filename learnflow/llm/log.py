@@ -34,7 +34,10 @@ def write_line(level: Level, event: str, **fields: Any) -> None:
 
 
 def _logger_for(level: Level) -> Any:
-    """Return the logger; None if the level is disabled. Skip an unconfigured structlog, because it prints to stdout."""
+    """Return the logger; None if the level is disabled.
+
+    Without a configuration by the application, do not use structlog's default logger, which prints to stdout.
+    """
     structlog: Any = sys.modules.get("structlog")  # an application that configures structlog has imported it
     if structlog and structlog.is_configured():
         return structlog.get_logger(_LOGGER_NAME)
@@ -44,7 +47,7 @@ def _logger_for(level: Level) -> Any:
 
 @cache
 def _create_logger(format_name: str) -> Any:
-    """Create a logger that writes lines in this format to the module ``logging``."""
+    """Create a logger that formats lines with structlog, and writes them to the module ``logging``."""
     import structlog  # noqa: PLC0415  # the import takes 0.2 s
     from structlog import processors, stdlib  # noqa: PLC0415
 

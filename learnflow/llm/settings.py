@@ -218,13 +218,13 @@ def load() -> Settings:
         NotConfigured: a value is invalid.
     """
     common = _read(Settings, lambda field: (field.upper(),), None)
-    if common.llm_provider and common.llm_providers and find_chain().name == "LLM_PROVIDER":
+    if common.llm_provider and common.llm_providers and find_chain_variable().name == "LLM_PROVIDER":
         common.llm_providers = None  # the source of LLM_PROVIDER has precedence
     log.set_format(common.llm_log_format)
     return common
 
 
-def find_chain() -> settings_sources.SetVariable:
+def find_chain_variable() -> settings_sources.SetVariable:
     """Return the variable that is used: LLM_PROVIDERS or LLM_PROVIDER. One of them must be set.
 
     The environment wins over files, so that ``LLM_PROVIDER=… command`` overrides LLM_PROVIDERS in ``.env``. In one

@@ -10,7 +10,7 @@ from support import DIALECTS, JSON, TEXT, Own, Quiz, dead, idle_clock, pair, pro
 
 from learnflow.llm import RouterProvider, errors
 from learnflow.llm.adapter.provider import BaseProvider
-from learnflow.llm.cli.explain import choices_of
+from learnflow.llm.cli.explain import verdicts_of
 from learnflow.llm.providers import CustomProvider, LlamaCppProvider, VLLMProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider, no_waiting
@@ -169,7 +169,7 @@ async def test_image_goes_only_to_provider_with_vision() -> None:
         chain = router(provider_for(one), provider_for(two))
         assert await chain.generate(picture) == TEXT
         assert one.seen == []
-        choices = choices_of(chain, picture)
+        choices = verdicts_of(chain, picture)
         assert [(choice.provider, choice.serves) for choice in choices] == [("llamacpp", False), ("ollama", True)]
         assert "vision" in choices[0].reason
         with pytest.raises(errors.Unsupported, match="llamacpp: no vision"):

@@ -37,7 +37,7 @@ async def test_endpoint_uses_dialect_of_its_kind(monkeypatch: pytest.MonkeyPatch
                 assert await request_text(provider, how) == TEXT
             assert {request.path for request in server.seen} == {path}
             done = await provider.complete("hi")
-            assert (done.provider, provider.name, provider.facts(None).prefills) == (name, name, True)
+            assert (done.provider, provider.name, provider.facts(None).supports_prefill) == (name, name, True)
             assert (await provider.refresh()).provider == name
         assert build("gpu-1").get_capabilities()["vision"] is False
         answered = [event.provider for event in events_seen if isinstance(event, events.AttemptSucceeded)]

@@ -17,7 +17,7 @@ from learnflow.llm import RouterProvider, errors, get_provider
 from learnflow.llm.adapter.capacity import CAPACITY, Capacity, Ticket
 from learnflow.llm.base import Slot
 from learnflow.llm.cli import main
-from learnflow.llm.cli.explain import choices_of
+from learnflow.llm.cli.explain import verdicts_of
 from learnflow.llm.providers import VLLMProvider
 from learnflow.llm.testing import Fault, FaultServer, closed_port
 
@@ -64,7 +64,7 @@ async def test_explain_and_status_show_rank_requests_in_flight_and_cached_share(
     two: list[FaultServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router = RouterProvider("gpu1+gpu2", ["gpu3"])
-    assert [row.rank for row in choices_of(router, "hi")] == [0, 0, 1]
+    assert [row.rank for row in verdicts_of(router, "hi")] == [0, 0, 1]
     assert [(row["in_flight"], row["cached_share"]) for row in router.status()] == [(0, None)] * 3
     usage = {"prompt_tokens": 100, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 90}}
     output = {"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}], "usage": usage}

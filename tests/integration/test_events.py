@@ -57,7 +57,7 @@ async def test_configured_structlog_receives_events() -> None:
                 await provider_for(server).generate("hi")
     finally:
         structlog.reset_defaults()
-    assert [(log["event"], log["log_level"]) for log in logs] == [("llm.request_completed", "info")]
+    assert [(log["event"], log["log_level"]) for log in logs] == [("llm.attempt_succeeded", "info")]
 
 
 async def test_failing_sink_does_not_fail_request() -> None:
@@ -95,7 +95,7 @@ async def test_json_line_has_event_level_time_and_the_fields(
 ) -> None:
     monkeypatch.setenv("LLM_LOG_FORMAT", "json")
     line = json.loads(await log_of_request(caplog, node="объясни"))
-    assert (line["event"], line["level"], line["provider"]) == ("llm.request_completed", "info", "custom")
+    assert (line["event"], line["level"], line["provider"]) == ("llm.attempt_succeeded", "info", "custom")
     assert line["completion_tokens"] == 7
     assert line["metadata"] == {"node": "объясни"}
     assert datetime.fromisoformat(line["timestamp"]).tzinfo
@@ -107,7 +107,7 @@ async def test_text_is_the_format_again_without_the_variable(
     with monkeypatch.context() as patch:
         patch.setenv("LLM_LOG_FORMAT", "json")
         get_provider("ollama")
-    assert (await log_of_request(caplog)).startswith("event='llm.request_completed' provider='custom' ")
+    assert (await log_of_request(caplog)).startswith("event='llm.attempt_succeeded' provider='custom' ")
 
 
 def test_unknown_format_is_an_error_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ async def test_provider_that_was_never_sent_anything_has_no_failure(
     unusable, completed = caplog.messages
     assert unusable.startswith("event='llm.provider_unusable' provider='openai' error='KeyMissing' ")
     assert "OPENAI_API_KEY" in unusable
-    assert completed.startswith("event='llm.request_completed' provider='llamacpp' ")
+    assert completed.startswith("event='llm.attempt_succeeded' provider='llamacpp' ")
     counted = {(sample.name, sample.labels.get("provider")): sample.value for sample in samples}
     assert counted["learnflow_llm_configuration_errors_total", "openai"] == 1
     assert ("learnflow_llm_requests_total", "openai") not in counted
@@ -151,7 +151,7 @@ async def test_skipped_provider_has_no_line(caplog: pytest.LogCaptureFixture, mo
         chain = router(OpenAIProvider(api_key="k", model="gpt-none"), provider_for(server))
         assert await chain.generate("hi")
     (line,) = caplog.messages
-    assert line.startswith("event='llm.request_completed' provider='llamacpp' ")
+    assert line.startswith("event='llm.attempt_succeeded' provider='llamacpp' ")
 
 
 @pytest.mark.parametrize("switch", ["level", "disabled"])

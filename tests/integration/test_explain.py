@@ -8,7 +8,7 @@ import pytest
 from support import TEXT, pair, provider_for, request_text, router
 
 from learnflow.llm import RouterProvider, errors, events
-from learnflow.llm.cli.explain import choices_of
+from learnflow.llm.cli.explain import verdicts_of
 from learnflow.llm.providers import CustomProvider, OpenAIProvider
 from learnflow.llm.routing.breaker import BreakerRegistry
 from learnflow.llm.testing import Fault, FaultServer, ScriptedProvider
@@ -23,7 +23,7 @@ async def test_misconfigured_member_is_reported_and_others_serve(events_seen: li
         assert await request_text(chain, "generate") == TEXT
         state = chain.status()[0]
         assert (state["breaker"], "OPENAI_API_KEY" in state["because"]) == ("misconfigured", True)
-        assert "OPENAI_API_KEY" in choices_of(chain, "hi")[0].reason
+        assert "OPENAI_API_KEY" in verdicts_of(chain, "hi")[0].reason
     with pytest.raises(errors.KeyMissing, match="OPENAI_API_KEY"):
         RouterProvider(primary="openai")
     with pytest.raises(errors.NotConfigured, match="Did you mean openai"):
@@ -42,7 +42,7 @@ async def test_explain_shows_routing_by_cost_and_locality() -> None:
 
 async def test_explain_sends_nothing() -> None:
     async with pair("vllm", "llamacpp") as (one, two, chain):
-        choices = choices_of(chain, "hi")
+        choices = verdicts_of(chain, "hi")
         assert [(choice.provider, choice.serves) for choice in choices] == [("vllm", True), ("llamacpp", False)]
         assert one.pages == two.pages == []
 
@@ -53,15 +53,15 @@ async def test_explain_agrees_with_selection() -> None:
     ]
     async with FaultServer("openai", TEXT) as server:
         provider = CustomProvider(base_url=server.base_url, model="m")
-        (unknown,) = choices_of(router(provider), picture)
+        (unknown,) = verdicts_of(router(provider), picture)
         assert (unknown.serves, "it is unknown whether" in unknown.reason) == (None, True)
-        (known,) = choices_of(router(provider), "hi")
+        (known,) = verdicts_of(router(provider), "hi")
         assert known.serves is True
-        (lacking,) = choices_of(router(ScriptedProvider(TEXT, vision=False)), picture)
+        (lacking,) = verdicts_of(router(ScriptedProvider(TEXT, vision=False)), picture)
         assert (lacking.serves, "although it lacks vision" in lacking.reason) == (None, True)
         monkeyed = CustomProvider(base_url=server.base_url, model="m")
         monkeyed.catalog.overrides = {"vision": False}
-        (refused,) = choices_of(router(monkeyed), picture)
+        (refused,) = verdicts_of(router(monkeyed), picture)
         assert (refused.serves, refused.reason) == (False, "lacks vision")
 
 

@@ -12,7 +12,7 @@ from learnflow.llm import RouterProvider, errors, events
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.adapter.routable import RoutableProvider
 from learnflow.llm.base import Attempt, Call
-from learnflow.llm.cli.explain import choices_of
+from learnflow.llm.cli.explain import verdicts_of
 from learnflow.llm.completion import Completion, TextDelta
 from learnflow.llm.errors import FailedAttempt
 from learnflow.llm.providers import OllamaProvider, OpenAIProvider, VLLMProvider
@@ -186,7 +186,7 @@ async def test_local_only_skips_clouds(monkeypatch: pytest.MonkeyPatch) -> None:
             OpenAIProvider(base_url="https://api.example.org/v1", api_key="k", model="m"), provider_for(server)
         )
         assert (await chain.complete("hi")).attempts == 1
-        assert "LLM_LOCAL_ONLY" in choices_of(chain, "hi")[0].reason
+        assert "LLM_LOCAL_ONLY" in verdicts_of(chain, "hi")[0].reason
 
 
 async def test_short_timeout_of_caller_opens_no_breaker() -> None:

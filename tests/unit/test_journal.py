@@ -66,7 +66,7 @@ class Continuing(ScriptedProvider, RoutableProvider):
     """A provider that continues a prefill of TEXT."""
 
     def facts(self, model: str | None) -> Facts:
-        return replace(super().facts(model), prefills=True)
+        return replace(super().facts(model), supports_prefill=True)
 
     def start(self, call: Call) -> Work:
         prompt = call.prompt
@@ -320,7 +320,7 @@ async def test_resumed_answers_are_counted(folder: Path) -> None:
 
     def count(source: str) -> float | None:
         return registry.get_sample_value(
-            "learnflow_llm_resumed_answers_total", {"provider": "scripted", "source": source}
+            "learnflow_llm_continuations_started_total", {"provider": "scripted", "source": source}
         )
 
     await interrupt("stream")

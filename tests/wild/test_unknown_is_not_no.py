@@ -30,7 +30,7 @@ from odd_server import (
 from support import router
 
 from learnflow.llm import LLMProvider, errors
-from learnflow.llm.cli.explain import choices_of
+from learnflow.llm.cli.explain import verdicts_of
 from learnflow.llm.providers import CustomProvider, GeminiProvider, LMStudioProvider, build
 
 PICTURE: Final = [
@@ -152,7 +152,7 @@ async def test_explain_and_the_call_agree(name: str, sole: bool) -> None:
     async with OddServer(reply, PAGE) as one, OddServer(reply) as two:
         chain = router(unknown_model(name, one.base_url), *([] if sole else [custom(two.base_url)]))
         await chain.refresh()
-        explained = [choices_of(chain, row.prompt, **row.options)[0] for row in CAPABILITIES]
+        explained = [verdicts_of(chain, row.prompt, **row.options)[0] for row in CAPABILITIES]
         for row, first in zip(CAPABILITIES, explained, strict=True):
             before = len(one.bodies)
             got = await outcome(chain, "complete", row.prompt, **row.options)
@@ -170,7 +170,7 @@ async def test_capability_that_the_operator_denies_is_refused_before_sending(
     async with OddServer(reply) as one, OddServer(reply) as two:
         first, second = (custom(server.base_url) for server in (one, two))
         chain = router(first) if sole else router(first, second)
-        assert [choice.serves for choice in choices_of(chain, row.prompt, **row.options)] == [False] * (2 - sole)
+        assert [choice.serves for choice in verdicts_of(chain, row.prompt, **row.options)] == [False] * (2 - sole)
         got = await outcome(chain, "complete", row.prompt, **row.options)
         assert isinstance(got, errors.Unsupported)
         assert not one.bodies + two.bodies
@@ -184,7 +184,7 @@ async def test_denial_of_the_price_map_decides_only_if_another_provider_can_serv
     async with OddServer(reply) as one, OddServer(reply) as two:
         denied = build("deepseek", one.base_url, "deepseek-reasoner", KEY)
         assert denied.get_capabilities()["tools"] is False
-        assert [choice.serves for choice in choices_of(router(denied), "?", tools=TOOLS)] == [None]
+        assert [choice.serves for choice in verdicts_of(router(denied), "?", tools=TOOLS)] == [None]
         assert (await router(denied).complete("?", tools=TOOLS)).text == ANSWER
         chain = router(denied, custom(two.base_url))
         assert (await chain.complete("?", tools=TOOLS)).text == ANSWER

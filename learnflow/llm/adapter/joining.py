@@ -79,16 +79,15 @@ def split_last_word(text: str) -> SplitText:
     return SplitText(text[:start], text[start:])
 
 
-def split_text(text: str, *, at_last_word: bool, prefills: bool) -> SplitText:
+def split_text(text: str, *, at_last_word: bool, supports_prefill: bool) -> SplitText:
     """Split the emitted text for its continuation.
 
-    ``at_last_word`` is False after a continuation that did not repeat the last word. ``prefills`` means that the
-    provider supports prefill.
+    ``at_last_word`` is False after a continuation that did not repeat the last word.
     """
     if not text.strip():
         return SplitText("", text)  # no prefill: the next attempt starts the answer again
     split = split_last_word(text)
-    return split if at_last_word and (prefills or split.prefix) else SplitText(text)
+    return split if at_last_word and (supports_prefill or split.prefix) else SplitText(text)
 
 
 def instruct_to_continue(prompt: Prompt, prefix: str) -> list[Any]:
@@ -388,7 +387,7 @@ async def run_with_prior_text(
     """
     if not call.prior_text:
         return await start(call, attempt)(emit)
-    emitted = split_text(call.prior_text, at_last_word=True, prefills=True)
+    emitted = split_text(call.prior_text, at_last_word=True, supports_prefill=True)
     text_filter, new = ContinuationFilter(emitted, source=call.prior_source), Transcript(emit)
     call = reduce_max_tokens(call, count_prior_tokens(call), len(emitted.rest))
     work = start(call, replace(attempt, prefix=emitted.prefix or None))

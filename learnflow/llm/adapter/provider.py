@@ -143,7 +143,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             has_model=model is not None and self._has_model(model),
             cold=self.catalog.is_cold(name),
             loads=bool(spec.server.load_path),
-            prefills=self.runner.continuation_spec is not None,
+            supports_prefill=self.runner.continuation_spec is not None,
             replays=self.runner.client.replays,
             concurrency_limit=self.runner.concurrency_limit,
             looks_local=spec.local or endpoint.looks_local,

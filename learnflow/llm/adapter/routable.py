@@ -42,12 +42,11 @@ class Facts:
         has_model: the provider is known to have the model.
         cold: the server must load the model before it responds.
         loads: the server can load models on request.
-        prefills: the provider supports prefill: it continues a last assistant message exactly where it ends.
+        supports_prefill: the provider supports prefill: it continues a last assistant message exactly where it ends.
         replays: the responses come from cassettes (recorded responses). Circuit breakers and concurrency limits do
             not apply.
         concurrency_limit: how many requests may be in flight; None if unlimited.
-        looks_local: the address looks like one of this machine or a private network. Each connection checks the
-            resolved address.
+        looks_local: the address looks local or private. Each connection checks the resolved address.
         local_only: the provider refuses requests unless it is local.
         lacking_capabilities: the capabilities that the model lacks. The provider refuses a request that requires one.
     """
@@ -61,7 +60,7 @@ class Facts:
     has_model: bool = False
     cold: bool = False
     loads: bool = False
-    prefills: bool = False
+    supports_prefill: bool = False
     replays: bool = False
     concurrency_limit: int | None = None
     looks_local: bool = False
@@ -170,8 +169,9 @@ class RoutableProvider(LLMProvider):
                     slot = await CAPACITY.acquire(facts.address, facts.concurrency_limit, deadline)
             limits_s = [attempt.max_first_token_s, None if call.buffered else facts.first_token_s]
             first_token_s = min(filter(None, limits_s), default=math.inf)
-            async with asyncio.timeout_at(min(deadline, loop.time() + first_token_s)) as scope:
-                limited_emit = _TimeLimitedEmit(emit, scope, deadline, deadline if call.buffered else facts.gap_s)
+            async with asyncio.timeout_at(min(deadline, loop.time() + first_token_s)) as timeout:
+                gap_s = math.inf if call.buffered else facts.gap_s
+                limited_emit = _TimeLimitedEmit(emit, timeout, deadline, gap_s)
                 return await self._call(call, limited_emit)
         except TimeoutError:
             in_queue = slot is None and attempt.slot is None
@@ -241,16 +241,16 @@ def to_completion(answer: Any, provider: str, model: str | None) -> Completion:
 class _TimeLimitedEmit(Relay):
     """Limits the time between two events to ``gap_s`` seconds. The wait for space in the buffer does not count.
 
-    ``drain`` postpones ``scope`` (the timeout of the attempt), at most to ``deadline`` (on the event loop's clock).
+    ``drain`` moves ``timeout`` (that of the attempt), but not past ``deadline`` (on the event loop's clock).
 
     Attributes:
-        timeout_error: the error to raise if ``scope`` expires.
+        timeout_error: the error to raise if ``timeout`` expires.
     """
 
-    def __init__(self, emit: Emit, scope: asyncio.Timeout, deadline: float, gap_s: float) -> None:
+    def __init__(self, emit: Emit, timeout: asyncio.Timeout, deadline: float, gap_s: float) -> None:
         super().__init__(emit)
         self.timeout_error: type[LLMError] = errors.FirstTokenTimeout
-        self._scope, self._deadline, self._gap_s = scope, deadline, gap_s
+        self._timeout, self._deadline, self._gap_s = timeout, deadline, gap_s
 
     def __call__(self, event: Event) -> None:
         """Forward the event."""
@@ -259,9 +259,9 @@ class _TimeLimitedEmit(Relay):
 
     async def drain(self) -> None:
         """Wait until the buffer has space, without a time limit. Then start the limit for the next event."""
-        self._scope.reschedule(None)
+        self._timeout.reschedule(None)
         await self._emit.drain()
-        self._scope.reschedule(min(self._deadline, asyncio.get_running_loop().time() + self._gap_s))
+        self._timeout.reschedule(min(self._deadline, asyncio.get_running_loop().time() + self._gap_s))
 
 
 def comparable_names(model: str | None) -> frozenset[str]:

@@ -192,7 +192,7 @@ class _Checks:
 
     async def check_prefill(self) -> tuple[bool | None, str]:
         """Check that the model continues the beginning of an answer (a prefill)."""
-        if not self._provider.facts(self._model).prefills:
+        if not self._provider.facts(self._model).supports_prefill:
             return None, "no prefill: a prompt asks for the continuation"
         call = Call("Count from 1 to 9, with spaces.", self._model, 0.0, 40, method="generate")
         completion = await self._provider.attempt(call, Attempt(prefix="1 2 3 4"))(Emit())

@@ -27,7 +27,7 @@ from .variables import describe_ineffective, known_specs, variables
 async def doctor(timeout_s: float, provider: str | None) -> int:
     """Show the settings, the servers that respond, common mistakes, and lines for .env.
 
-    The exit code is 0 only if a provider that would serve requests is ready, and no value is invalid.
+    The exit code is 0 only if a provider in use is ready, and no value is invalid.
     """
     faults = switches.collected_faults = dict[str, str]()  # faults are collected here instead of raised
     report_replay()
@@ -36,9 +36,12 @@ async def doctor(timeout_s: float, provider: str | None) -> int:
     _print_section("Variables that are set", _variable_texts(specs))
     for spec in specs:
         settings.load_provider(spec)  # adds the provider's invalid values to ``faults``
-    _print_section("Invalid values, ignored below", (f"{name} {fault}" for name, fault in faults.items()))
+    _print_section(
+        "Invalid values, replaced below by the defaults",
+        (f"{name} {fault}" for name, fault in faults.items()),
+    )
     _print_section("Settings without effect", describe_ineffective(specs, all_unknown=True))
-    # ``chain`` has the names of the requested or configured providers, ``candidates`` the probed providers
+    # ``chain``: the names of the requested or configured providers. ``candidates``: the probed providers
     chain, candidates = await probe(provider, timeout_s, checks_names=False)
     if candidates:
         write("\nProbed servers:")
@@ -85,14 +88,14 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
             )
     common = settings.load()
     if common.llm_local_only:
-        yield "LLM_LOCAL_ONLY is set: cloud providers and models that a local server forwards are refused"
+        yield "LLM_LOCAL_ONLY is set: clouds are refused, and models that a local server forwards to a cloud"
         specs = [candidate.provider.spec for candidate in candidates if candidate.provider and candidate.responded]
         for spec in specs:
             if spec.server.locality_caveat:
                 yield f"LLM_LOCAL_ONLY cannot check {spec.title}: {spec.server.locality_caveat}"
     names = {variable.name for variable in variables(()) if variable.name in ("LLM_PROVIDER", "LLM_PROVIDERS")}
     if len(names) > 1:
-        unused = "LLM_PROVIDERS" if settings.find_chain().name == "LLM_PROVIDER" else "LLM_PROVIDER"
+        unused = "LLM_PROVIDERS" if settings.find_chain_variable().name == "LLM_PROVIDER" else "LLM_PROVIDER"
         yield f"LLM_PROVIDERS and LLM_PROVIDER are both set: {unused} has no effect"
     if settings_sources.in_container():
         yield from _loopback_warnings(candidates)
@@ -150,7 +153,7 @@ async def _router_warning(provider: BaseProvider, timeout_s: float) -> str:
     return (
         f"{provider.endpoint.base_url} is a router of {len(workers)} servers"
         f"{f' ({unhealthy_count} unhealthy)' if unhealthy_count else ''}. Start it with --disable-retries, because "
-        f"this package retries{limit_hint and f'{limit_hint} to the slots of all servers together'}"
+        f"this package retries{limit_hint and f'{limit_hint} to the number of slots of all servers together'}"
     )
 
 

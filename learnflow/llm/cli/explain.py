@@ -28,16 +28,16 @@ _IMAGE: Final = {"type": "image_url", "image_url": {"url": "data:image/png;base6
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Verdict:
     """Whether a provider would serve a request, and why.
 
     Attributes:
         model: the model that would answer, according to the last probe. Without a probe, the requested model.
-        serves: whether the provider would get the request. None if it would, although a required capability is missing
-            or unknown.
+        serves: True if the provider would get the request. None if it would get it, but a required capability is
+            missing or unknown. False if it would not get it.
         reason: the reason for ``serves``.
         rank: the position in the operator's order, from 0. Load-balanced providers have the same rank.
-        is_next: whether the provider would get the request if all providers before it fail.
+        is_fallback: whether the provider would get the request if all providers before it fail.
     """
 
     provider: str
@@ -45,7 +45,7 @@ class Choice:
     serves: bool | None
     reason: str
     rank: int
-    is_next: bool
+    is_fallback: bool
 
 
 @command
@@ -80,33 +80,33 @@ async def explain(
     options: dict[str, Any] = {"tools": [{}]} if tools else {}
     if schema:
         options["response_format"] = {"type": "json_schema"}
-    choices = choices_of(router, content, model, **options)
-    if choices:
+    verdicts = verdicts_of(router, content, model, **options)
+    if verdicts:
         rows = (
-            (str(choice.rank + 1), choice.provider, choice.model or "-", *_serves_cells(choice, probe))
-            for choice in choices
+            (str(verdict.rank + 1), verdict.provider, verdict.model or "-", *_serves_cells(verdict, probe))
+            for verdict in verdicts
         )
         table(("RANK", "PROVIDER", "MODEL", "SERVES", "WHY"), rows)
     else:
         notify(NO_SERVER)
-    return ExitCode.OK if any(choice.serves is not False for choice in choices) else ExitCode.NO_PROVIDER
+    return ExitCode.OK if any(verdict.serves is not False for verdict in verdicts) else ExitCode.NO_PROVIDER
 
 
-def choices_of(
+def verdicts_of(
     router: RouterProvider, prompt: Prompt, model: str | None = None, **options: Unpack[Options]
-) -> list[Choice]:
-    """Return a choice for each provider of a router, sorted by LLM_ROUTING. No request is sent."""
+) -> list[Verdict]:
+    """Return a verdict on each provider of a router, sorted by LLM_ROUTING. No request is sent."""
     chain = router.chain_without_probes(Call(prompt, model, options=options))
     order = chain.sorted_candidates()
     capable = [candidate for candidate in order if not (chain.missing(candidate) or _predict(candidate)[1])]
     chosen = select(capable, chain.settings.llm_routing) or (first_to_recover(capable) if capable else None)
-    return [_choice(candidate, chain, is_chosen=candidate is chosen) for candidate in order]
+    return [_verdict(candidate, chain, is_chosen=candidate is chosen) for candidate in order]
 
 
 def _predict(candidate: Candidate) -> tuple[str | None, str | None]:
-    """Predict the model that would answer, or the reason why the request would fail. None means unknown."""
+    """Predict the model that would answer, or the reason why the request would fail; (None, None) if unknown."""
     provider = candidate.original
-    return provider.catalog.expect(candidate.target.model) if isinstance(provider, BaseProvider) else (None, None)
+    return provider.catalog.predict(candidate.target.model) if isinstance(provider, BaseProvider) else (None, None)
 
 
 def _capability_caveat(candidate: Candidate, chain: Chain) -> str | None:
@@ -119,9 +119,9 @@ def _capability_caveat(candidate: Candidate, chain: Chain) -> str | None:
     return f"would be used; it is unknown whether it has {', '.join(unknown)}" if unknown else None
 
 
-def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
+def _verdict(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Verdict:
     serves: bool | None = False
-    is_next = False
+    is_fallback = False
     requested, (model, failure) = candidate.target.model, _predict(candidate)
     if missing := chain.missing(candidate):
         reason = missing[0] if candidate.creation_error else f"lacks {', '.join(missing)}"
@@ -130,7 +130,7 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
     elif not is_chosen and not candidate.ready and candidate.breaker:
         reason = f"its circuit breaker is open after {type(candidate.breaker.error).__name__}"
     elif not is_chosen:
-        is_next, reason = True, "would be used if the providers before it fail"
+        is_fallback, reason = True, "would be used if the providers before it fail"
     elif caveat := _capability_caveat(candidate, chain):
         serves, reason = None, caveat
     else:
@@ -139,12 +139,12 @@ def _choice(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Choice:
         reason += ", after it has loaded the model"
     if requested and model and not is_same_model(requested, model):
         reason += f"; the server answers with {model}, not with {requested}"
-    return Choice(candidate.name, model or requested, serves, reason, candidate.rank, is_next)
+    return Verdict(candidate.name, model or requested, serves, reason, candidate.rank, is_fallback)
 
 
-def _serves_cells(choice: Choice, probed: bool) -> tuple[str, str]:
+def _serves_cells(verdict: Verdict, probed: bool) -> tuple[str, str]:
     """Return the cells of the columns SERVES and WHY. Without a probe, "yes" becomes "unknown"."""
-    if choice.serves and not probed:
+    if verdict.serves and not probed:
         return "unknown", "would be used; use --probe to probe the servers first"
-    serves = "next" if choice.is_next else _SERVES[choice.serves]
-    return serves, choice.reason.removeprefix(f"{choice.provider}: ")
+    serves = "fallback" if verdict.is_fallback else _SERVES[verdict.serves]
+    return serves, verdict.reason.removeprefix(f"{verdict.provider}: ")

@@ -85,7 +85,8 @@ def write(text: str, indent: str = "") -> None:
 def notify(text: str, prefix: str = "learnflow-llm: ", options: Iterable[str] = ()) -> None:
     """Print a message to stderr. Ignore write errors.
 
-    A message may contain keywords of the Python API. If ``options`` contains "model", ``model=`` becomes ``--model``.
+    A message may contain keywords of the Python API. Those in ``options`` become options of the command line:
+    ``model=`` becomes ``--model``.
     """
     keywords = "|".join(options) or "(?!)"  # "(?!)" matches nothing
     text = re.sub(rf"\b({keywords})=(\d*)", lambda match: f"--{match[1].replace('_', '-')} {match[2]}".rstrip(), text)

@@ -1,4 +1,4 @@
-"""A replacement for ``models/model_factory.py`` of LearnFlow, a LangGraph application, with the same names.
+"""A drop-in replacement for ``models/model_factory.py`` of LearnFlow, a LangGraph application.
 
 LearnFlow imports this module instead of its own, and passes its ``config_manager``. This module does not import
 LearnFlow or read its files. It requires the extra ``[langchain]``.
@@ -56,21 +56,20 @@ class ModelFactory:
     def __init__(self, config_manager: ConfigManager, api_key: str | None = None) -> None:
         self._config_manager = config_manager
         self._api_key = api_key
-        self._chain = get_provider() if is_configured() else None
+        self._environment_router = get_provider() if is_configured() else None
         self._routers: dict[str, RouterProvider] = {}
 
     @property
     def providers(self) -> list[LLMProvider]:
         """Return the providers in ``LLM_PROVIDERS`` or ``LLM_PROVIDER``, else those of the created models."""
-        routers = [self._chain] if self._chain else self._routers.values()
+        routers = [self._environment_router] if self._environment_router else self._routers.values()
         return [provider for router in routers for provider in router.providers]
 
     def create_model(self, config: Any, node: str | None = None) -> ChatLearnFlow:
         """Create the model of a node.
 
-        If the prompt and ``max_tokens`` exceed the context length, ``max_tokens`` is lowered and the change is logged.
-        Other parameters are omitted if the model does not support them, because ``graph.yaml`` was possibly written for
-        another model.
+        The model lowers ``max_tokens`` if a request would exceed the context length, and logs the change. It omits
+        other parameters that it does not support, because ``graph.yaml`` was possibly written for another model.
 
         Args:
             config: the ``ModelConfig`` of the node.
@@ -82,8 +81,8 @@ class ModelFactory:
             Unsupported: the node requires structured output, and no provider supports it.
         """
         node = node or self._node_of(config)
-        provider = self._chain or self._configured_router(config, node)
-        model = None if self._chain else config.model_name
+        provider = self._environment_router or self._configured_router(config, node)
+        model = None if self._environment_router else config.model_name
         if config.requires_structured_output and provider.get_capabilities()["json_schema"] is False:
             raise Unsupported(
                 f"{node} requires structured output, and no provider of {provider.name} supports it",

@@ -107,17 +107,23 @@ class Metrics:
         self._cost = counter("cost_dollars_total", "Cost in US dollars, if known.", *model_labels, "node")
         self._failovers = counter("failovers_total", "Failovers to another provider.", "from", "to", "reason")
         self._failover_seconds = histogram(
-            "switch_seconds",
-            "Seconds from a failure to the first text of the next provider.",
+            "failover_seconds",
+            "Seconds from the first failure to the response of another provider.",
             _SHORT_BUCKETS_S,
             "from",
             "to",
         )
         self._ended_continuations = counter(
-            "resumes_total", "Ended continuations of broken answers, by outcome.", "provider", "outcome"
+            "continuations_ended_total",
+            "Ended continuations of interrupted answers, by outcome.",
+            "provider",
+            "outcome",
         )
         self._started_continuations = counter(
-            "resumed_answers_total", "Started continuations, by source of the interrupted text.", "provider", "source"
+            "continuations_started_total",
+            "Started continuations of interrupted answers, by source of the text.",
+            "provider",
+            "source",
         )
         self._configuration_errors = counter(
             "configuration_errors_total", "Failures that require a change of the configuration.", "provider", "error"
@@ -162,11 +168,11 @@ class Metrics:
             case events.Failover():
                 providers = self._provider(event.provider), self._provider(event.to)
                 self._failovers.labels(*providers, type(event.error).__name__).inc()
-            case events.FailedOver():
+            case events.FailoverSucceeded():
                 self._failover_seconds.labels(self._provider(event.provider), self._provider(event.to)).observe(
                     event.seconds
                 )
-            case events.StreamContinued():
+            case events.ContinuationEnded():
                 self._ended_continuations.labels(self._provider(event.provider), event.outcome).inc()
             case events.Resumed():
                 self._started_continuations.labels(self._provider(event.provider), event.source).inc()

@@ -340,7 +340,7 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         if path != "/v1/models":
             return httpx.Response(404, headers=llamacpp.HEADERS, json={})
         config, loading = self.server.config, self.server.starting
-        models = llamacpp.cold_model_list(config.alias, config.context, loading=loading)
+        models = llamacpp.build_cold_model_list(config.alias, config.context, loading=loading)
         return httpx.Response(200, headers=llamacpp.HEADERS, json=models)
 
 

@@ -1,8 +1,9 @@
 """llama.cpp's server (tested with commit 0c1e570), recognised by a header, or by fields of its model list.
 
-``/props`` has the features of the chat template, and the context length of a slot (one of the concurrent requests).
+``/props`` has the features of the chat template, and the context length of a slot (the
+place of one concurrent request).
 
-In router mode, a server has several models. ``/props?model=`` then loads the model, unless the query also has
+In router mode, a server has several models, and ``/props?model=`` loads the model unless the query also has
 ``autoload=false``.
 """
 
@@ -49,12 +50,12 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
 
 
 def is_llamacpp_page(page: Page) -> bool:
-    """Return whether llama.cpp sent a page. llama.cpp also serves pages of other APIs, such as Ollama's."""
+    """Return whether llama.cpp sent a page. Other probes need this, because llama.cpp imitates pages of Ollama."""
     return page.headers.get("server") == HEADERS["server"]
 
 
-def cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]:
-    """Return the model list of a server in router mode that has one model, which is not loaded.
+def build_cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]:
+    """Build the model list that an embedded server would return in router mode while its only model is not loaded.
 
     Args:
         name: the name of the model.
@@ -94,9 +95,9 @@ def _supports_vision(architecture: Any) -> bool | None:
 
 
 def _build_model_request(model: Model) -> tuple[str, None] | None:
-    """Return the path of the model's page, and no body.
+    """Return the path of the model's page. The body is None, because it is a GET request.
 
-    Return None if the context length is known, or the model is not loaded.
+    Return no request (None) if the context length is known, or the model is not loaded.
     """
     needs_request = model.loaded and model.capabilities.get("context_served") is None
     return (f"/props?model={quote(model.name, safe='')}&autoload=false", None) if needs_request else None

@@ -53,10 +53,10 @@ SPEC: Final = ProviderSpec(
     ),
     dialect=Dialect(
         direct_chat_path=CHAT_PATH,
-        supports_prefill=True,
+        supports_prefill=True,  # with ``continue_final_message``
+        ignores_prefill=True,  # without it
         parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         reasoning=TEMPLATE_THINKING,
-        ignores_prefill=True,
     ),
     other_variable_names={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
     max_concurrency=64,

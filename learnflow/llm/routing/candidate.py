@@ -94,9 +94,9 @@ class Candidate:
         return self._provider
 
     @property
-    def prefills(self) -> bool:
+    def supports_prefill(self) -> bool:
         """Return whether the provider supports prefill, and has not rejected a prefill in this request."""
-        return self.facts.prefills and not self.rejects_prefill
+        return self.facts.supports_prefill and not self.rejects_prefill
 
     @property
     def distance(self) -> int:
@@ -153,9 +153,13 @@ class Candidate:
             error, seconds = self.registry.breakers[opened_key].error, self.registry.breakers[opened_key].period_s
             events.emit(events.BreakerOpened(provider=self.name, model=opened_key.model, error=error, seconds=seconds))
 
-    def set_checking(self, *, checking: bool) -> None:
-        """Mark the start or the end of a probe or a trial request (see ``BreakerState``)."""
-        self.registry.set_checking(self.target, checking=checking)
+    def begin_check(self) -> None:
+        """Mark the start of a probe or a trial request (see ``BreakerState``)."""
+        self.registry.set_checking(self.target, checking=True)
+
+    def end_check(self) -> None:
+        """Mark the end of a probe or a trial request."""
+        self.registry.set_checking(self.target, checking=False)
 
     async def update_facts(self, within: float) -> None:
         """Probe the provider if the last probe is too old. ``within`` is the timeout in seconds."""
@@ -200,7 +204,7 @@ class Candidate:
                 with pause_recording():  # do not record probes: their number depends on the time
                     ready = self.facts.replays or (await self.provider.refresh(PROBE_S)).ready
             except BaseException:
-                self.set_checking(checking=False)
+                self.end_check()
                 raise
             self.registry.record_probe(self.target, ready=ready)
             if not self.breaker:
@@ -208,7 +212,7 @@ class Candidate:
             return ready
 
         if self._shared.is_idle("probe"):
-            self.set_checking(checking=True)
+            self.begin_check()
         return self._shared.start("probe", probe)
 
 

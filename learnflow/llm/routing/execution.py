@@ -32,21 +32,23 @@ from .candidate import Candidate, chain_name
 from .progress import Progress
 from .selection import Chain, first_to_recover
 
-_LOAD_POLL_S: Final = 0.5  # pause at the start of each wait for a load
+_PAUSE_BEFORE_LOAD_S: Final = 0.5  # before each wait for the load of a model
 _QUEUE_POLL_S: Final = 0.5  # after this wait for a slot, choose a candidate again
 
 
 class Execution:
-    """One request. ``attempt_template`` has its number and its metadata, which all its attempts share."""
+    """One request. ``attempt_template`` has the request's number and metadata, which all attempts share."""
 
     def __init__(self, call: Call, resume: Resume, attempt_template: Attempt, chain: Chain, progress: Progress) -> None:
         self._call, self._resume, self._attempt_template = call, resume, attempt_template
         self._chain, self._progress = chain, progress
         self._deadline = progress.started + float(call.options.get("timeout") or chain.settings.llm_deadline)
-        self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_POLL_S
+        self._load_deadline = (
+            min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _PAUSE_BEFORE_LOAD_S
+        )
         self._retries = 0
         self._last_error: LLMError | None = None
-        # Whether the prefill ends before the last word. False after a model did not repeat that word
+        # Whether the last word is left out of the prefill. False after a model continued without that word
         self._splits_at_last_word = True
         self._restarted = False  # whether the answer was restarted from the beginning, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt
@@ -65,9 +67,11 @@ class Execution:
         """
         began, began_breaker_clock = self._now, candidate.registry.clock()
         progress = self._progress
-        parts = joining.split_text(progress.text, at_last_word=self._splits_at_last_word, prefills=candidate.prefills)
+        parts = joining.split_text(
+            progress.text, at_last_word=self._splits_at_last_word, supports_prefill=candidate.supports_prefill
+        )
         prefix = parts.prefix or None
-        prefill = prefix if candidate.prefills else None  # without prefill, a prompt instructs the model
+        prefill = prefix if candidate.supports_prefill else None  # without prefill, a prompt instructs the model
         by_instruction = prefix is not None and prefill is None
         reserves_time = self._chain.must_reserve_time(candidate)
         try:
@@ -89,12 +93,12 @@ class Execution:
             completion = await work(progress)
         except LLMError as error:
             self._release_slot()
-            ends_before_last_word = bool(parts.rest) and candidate.prefills
+            ends_before_last_word = bool(parts.rest) and candidate.supports_prefill
             state = decision.RequestState(prefilled=prefill is not None, prefill_before_last_word=ends_before_last_word)
             await self._handle_failure(candidate, error, began, state, reserves_time=reserves_time)
             return None
         except BaseException:
-            candidate.set_checking(checking=False)
+            candidate.end_check()
             raise
         finally:
             self._release_slot()
@@ -134,7 +138,7 @@ class Execution:
         progress.record_failure(error, error.attempts or (failed_attempt,), now, is_free=is_free)
         is_early = reserves_time and now - began < candidate.facts.first_token_s
         if is_early and isinstance(error, errors.FirstTokenTimeout):
-            candidate.set_checking(checking=False)  # not the provider's fault, because the router shortened the timeout
+            candidate.end_check()  # not the provider's fault, because the router shortened the timeout
         else:
             candidate.record_failure(error)
         received_output = bool(error.partial or error.tokens)
@@ -157,7 +161,7 @@ class Execution:
         progress, chain = self._progress, self._chain
         text, is_streamed = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
-        mismatched_candidates, loading_candidates = chain.failed_with(errors.NotContinued), self._loading_candidates()
+        not_continued, loading_candidates = chain.failed_with(errors.NotContinued), self._loading_candidates()
         state = replace(
             state,
             text_emitted=has_partial and is_streamed,
@@ -167,13 +171,13 @@ class Execution:
             tool_call_emitted=bool(progress.calls),
             has_other_provider=bool(chain.limit_distance(chain.remaining(candidate), loading_candidates)),
             can_wait_for_load=bool(loading_candidates),
-            can_restart=bool(mismatched_candidates) and not self._restarted,
+            can_restart=bool(not_continued) and not self._restarted,
             can_retry=pause_s is not None,
             before_deadline=self._now < self._deadline,
         )
         rule = decision.decide(error, state)
         if rule.action == "raise":
-            cause = mismatched_candidates[0].failure if mismatched_candidates else None
+            cause = not_continued[0].failure if not_continued else None
             if isinstance(error, errors.RequestRefused):  # the first refusal is the most informative one
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
             # If there is text, NotContinued explains better than the last error why the text is incomplete
@@ -237,7 +241,7 @@ class Execution:
                     skipped.start_recovery()  # a probe or a load in the background
                 candidate = self._take_slot(chosen, eligible)
                 if candidate := candidate or await self._wait_for_slot(chosen, eligible, ticket, wait_began):
-                    candidate.set_checking(checking=True)
+                    candidate.begin_check()
                     return candidate
                 continue
             if not eligible:
@@ -322,8 +326,8 @@ class Execution:
 
     async def _wait_for_load(self, loading_candidates: Sequence[Candidate]) -> list[Candidate]:
         """Start to load the models, and wait until the first load ends. Return the candidates with a loaded model."""
-        # Avoid a busy loop, because a server may refuse requests during a load that it does not report
-        await asyncio.sleep(_LOAD_POLL_S)
+        # Pause, because the wait below ends at once if the server does not report the load. This avoids a busy loop
+        await asyncio.sleep(_PAUSE_BEFORE_LOAD_S)
         loads = {candidate: candidate.start_load() for candidate in loading_candidates}
         left_s = max(0.0, self._load_deadline - self._now)
         ended_loads, _ = await asyncio.wait(loads.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)

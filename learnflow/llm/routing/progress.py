@@ -20,8 +20,8 @@ class Progress(Transcript):
 
     Attributes:
         source: where the text so far comes from, see ``Resumed``.
-        tokens: an estimate of the tokens of the text so far. Each text delta counts as one token, unless
-            ``LLMError.tokens`` is larger.
+        tokens: an estimate of the tokens of the text so far. This is the number of text deltas,
+            or ``LLMError.tokens`` if that is larger.
         partial_thinking: the thinking of the interrupted attempt.
         continuations: the number of continuations.
         started: the time when the request began.
@@ -37,10 +37,11 @@ class Progress(Transcript):
         self.continuations = 0
         self.started = started
         self._first_text_s: float | None = None
-        self._usage_known = self._cost_known = True  # False after a partial answer (a free one has a known cost)
+        self._usage_known = True  # False after a partial answer
+        self._cost_known = True  # False after a partial answer of a provider that is not free
         self._candidate: Candidate | None = None  # the candidate of the current attempt
         self._is_continuation = False  # the current attempt continues an interrupted text
-        # The candidate and the time of the first failure after the last text; None if no attempt has failed since
+        # The first failure since the last text: its candidate and its time
         self._first_failure: tuple[Candidate | None, float] | None = None
 
     def __call__(self, event: Event) -> None:
@@ -88,7 +89,7 @@ class Progress(Transcript):
     def build_completion(self, completion: Completion, began: float, now: float) -> Completion:
         """Build the caller's completion from the completion of the last attempt, which began at ``began``."""
         first_token_s = self._first_text_s  # None if no attempt emitted text
-        if self._first_failure:
+        if self._first_failure:  # the last attempt emitted no text
             self._record_first_text(now)
         self._end_continuation("complete")
         if completion.first_token_s is not None and not self.continuations:
@@ -115,7 +116,7 @@ class Progress(Transcript):
         return error
 
     def _record_first_text(self, now: float) -> None:
-        """Record the time of the first text. If another provider had failed before, emit ``FailedOver``."""
+        """Record the time of the first text. If another provider had failed before, emit ``FailoverSucceeded``."""
         if self._first_text_s is None:
             self._first_text_s = now - self.started
         if self._first_failure:
@@ -123,9 +124,11 @@ class Progress(Transcript):
             self._first_failure = None
             if failed_candidate and self._candidate and failed_candidate is not self._candidate:
                 seconds = now - failed_at
-                events.emit(events.FailedOver(provider=failed_candidate.name, to=self._candidate.name, seconds=seconds))
+                events.emit(
+                    events.FailoverSucceeded(provider=failed_candidate.name, to=self._candidate.name, seconds=seconds)
+                )
 
     def _end_continuation(self, outcome: str) -> None:
         if self._is_continuation and self._candidate:
-            events.emit(events.StreamContinued(provider=self._candidate.name, outcome=outcome))
+            events.emit(events.ContinuationEnded(provider=self._candidate.name, outcome=outcome))
         self._is_continuation = False

@@ -30,7 +30,7 @@ from .probe import error_of, fetch, find_server, read_capabilities, suggest_sett
 
 LONG_PROBE_S: Final = 10.0  # timeout of a full probe, which may read a cloud's long model list
 QUICK_PROBE_S: Final = 2.0  # timeout of a probe for which a request waits
-# A cached result expires after this time if it decides whether a prompt is sent, or which timeout applies.
+# The maximum age of a cached result that decides whether a prompt is sent, or which timeout applies.
 MAX_AGE_S: Final = 5.0
 
 _LOADED_MODEL_PLACEHOLDER: Final = "local-model"  # this configured name means the loaded model
@@ -126,7 +126,7 @@ class ModelCatalog:
         command = self._spec.server.pull_command
         return f": `{command.format(model=shlex.quote(printable(model, _MAX_NAME_CHARS)))}`" if command else ""
 
-    def expect(self, name: str | None) -> tuple[str | None, str | None]:
+    def predict(self, name: str | None) -> tuple[str | None, str | None]:
         """Predict from the last probe which model will answer a request, or why the request will fail.
 
         Return (name, None) or (None, reason). Return (None, None) if the result is unknown, or if the server is loading
@@ -184,7 +184,7 @@ class ModelCatalog:
         """Choose the model name to send: the requested one, else the loaded one, else the only one.
 
         Raises:
-            NotConfigured: no model is requested. The server is a cloud, or has several suitable models.
+            NotConfigured: no model is requested, and the server is a cloud or has several suitable models.
             NotLocal: LLM_LOCAL_ONLY is set, and the server may forward requests for the model to another machine.
             LLMError: the server could not be probed, or has no suitable model.
         """
@@ -201,7 +201,7 @@ class ModelCatalog:
         """Return the name of the loaded model, else of the only one.
 
         If the probe fails temporarily, return the cached name, because the request may still succeed. Behind a load
-        balancer, the probe may reach a dead replica, but the request a live one.
+        balancer, the probe may reach a dead replica, and the request may reach a live one.
         """
         model = self._models.get(None)
         if model is None or not self._is_fresh(None, MAX_AGE_S):
@@ -258,8 +258,8 @@ class ModelCatalog:
     def other_model_name(self, requested: str, served: str | None) -> str | None:
         """Return the name of the model that answered; None if it is the requested model.
 
-        ``served`` is the name in the response. Some servers copy the requested name, even if another model answers. If
-        ``served`` is None, the requested name or an alias, the name therefore comes from the last probe.
+        ``served`` is the name in the response. Some servers copy the requested name, even if another model answers.
+        Therefore the name comes from the last probe, unless ``served`` is the name of a different model.
         """
         model = self._models.get(requested) or Model(name=requested)
         if served in (None, requested) or model.has_name(str(served)):

@@ -33,8 +33,8 @@ def _openai_error(
 
 _OVERFLOW: Final = "This model's maximum context length is 2048 tokens. However, your messages resulted in 3007 tokens."
 _LMSTUDIO_MODEL: Final = "No models loaded. Please load a model in the developer page or use the 'lms load' command."
-# The error responses here and in ``ERROR_RESPONSES``, by ``Fault.refusal``. Those of llama.cpp 0c1e570, vLLM 0.32 and
-# Ollama 0.33 are recorded. Those of OpenAI and LM Studio are written from their documentation.
+# ``_OPENAI_ERRORS`` and ``ERROR_RESPONSES`` map ``Fault.refusal`` to error responses. Those of llama.cpp 0c1e570,
+# vLLM 0.32 and Ollama 0.33 are recorded. Those of OpenAI and LM Studio are written from their documentation.
 # tests/contract/authored.py uses the responses, too.
 _OPENAI_ERRORS: Final[Mapping[str, _ErrorResponse]] = {
     "key": _openai_error(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key"),
@@ -202,7 +202,7 @@ class Dialect:
         elif body.get("continue_final_message") and body["messages"][-1]["role"] == "assistant":
             partial = body["messages"][-1]["content"]
         elif len(body["messages"]) > 2 and "cut off" in str(body["messages"][-1]["content"]):
-            # The last message requests the continuation, and quotes the text that the continuation must repeat.
+            # The last message quotes the last words of the partial answer. The continuation must begin with them.
             overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]
             partial = str(body["messages"][-2]["content"]).removesuffix(overlap)
         else:

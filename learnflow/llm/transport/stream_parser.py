@@ -16,7 +16,7 @@ from ..completion import CALL_FIELDS, CallId, Finish, ToolCall, ToolCallDelta, U
 from ..errors import LLMError
 from . import error_mapping
 from .reasoning import Delta
-from .tool_calls import Extra, PartialCall, collect_extra, find_call, join_extra
+from .tool_calls import Extra, PartialCall, collect_extra, find_or_add_call, join_extra
 from .untrusted import MAX_EVENT_BYTES, MAX_JSON_BYTES, json_object, short_text
 
 # Finish reasons, including those of other APIs that gateways pass on.
@@ -35,7 +35,8 @@ _SHAPE_ERRORS: Final = (AttributeError, KeyError, TypeError, ValueError, Recursi
 MAX_NAME_CHARS: Final = 300  # limit for the name of a model or tool, and for the id of a tool call
 _MAX_CALLS: Final = 1000  # in one answer
 _MIN_LIMIT_CHARS: Final = 1024 * 1024  # the length limit of an answer with a small max_tokens, or without max_tokens
-_MAX_CHARS_PER_TOKEN: Final = 64  # on average. Most tokens have about four, but some tokens of blanks have a hundred
+# Limit for the average over an answer. Most tokens have about four characters, some tokens of blanks have a hundred.
+_MAX_CHARS_PER_TOKEN: Final = 64
 
 
 def malformed_error(what: str) -> LLMError:
@@ -129,8 +130,9 @@ class StreamParser:
         if self._surrogates:  # the second half never arrived
             text, thinking = ("\ufffd" if field in self._surrogates else "" for field in ("text", "thinking"))
             self._deltas.append(Delta(text, thinking))
-        calls = tuple(delta for call in self._calls for delta in call.start())  # calls without arguments
-        self._deltas += [Delta(calls=calls)] if calls and not self.fault else []
+        # Calls without arguments are not emitted yet
+        call_deltas = tuple(delta for call in self._calls for delta in call.start())
+        self._deltas += [Delta(calls=call_deltas)] if call_deltas and not self.fault else []
         if not self.fault and (self.finish is None or (self._finish_was_discarded and not self.has_end_mark)):
             self.fail(self._no_finish_error())
         return self._take_deltas()
@@ -176,7 +178,7 @@ class StreamParser:
         call_id, name = short_text(piece.get("id"), MAX_NAME_CHARS), short_text(function.get("name"), MAX_NAME_CHARS)
         if any(call.is_repeated_by(call_key, call_id, name, arguments) for call in calls):
             return ()
-        call = find_call(calls, call_key, call_id, name, arguments)
+        call = find_or_add_call(calls, call_key, call_id, name, arguments)
         if len(calls) > _MAX_CALLS:
             raise errors.MalformedAnswer(f"the answer has more than {_MAX_CALLS} tool calls")
         if len(calls) > count_before and name:

@@ -1,7 +1,8 @@
 """Assemble streamed tool calls, and extra fields (fields that OpenAI's API does not define), from their pieces.
 
-``find_call`` matches a piece to its call by the server's key, else by the id, else by order. The key is the index in a
-chat completion, and the item in the Responses API. A new id or name usually begins another call; some servers differ.
+``find_or_add_call`` matches a piece to its call by the server's key, else by the id, else by order. The key is the
+index in a chat completion, and the item in the Responses API. A new id or name usually begins another call; some
+servers differ.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class PartialCall:
         return bool(arguments.strip()) or name != self.name
 
 
-def find_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, arguments: str) -> PartialCall:
+def find_or_add_call(calls: list[PartialCall], call_key: Any, call_id: str, name: str, arguments: str) -> PartialCall:
     """Return the call to which a piece belongs. If the piece begins a call, add a new one to ``calls``.
 
     ``call_key`` is None if the piece lacks it. ``call_id``, ``name`` and ``arguments`` are "" if the piece lacks them.

@@ -19,7 +19,7 @@ _MAX_VALUES: Final = 100_000  # limit for a document, because 8 MB of brackets w
 _BOM: Final = "\ufeff"
 _MAX_COUNT: Final = 2**53  # smaller integers are exact in every JSON parser (RFC 8259, section 6)
 _MAX_TEXT_CHARS: Final = 300
-_MIN_SECRET_CHARS: Final = 3  # a shorter header value is a flag such as "1"
+_MIN_SECRET_CHARS: Final = 3  # a shorter value of a secret header is probably a flag such as "1"
 _KEY_OVERLAP_CHARS: Final = 8  # a text with this many successive characters of the key is masked
 # A key with a vendor's prefix, a JSON web token, a bearer token, or long base64.
 _LIKE_A_KEY: Final = re.compile(

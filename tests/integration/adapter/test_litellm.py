@@ -229,7 +229,7 @@ async def test_debug_log_holds_prompt_only_if_allowed(
         ):
             await provider.generate("private prompt")
     logged = debug_log.getvalue()
-    assert "llm.request_completed" in logged
+    assert "llm.attempt_succeeded" in logged
     assert ("private prompt" in logged) is content
     assert ("fine answer" in logged) is content
     assert "secret" not in logged

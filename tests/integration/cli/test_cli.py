@@ -68,7 +68,7 @@ def test_verbose_writes_log_to_stderr(
         root.setLevel(before)
     out, err = capsys.readouterr()
     assert out == "The quick brown fox jumps over the lazy dog.\n"
-    assert "event='llm.request_completed'" in err
+    assert "event='llm.attempt_succeeded'" in err
 
 
 @pytest.mark.parametrize("command", [["ask", "hi", "--json"], ["status", "--json"], ["models", "--json"], ["warm-up"]])

@@ -133,7 +133,7 @@ def test_doctor_reports_file_that_is_not_utf_8_among_the_others(
         assert f"{file} cannot be read (UnicodeDecodeError)" in capsys.readouterr().err
         assert main(["doctor"]) == 3
         out, err = capsys.readouterr()
-    assert f"Invalid values, ignored below:\n  {file} cannot be read (UnicodeDecodeError). It must be UTF-8 text" in out
+    assert f"Invalid values, replaced below by the defaults:\n  {file} cannot be read (UnicodeDecodeError). It must be UTF-8 text" in out
     assert re.search("ollama +ready", out)
     assert f"\n  {file}=" not in out
     assert err == ""
@@ -349,7 +349,7 @@ def test_doctor_recognises_router_of_several_servers(
         main(["doctor", "--timeout", "5"])
         configured = capsys.readouterr().out
     assert f"{root}/v1 is a router of 2 servers (1 unhealthy). Start it with --disable-retries" in shown
-    assert "GPUS_MAX_CONCURRENCY to the slots of all servers together" in shown
+    assert "GPUS_MAX_CONCURRENCY to the number of slots of all servers together" in shown
     assert "--disable-retries" in configured
     assert "set GPUS_MAX_CONCURRENCY" not in configured
 

@@ -92,8 +92,8 @@ async def test_failover_and_continuation_update_metrics(registry: CollectorRegis
         await chain(dying, other).generate("hi")
     samples = shown(registry)
     assert samples["failovers_total{from=custom,reason=AnswerCut,to=ollama}"] == 2
-    assert samples["switch_seconds_count{from=custom,to=ollama}"] == 2
-    assert samples["resumes_total{outcome=complete,provider=ollama}"] == 2
+    assert samples["failover_seconds_count{from=custom,to=ollama}"] == 2
+    assert samples["continuations_ended_total{outcome=complete,provider=ollama}"] == 2
     assert samples["breaker_open{model=fault-model,provider=custom}"] == 1
     assert samples["requests_total{model=fault-model,outcome=AnswerCut,provider=custom}"] == 2
     assert not any(name.startswith("requests_in_flight") for name in samples)
@@ -106,7 +106,7 @@ async def test_broken_continuation_is_counted(registry: CollectorRegistry) -> No
     ):
         with pytest.raises(errors.BrokenAnswer):
             await chain(dying, other, retries=0).generate("hi")
-    assert shown(registry)["resumes_total{outcome=broken,provider=ollama}"] == 1
+    assert shown(registry)["continuations_ended_total{outcome=broken,provider=ollama}"] == 1
 
 
 def test_mismatched_continuation_is_counted(registry: CollectorRegistry) -> None:
@@ -115,8 +115,8 @@ def test_mismatched_continuation_is_counted(registry: CollectorRegistry) -> None
         progress.begin_attempt(Candidate(OllamaProvider()), None, continues=True)
         progress.record_failure(error, [], 2.0, is_free=True)
     samples = shown(registry)
-    assert samples["resumes_total{outcome=mismatched,provider=ollama}"] == 1
-    assert samples["resumes_total{outcome=broken,provider=ollama}"] == 1
+    assert samples["continuations_ended_total{outcome=mismatched,provider=ollama}"] == 1
+    assert samples["continuations_ended_total{outcome=broken,provider=ollama}"] == 1
 
 
 async def test_configuration_error_and_cancelled_attempt_are_counted(registry: CollectorRegistry) -> None:
@@ -134,7 +134,7 @@ async def test_configuration_error_and_cancelled_attempt_are_counted(registry: C
     assert not any(name.startswith("requests_in_flight") for name in samples)
 
 
-async def test_switch_seconds_start_at_first_failure(registry: CollectorRegistry) -> None:
+async def test_failover_seconds_start_at_first_failure(registry: CollectorRegistry) -> None:
     dead = Fault("refuse", status=500)
     async with (
         FaultServer("openai", TEXT, fault=dead) as one,
@@ -145,8 +145,8 @@ async def test_switch_seconds_start_at_first_failure(registry: CollectorRegistry
         last = OllamaProvider(base_url=three.base_url, model="fault-model")
         assert await RouterProvider(both[0], [both[1], last], breakers=BreakerRegistry()).generate("hi") == TEXT
         one.fault = two.fault = None
-    assert {name for name in shown(registry) if name.startswith("switch")} == {
-        "switch_seconds_count{from=custom,to=ollama}"
+    assert {name for name in shown(registry) if name.startswith("failover_seconds")} == {
+        "failover_seconds_count{from=custom,to=ollama}"
     }
     seen = []
     remove = events.add_sink(seen.append)

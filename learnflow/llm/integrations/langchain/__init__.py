@@ -59,7 +59,10 @@ _METHODS: Final = ("json_schema", "json_mode", "function_calling")
 
 
 def _hash_extra_body(options: dict[str, Any]) -> dict[str, Any]:
-    """Replace ``extra_body`` with its hash, because it can contain secrets, and caches and traces store the options."""
+    """Replace ``extra_body`` with its hash.
+
+    It can contain secrets, and LangChain stores the options in caches and traces.
+    """
     if options.get("extra_body") is None:
         return options
     body = json.dumps(options["extra_body"], sort_keys=True, default=repr)
@@ -120,7 +123,7 @@ class ChatLearnFlow(BaseChatModel):
 
     @field_validator("max_tokens", "temperature", "top_p", "frequency_penalty", "presence_penalty", mode="wrap")
     @classmethod
-    def _keep_float_subclass(cls, value: Any, check: Callable[[Any], float | None]) -> float | None:
+    def _keep_default_or_at_most(cls, value: Any, check: Callable[[Any], float | None]) -> float | None:
         # pydantic would convert AtMost and DefaultFloat to int and float.
         return value if is_removable(value) else check(value)
 
@@ -307,11 +310,11 @@ class ChatLearnFlow(BaseChatModel):
             schema: a pydantic class, a TypedDict, a JSON schema, or an OpenAI-style function.
             include_raw: return ``{"raw": message, "parsed": instance or None, "parsing_error": error or None}``.
             method: "json_schema" sends the schema, and ``provider`` validates the answer. If the model rejects the
-                schema of a pydantic class, the prompt contains the schema. "json_mode" requests any JSON.
-                "function_calling" uses a tool. For "json_mode" and "function_calling", only pydantic classes are
-                validated, and a mismatch is not retried.
-            strict: require answers that fit the schema exactly, if the server supports that. For "json_schema", this is
-                always required of a pydantic class. For "json_mode", ``strict`` is ignored.
+                schema of a pydantic class, the request is retried with the schema in the prompt. "json_mode" requests
+                any JSON. "function_calling" uses a tool. For these two, only pydantic classes are validated, and a
+                mismatch is not retried.
+            strict: require answers that fit the schema exactly, if the server supports that. It is always on
+                for "json_schema" with a pydantic class. It is ignored for "json_mode".
             kwargs: keywords of ``generate``.
 
         Raises:
