@@ -133,7 +133,8 @@ def test_doctor_reports_file_that_is_not_utf_8_among_the_others(
         assert f"{file} cannot be read (UnicodeDecodeError)" in capsys.readouterr().err
         assert main(["doctor"]) == 3
         out, err = capsys.readouterr()
-    assert f"Invalid values, replaced below by the defaults:\n  {file} cannot be read (UnicodeDecodeError). It must be UTF-8 text" in out
+    title = "Invalid values, replaced below by the defaults"
+    assert f"{title}:\n  {file} cannot be read (UnicodeDecodeError). It must be UTF-8 text" in out
     assert re.search("ollama +ready", out)
     assert f"\n  {file}=" not in out
     assert err == ""
