@@ -19,7 +19,7 @@ from .process import after_fork
 
 _T = TypeVar("_T")
 _END: Final = object()
-_STOP_S: Final = 1.0  # time limit for cancelling the running calls, then for the thread's end
+_STOP_S: Final = 1.0  # time limit for cancelling the running calls, and again for the thread's end
 
 
 class Background:

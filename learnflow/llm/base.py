@@ -407,7 +407,7 @@ class LLMProvider(Protocol):
 
 
 class AbstractProvider(LLMProvider):
-    """Base of the providers of this package. It implements ``generate``, ``stream`` and ``complete`` with ``start``."""
+    """Base of the providers of this package. ``generate``, ``stream`` and ``complete`` call ``start``."""
 
     @abstractmethod
     def start(self, call: Call) -> Work:

@@ -137,7 +137,7 @@ class Health:
         provider: the name of the provider.
         base_url: the probed address; None if the provider has none.
         detail: the result of the probe and what to do, as a sentence.
-        latency_s: seconds until the response; None if there was none.
+        latency_s: seconds until the response; None if no response arrived.
         server: the kind of server; None if unknown.
         version: the version of the server; None if unknown.
         model: the model of a request without ``model=``; None if unknown, or if a request must name a model.

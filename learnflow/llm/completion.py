@@ -81,8 +81,8 @@ class ToolCall:
 class CallId(str):  # noqa: SLOT000  # a str cannot have slots
     """The id of a tool call. ``answer`` is the result of ``Completion.message()`` that contains the call.
 
-    Some callers build the next prompt without ``Completion.message()``. If a tool call in it has this object as its id,
-    ``restore_extra`` still finds the extra fields.
+    Some callers build the next prompt without ``Completion.message()``. If a tool call in that prompt has this object
+    as its id, ``restore_extra`` still finds the extra fields.
     """
 
     answer: Mapping[str, Any] = MappingProxyType({})
@@ -238,7 +238,8 @@ Event: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | Waiting | Failov
 def add_extra(message: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, Any]:
     """Copy an assistant's message, and add the extra fields of ``answer`` and of its tool calls.
 
-    ``answer`` has the fields of ``Completion.message()`` for the same answer. Tool calls are matched by id.
+    ``answer`` is the result of ``Completion.message()`` for this message. Its standard fields can be missing. Tool
+    calls are matched by id.
     """
     extra = {name: value for name, value in answer.items() if name not in MESSAGE_FIELDS}
     answer_calls = {call["id"]: call for call in answer.get("tool_calls", ())}

@@ -164,7 +164,7 @@ def _invalid_candidate(name: str, error: LLMError) -> Candidate:
 
 
 async def _probe_without_kind(name: str, timeout_s: float) -> Candidate | None:
-    """Probe an endpoint to suggest its ``<NAME>_KIND``. Return None if the endpoint has another fault."""
+    """Probe an endpoint to suggest its ``<NAME>_KIND``. Return None if the fault is not a missing or invalid kind."""
     spec = endpoint_spec(CUSTOM, name)
     try:
         provider_settings = settings.load_provider(spec)

@@ -43,7 +43,7 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
          ├─ ErrorBody             The server sent an error object instead of an answer
          ├─ AnswerTooLong         The answer is many times as long as ``max_tokens``, and has no end
          ├─ MalformedAnswer       A line or a body of the response does not have the format of the API
-         ├─ AnswerTruncated       JSON, a tool call or an empty answer was cut by ``max_tokens`` or a full context
+         ├─ AnswerTruncated       ``max_tokens`` or a full context cut JSON, a tool call, or an answer before its text
          ├─ EmptyStream           The response is empty
          ├─ EmptyAnswer           The answer is complete, but has no text
          ├─ ThinkingLeaked        Thinking was delivered as the text of the answer
@@ -355,7 +355,7 @@ class NotRecorded(LLMError):
     been recorded with it.
 
     Attributes:
-        was_skipped: whether the router tried another provider after this error. The error then fails no test.
+        was_skipped: whether the router tried another provider after this error. If so, the error does not fail a test.
     """
 
     failover = False
@@ -432,10 +432,10 @@ class MalformedAnswer(BrokenAnswer):
 
 
 class AnswerTruncated(BrokenAnswer):
-    """JSON, a tool call or an empty answer was cut by ``max_tokens`` or a full context.
+    """``max_tokens`` or a full context cut JSON, a tool call, or an answer before its text.
 
-    An answer is empty if thinking used all tokens, or if the server dropped an incomplete tool call. A retry would end
-    at the same limit. ``failover`` is False if JSON or a tool call was cut by ``max_tokens``.
+    An answer has no text if thinking used all tokens, or if the server dropped an incomplete tool call. A retry would
+    end at the same limit. ``failover`` is False if JSON or a tool call was cut by ``max_tokens``.
     """
 
     discards_text = True

@@ -77,8 +77,8 @@ class AttemptEnded(BaseEvent):
     """Base of the events at the end of an attempt.
 
     Attributes:
-        total_s: the duration of the attempt in seconds. If the attempt itself waits for a slot (see ``RequestQueued``),
-            the wait is included. A wait of the router before the attempt is not.
+        total_s: the duration of the attempt in seconds. It includes the attempt's own wait for a slot (see
+            ``RequestQueued``), but not a wait in the router before the attempt.
     """
 
     provider: str
@@ -127,7 +127,7 @@ class TokenLimitReached(BaseEvent):
     """A text ended at a token limit, and was returned to the caller. It is possibly incomplete.
 
     Attributes:
-        max_tokens: the limit of the request; None if the request has no limit, and the context was full.
+        max_tokens: the limit of the request; None if the request has no limit. The context was then full.
         hint: the reached limit, and what to do.
     """
 
@@ -267,7 +267,8 @@ class ContentRecorded:
     completion: Completion
 
 
-LogEvent = BaseEvent | Failover | Resumed  # a stream also yields Failover and Resumed
+# Failover and Resumed are not subclasses of BaseEvent, because streams yield them, too
+LogEvent = BaseEvent | Failover | Resumed
 Sink = Callable[[LogEvent], None]
 _S = TypeVar("_S")
 

@@ -161,8 +161,8 @@ async def _run_recorded(
 ) -> Completion:
     """Run a call with a file of the journal. Delete the file if the call succeeds.
 
-    After an error or a cancellation, keep the file for a later call. Delete the file even then if the caller stopped
-    the stream, or if the text cannot become a valid answer.
+    After an error or a cancellation, keep the file for a later call, unless the caller stopped the stream, or the text
+    cannot become a valid answer.
     """
     deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or default_timeout_s)
     # A router inside an application's provider records nothing, because the outer router records the same text
@@ -217,7 +217,8 @@ def open_file(settings: Settings, digest: str, emit: Emit) -> JournalFile | None
             with _warn_on_error(path, "it is not used"), suppress(FileNotFoundError, BlockingIOError):
                 status = path.lstat()
                 is_old = abs(time.time() - status.st_mtime) > settings.llm_journal_ttl
-                if is_old or (status.st_size and path.name.startswith(digest)):  # a new file is empty
+                # Skip an empty file of this request, because another call may have just created it
+                if is_old or (status.st_size and path.name.startswith(digest)):
                     file = JournalFile(path, emit, sync=sync)
                     if "".join(file.pieces).strip() and not is_old:
                         return file

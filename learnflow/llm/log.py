@@ -36,7 +36,7 @@ def write_line(level: Level, event: str, **fields: Any) -> None:
 def _logger_for(level: Level) -> Any:
     """Return the logger; None if the level is disabled.
 
-    Without a configuration by the application, do not use structlog's default logger, which prints to stdout.
+    If the application did not configure structlog, its default logger is not used, because it prints to stdout.
     """
     structlog: Any = sys.modules.get("structlog")  # an application that configures structlog has imported it
     if structlog and structlog.is_configured():

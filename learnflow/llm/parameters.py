@@ -47,7 +47,7 @@ REASONING_EFFORT: Final[Reasoning] = {
     True: {"reasoning_effort": "medium"},
     **{level: {"reasoning_effort": level} for level in REASONING_LEVELS},
 }
-# The variable of the chat templates of Qwen3, Granite and DeepSeek-V3.1, for each value of reasoning=.
+# ``enable_thinking``, a variable of Qwen3's chat template, for each value of reasoning=.
 TEMPLATE_THINKING: Final[Reasoning] = {
     False: {"chat_template_kwargs": {"enable_thinking": False}},
     True: {"chat_template_kwargs": {"enable_thinking": True}},
@@ -60,12 +60,13 @@ TEMPLATE_THINKING: Final[Reasoning] = {
 
 def _check_number_type(value: Any) -> Any:
     if not isinstance(value, int | float | str):  # pydantic accepts everything with ``__float__``
-        raise ValueError("it is not an int or a float")  # noqa: TRY004  # pydantic expects it
+        raise ValueError("it is not an int or a float")  # noqa: TRY004  # pydantic expects ValueError
     return value
 
 
 _T = TypeVar("_T")
-# The valid values of keywords and environment variables. Every JSON parser represents integers below 2**53 exactly.
+# The valid values of keywords and environment variables. Counts are below 2**53, because every JSON parser represents
+# these integers exactly.
 Number: TypeAlias = Annotated[float, BeforeValidator(_check_number_type)]
 Seconds: TypeAlias = Annotated[Number, Field(gt=0)]
 Name: TypeAlias = Annotated[str, Field(max_length=1000), Predicate(str.isprintable), "a printable text"]
@@ -101,7 +102,7 @@ def _has_declared_field(value: Any) -> bool:
 def validated_as(kind: Any) -> GetPydanticSchema:
     """Return an annotation that makes pydantic validate a value as ``kind``.
 
-    The annotated type is wider. It is for type checkers.
+    Only type checkers use the annotated type, which is wider than ``kind``.
     """
     return GetPydanticSchema(lambda _, handler: handler(kind))
 
@@ -134,7 +135,7 @@ ValidPrompt: TypeAlias = Annotated[
     validated_as(str | Annotated[Sequence[Annotated[_Message, Strict(False)]], Field(min_length=1)]),
     'a text or a list of {"role": "user" (or system, assistant, tool), "content": a text, or a list of parts}',
 ]
-_Number: TypeAlias = Annotated[Number, Field(ge=-(2**63), lt=2**63)]  # OpenTelemetry's integers have 64 bits
+_LabelNumber: TypeAlias = Annotated[Number, Field(ge=-(2**63), lt=2**63)]  # OpenTelemetry's integers have 64 bits
 ResponseFormat: TypeAlias = Annotated[
     dict[str, Any] | type[_T],
     validated_as(type[BaseModel] | Annotated[_Format, Predicate(_has_declared_field), Predicate(_is_json)]),
@@ -150,7 +151,7 @@ Session: TypeAlias = Annotated[_Text, Field(min_length=1), "a text of 1 to 200 p
 JsonObject: TypeAlias = Annotated[Mapping[str, Any], Predicate(_is_json), "a dict that JSON can represent"]
 Labels: TypeAlias = Annotated[
     Mapping[str, str | int | float | bool | None],
-    validated_as(Mapping[Annotated[_Text, Predicate(str.isidentifier)], _Text | bool | _Number | None]),
+    validated_as(Mapping[Annotated[_Text, Predicate(str.isidentifier)], _Text | bool | _LabelNumber | None]),
     Field(max_length=16),
     "a dict of at most 16 entries: a name, and a printable text of at most 200 characters, a number or a bool",
 ]
@@ -195,7 +196,7 @@ def check_keywords(
 @cache
 def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAdapter[Any]]:
     """Return all annotations, the names of the explicit parameters, the name of ``**``, and the validator."""
-    # ``base`` imports this module only for type checkers, and names it in annotations
+    # Annotations in ``base`` refer to ``parameters``, which ``base`` imports only for type checkers
     modules = {"parameters": sys.modules[__name__]}
     # The return type is omitted, because it may be unresolvable.
     hints = SimpleNamespace(__annotations__={**function.__annotations__, "return": None})
@@ -208,7 +209,7 @@ def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAda
     names = list(annotations)
     annotations |= others
     fields = {name: kind if name == "prompt" else kind | None for name, kind in annotations.items()}
-    keywords: Any = TypedDict("keywords", fields, total=False)  # type: ignore[misc]  # for a type checker
+    keywords: Any = TypedDict("keywords", fields, total=False)  # type: ignore[misc]  # mypy expects a dict literal
     strict = with_config(strict=True, extra="allow", allow_inf_nan=False, arbitrary_types_allowed=True)
     return annotations, names, varkw_name, TypeAdapter(strict(keywords))
 

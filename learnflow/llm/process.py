@@ -84,7 +84,7 @@ class Switches:
 
     Attributes:
         allowed_origins: the origins (scheme, host and port) that may receive requests; None for all.
-        max_retries: the maximum number of retries, without pauses between them. A lower configured number still
+        max_retries: the maximum number of retries. If set, retries have no pauses. A lower configured number still
             applies. None for no override.
         today: the date that replaces the current date; None for no override.
         in_cli: whether a command of ``learnflow-llm`` is running. A command serves no metrics, because the

@@ -89,9 +89,9 @@ class Server:
         return [model for model in self.models if model.chat]
 
     def find(self, name: str) -> Model | None:
-        """Return the model with this name, else the only one that resembles it.
+        """Return the model with this name, else the only candidate, else None.
 
-        Return None if several models resemble it, or none. If the server accepts any name, return its only model.
+        The candidates are the models that resemble the name. If the server accepts any name, they are all its models.
         """
         if exact := next((model for model in self.models if model.has_name(name)), None):
             return exact
@@ -126,7 +126,7 @@ class Probe:
         pages: the paths to GET. These requests must cost nothing, and load no model.
         parse_pages: parses the pages, by path. It returns None for another kind of server.
         build_model_request: returns the path of the page about a model, and the body to POST (None for a GET). It
-            returns None without such a page.
+            returns None if the server has no such page.
         parse_model_page: returns the model with the properties on its page.
     """
 
@@ -192,9 +192,9 @@ class Dialect:
         tool_choices: the supported values of ``tool_choice``; None for all values.
         schema_modes: the supported ways to request a schema, the best first. "prompt" adds it to the prompt.
         reasoning: the body's fields for each value of ``reasoning=``; empty if thinking cannot be controlled.
-        litellm_marks_reasoning: whether LiteLLM's price map marks all thinking models of the vendor. If so, a model of
-            the map without the mark cannot think. One with the mark, but without the levels "minimal" and "none",
-            always thinks.
+        litellm_marks_reasoning: whether LiteLLM's price map marks all thinking models of the vendor. If so, an
+            unmarked model of the map cannot think. A marked model without the levels "minimal" and "none" always
+            thinks.
         session_field: the body's field for ``session=``.
         body_fields: the fields that are added to every body.
         format_options: returns the body's ``options`` for the sampling parameters and the context length in tokens.
@@ -231,7 +231,7 @@ class Dialect:
     def can_continue(self) -> bool:
         """Return whether the server can continue a broken answer.
 
-        If not, the router adds an instruction to continue to the prompt.
+        If not, the router adds a continuation instruction to the prompt.
         """
         return self.supports_prefill or self.build_continuation is not None
 
@@ -291,7 +291,7 @@ class ProviderSpec:
         title: the name in messages.
         litellm_provider: the provider in LiteLLM that writes requests and maps errors.
         otel_name: OpenTelemetry's ``gen_ai.provider.name``; None if it is ``name``.
-        kind: the ``name`` of the copied spec for an endpoint; None for a vendor.
+        kind: for an endpoint, the ``name`` of the vendor whose spec was copied. None for a vendor.
         is_tested: whether tests cover the spec. Specs from LiteLLM's table of vendors are untested.
         tested_versions: the versions of the real server that the tests used. None if the tests used only cassettes
             (files of responses) written from the vendor's documents.

@@ -126,7 +126,7 @@ class _Channel(Emit):
         self._writer_future: asyncio.Future[None] | None = None  # ``drain`` waits for it
         self._loop = asyncio.get_running_loop()
         self._wait_event: Waiting | None = None
-        self._silent_since = math.inf  # the time of the last event; before any event, the first ``waiting`` began then
+        self._silent_since = math.inf  # the time of the last event, else the start of the first ``waiting`` block
         self._timer: asyncio.TimerHandle | None = None
         self._reader_cancelled = False
         self._reading_task = asyncio.current_task()
@@ -200,7 +200,7 @@ class _Channel(Emit):
     def _schedule(self) -> None:
         """Schedule the next Waiting event.
 
-        The timer continues between ``waiting`` blocks, so that many short ones also emit an event.
+        The end of a ``waiting`` block does not cancel the timer, so that many short blocks also emit an event.
         """
         delay = max(_WAITING_INTERVAL_S / 10, self._silent_since + _WAITING_INTERVAL_S - self._loop.time())
         self._timer = self._loop.call_later(delay, self._tick) if self._wait_event else None
@@ -221,7 +221,7 @@ class TextStream(AsyncIterator[str]):
 
     A stream can be iterated once. The server stops generating when the connection is closed. ``aclose()``, the end of
     ``async with`` and a cancellation of the reading task close the connection at once. If ``async for`` is left early,
-    it is closed when the stream is garbage-collected.
+    the connection is closed when the stream is garbage-collected.
 
     The request runs in its own task, which starts with the first read and copies the context variables of that moment.
     The task reads ahead until 64 events are in the buffer.
@@ -342,8 +342,8 @@ class TextStream(AsyncIterator[str]):
 class _Events(AsyncGenerator[Event, None]):
     """An iterator over the events of a stream.
 
-    It is a class, because a generator would end without an error after a cancelled read. This iterator raises
-    InvalidRequest.
+    It is a class, because a generator would end without an error after a cancelled read. After such a read, this
+    iterator raises InvalidRequest.
     """
 
     def __init__(self, stream: TextStream) -> None:

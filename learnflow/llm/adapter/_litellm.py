@@ -54,7 +54,7 @@ _RENAMED: Final = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens"), "max_output_tokens"),
     **dict.fromkeys(("response_format", "verbosity"), "text"),
     "reasoning_effort": "reasoning",
-    # A stream of this API always has the usage. So ``stream_options``, which LiteLLM drops, is not reported as omitted
+    # LiteLLM drops ``stream_options``. It does not count as omitted, because a stream of this API always has the usage
     "stream_options": "stream",
 }
 # By name, because importing LiteLLM's exceptions takes seconds.
@@ -124,9 +124,7 @@ def classify_error(spec: ProviderSpec, model: str, status: int, message: str) ->
 
 def _error_class_of(error: Exception) -> type[LLMError] | None:
     """Return the class in ``_ERROR_CLASSES`` for an exception of LiteLLM; None if it has no class there."""
-    return next(
-        (_ERROR_CLASSES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _ERROR_CLASSES), None
-    )
+    return next((_ERROR_CLASSES[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in _ERROR_CLASSES), None)
 
 
 def price(spec: ProviderSpec, model: str, usage: Usage) -> float | None:
@@ -223,8 +221,8 @@ def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], param
     ``messages`` and ``parameters`` are those that were passed to LiteLLM.
     """
     parts = [part for message in messages for part in parts_of(message) if isinstance(message.get("content"), list)]
-    written = tuple(strings_of(body["messages"])) if parts else ()
-    lost = any(not _is_written(part, written) for part in parts)
+    body_strings = tuple(strings_of(body["messages"])) if parts else ()
+    lost = any(not _is_written(part, body_strings) for part in parts)
     renamed = [body[name] for name in body.keys() - parameters.keys() - _NEVER_RESTORED]
     missing = {
         name: value
@@ -236,10 +234,10 @@ def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], param
         body |= {"messages": messages, **missing}
 
 
-def _is_written(part: Mapping[str, Any], written: tuple[str, ...]) -> bool:
+def _is_written(part: Mapping[str, Any], body_strings: tuple[str, ...]) -> bool:
     """Return whether the strings of a body contain a part of a message. LiteLLM may join texts, or extend a URL."""
     payload, is_text = max(strings_of(part), key=len, default=""), part.get("type") == "text"
-    return any(payload in text if is_text else text.startswith(payload) for text in written)
+    return any(payload in text if is_text else text.startswith(payload) for text in body_strings)
 
 
 @lru_cache(maxsize=256)
@@ -289,7 +287,7 @@ def _prepare(spec: ProviderSpec, endpoint: Endpoint) -> None:
     """Write a request that is not sent, so that LiteLLM does its imports and fills its caches in this thread."""
     with _lock:
         if not is_prepared(spec):
-            with suppress(errors.Unsupported):  # LiteLLM does not support these parameters for the vendor
+            with suppress(errors.Unsupported):  # raised if LiteLLM lacks these parameters for the vendor
                 parameters = {"temperature": 0.0, "max_tokens": 1}
                 build_http_request(spec, endpoint, "-", [{"role": "user", "content": "-"}], parameters)
             _prepared.add(spec.litellm_provider)

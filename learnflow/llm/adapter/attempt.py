@@ -38,7 +38,7 @@ from .capacity import CAPACITY
 from .context_window import ContextBudget
 from .request import Request, RequestFormat, build_without_litellm
 
-# For the event ``RequestAdjusted``, if ``build_request`` appended a message.
+# ``RequestAdjusted.change`` if ``Request.user_message_added``.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _BAD_REQUEST: Final = 400
 _ADJUST_REQUEST_AFTER: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
@@ -207,7 +207,7 @@ class _RunningAttempt:
                 await _litellm.prepare(spec, runner.client.endpoint)
 
     async def _acquire_slot(self, deadline: float, emit: Emit) -> Slot | None:
-        """Wait for a slot, and return it. Return None if the router acquired a slot, because the router releases it.
+        """Wait for a slot. Return the slot to release; None if the router acquired a slot, and releases it itself.
 
         Raises:
             DeadlineExceeded: no slot was free before the deadline.
@@ -386,8 +386,8 @@ class _RunningAttempt:
             request_format, context_length=budget.context_length, max_tokens=budget.answer_limit, prefill=prefill
         )
         if continuation_spec and continuation_spec.dialect.build_continuation:
-            write, body = continuation_spec.dialect.build_continuation, parameters.get("extra_body", {})
-            request: HttpRequest = await write(self._client, model, messages, body, attempt)
+            build, body = continuation_spec.dialect.build_continuation, parameters.get("extra_body", {})
+            request: HttpRequest = await build(self._client, model, messages, body, attempt)
             return request
         arguments = spec, self._client.endpoint, model, messages, parameters
         if request_format.api == "responses":
@@ -452,7 +452,7 @@ class _RunningAttempt:
     def _report_other_model(self, served: str | None) -> None:
         """Emit an event if another model answered, once for each pair of names.
 
-        Emit nothing if the operator chooses the server's model names (aliases).
+        Emit nothing if the server has aliases (``Api.has_aliases``), because a response may contain another name.
         """
         runner, name = self._runner, self._spec.name
         served = self._catalog.other_model_name(self._model, served)

@@ -46,7 +46,7 @@ class Ticket:
     """The place of a request in the queue. A request uses one ticket for all its waits."""
 
     number: int = field(default_factory=itertools.count().__next__)
-    times_overtaken: int = 0  # slots that this request could have used, but another one got
+    times_overtaken: int = 0  # slots that this request could have used, but another request got
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +120,7 @@ class Capacity:
             )
 
     def release(self, slot: Slot | None) -> None:
-        """Release a slot, and give it to a waiting request. Without a slot, do nothing."""
+        """Release a slot, and give it to a waiting request. Do nothing if ``slot`` is None."""
         if slot is None:
             return
         with self._lock:

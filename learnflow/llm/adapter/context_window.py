@@ -31,10 +31,10 @@ _MIN_CHECKED_TOKENS: Final = 1000  # a shorter prompt is not checked for truncat
 # reports more, the prompt may be complete, because some tokenizers need a third fewer tokens than words, and some chat
 # templates omit old thinking.
 _MAX_TRUNCATED_SHARE: Final = 0.5
-# A warning is logged if an ``AtMost`` (a ``max_tokens`` that may be lowered) drops below this share of its value.
+# A warning is logged if ``max_tokens`` is lowered to less than this share of the caller's ``AtMost``.
 _MIN_ANSWER_SHARE: Final = 0.25
 _MARGIN_TOKENS: Final = 8  # reserve for the chat template's tokens that the server does not count
-_LOAD_FAILED_STATUS: Final = 500  # if the server cannot load a model. A gateway in front of it returns 502 or 504
+_LOAD_FAILED_STATUS: Final = 500  # if the server cannot load a model. 502 and 504 are errors of a gateway in front
 _MAX_IMAGE_TOKENS: Final = 1024  # of one image
 _MAX_TEMPLATE_TOKENS: Final = 8  # added to one message by the chat template
 _MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt is not learned from, because it is mostly chat template
@@ -186,8 +186,8 @@ class ContextBudget:
 
     async def _prepare_context_length(self) -> str | None:
         """Choose the context length to request. Return a description of the change; None if nothing changed."""
-        changes = self._choose_length(self._max_prompt_tokens) != self._loaded_length
-        if changes and not self._catalog.was_probed_since(self._model_name, self._began):
+        length_differs = self._choose_length(self._max_prompt_tokens) != self._loaded_length
+        if length_differs and not self._catalog.was_probed_since(self._model_name, self._began):
             self._catalog.clear()  # another client may have loaded the model with a longer length
             self._model = await self._catalog.describe(self._model_name)
         limit = self._configured_length or self._model.capabilities.get("context")
@@ -196,7 +196,7 @@ class ContextBudget:
             what = f"the prompt has at least {min_tokens} tokens, the context length is {limit}"
             raise _overflow_error(what, min_tokens, limit)
         self.context_length = self._loaded_length
-        return self._request_length(self._choose_length(self._max_prompt_tokens))
+        return self._use_length(self._choose_length(self._max_prompt_tokens))
 
     @property
     def _key(self) -> tuple[str, str]:
@@ -220,7 +220,7 @@ class ContextBudget:
         max_length = self._model.capabilities.get("context")
         return self._spec.server.choose_context_length(needed_tokens, loaded_length or self._loaded_length, max_length)
 
-    def _request_length(self, length: int | None) -> str | None:
+    def _use_length(self, length: int | None) -> str | None:
         """Use a context length for this request and later requests.
 
         Return a description of the change; None if nothing changed.
@@ -299,21 +299,21 @@ class ContextBudget:
     def _request_longer_context(self, error: errors.ContextOverflow) -> str | None:
         """Request a longer context length, at most once. Return a description of the change.
 
-        Return None if the length cannot grow, or after a failed retry. If the error then has no token count, add the
-        context length and an estimate of the prompt's tokens.
+        Return None if the length cannot grow, or after a failed retry. The message of an error without a token count
+        then gets the context length and an estimate of the prompt's tokens.
         """
-        sent = self.context_length
+        sent_length = self.context_length
         if not self._retried:
             self._retried = True
             # If the error has no token count, request a longer context length than the failed length
-            tokens = error.prompt_tokens or max(self._max_prompt_tokens, (sent or 0) + 1)
-            if adjustment := self._request_length(self._choose_length(tokens, sent or error.context_length or 1)):
+            tokens = error.prompt_tokens or max(self._max_prompt_tokens, (sent_length or 0) + 1)
+            if adjustment := self._use_length(self._choose_length(tokens, sent_length or error.context_length or 1)):
                 return adjustment
         else:
             self._forget_length()
         if not error.prompt_tokens:
-            error.context_length = sent
-            length = f"is {sent}" if sent else "is the server's default"
+            error.context_length = sent_length
+            length = f"is {sent_length}" if sent_length else "is the server's default"
             error.what += f"; the prompt has about {self._max_prompt_tokens} tokens, the context length {length}"
         return None
 

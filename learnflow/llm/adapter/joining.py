@@ -34,7 +34,7 @@ _MAX_LAST_WORD_CHARS: Final = 64  # a longer last "word" is text without spaces,
 _MIN_OVERLAP_WORDS: Final = 8
 _MIN_OVERLAP_CHARS: Final = 24
 _MAX_OVERLAP_CHARS: Final = 400
-_MAX_COMPARED_SPACE_CHARS: Final = 1000  # after more white space, ``new_text`` does not wait for a word
+_MAX_COMPARED_SPACE_CHARS: Final = 1000  # ``new_text`` returns longer white space without waiting for a word
 
 # Sent to a model without prefill.
 _INSTRUCTION: Final = (
@@ -67,8 +67,8 @@ class SplitText:
 def split_last_word(text: str) -> SplitText:
     """Split a text before its last word, because an interruption may cut a word.
 
-    The rest is the last word and the white space before it, or only the white space at the end of the text. It is empty
-    if it would have more than 64 characters.
+    The rest is the last word and the white space before it. If the text ends with white space, the rest is only that
+    white space. The rest is empty if it would have more than 64 characters.
     """
     tail = text[-_MAX_LAST_WORD_CHARS - 1 :]
     last = "" if tail[-1:].isspace() else tail.rsplit(maxsplit=1)[-1]
@@ -101,13 +101,16 @@ def last_words(text: str) -> str:
 
     These are at least eight words and 24 characters, or the last 64 characters of a text without spaces. If the text
     also begins with these words, return more words, so that an answer that starts again does not look like a
-    continuation. If the text has fewer words, return all of it.
+    continuation. If the text has fewer than eight words, return all of it.
     """
     return _overlaps(text)[0]
 
 
 def _overlaps(text: str) -> list[str]:
-    """Return the ends of a text that a continuation may repeat, shortest first. Some models repeat a whole sentence."""
+    """Return the ends of a text with which a continuation can begin, shortest first.
+
+    The list has longer ends, too, because some models repeat a whole sentence.
+    """
     starts, stripped = [word.start() for word in re.finditer(r"\S+", text)], text.lstrip()
     ends = list[str]()
     for start in reversed(starts[: -_MIN_OVERLAP_WORDS + 1] or starts[:1]):
@@ -190,8 +193,8 @@ def _expected_if_prefilled(emitted: SplitText) -> list[str]:
         return [echo, ""]
     if rest:
         return [rest, echo] if emitted.prefix and not echo.startswith(rest) else [rest]
-    # The prefill is the whole text. If this text repeats its own start, new text may begin with the same words, too. It
-    # would look like an echo, so expect none
+    # The prefill is the whole text. If this text repeats its own start, expect no echo, because new text that begins
+    # with the same words would look like an echo
     start = echo[: _MIN_OVERLAP_CHARS // 2]
     return [echo, ""] if len(echo) >= _MIN_OVERLAP_CHARS and start not in echo[len(start) :] else [""]
 
@@ -285,7 +288,7 @@ class _NewTextEmit(Relay):
     def __init__(self, name: str, text_filter: ContinuationFilter, emit: Emit, stop: Callable[[], None]) -> None:
         super().__init__(emit)
         self._name, self._filter, self._stop = name, text_filter, stop
-        self._skip_resumed_event = not text_filter.emitted.text.strip()  # only white space is continued
+        self._skip_resumed_event = not text_filter.emitted.text.strip()  # the emitted text is only white space
         self._held_calls: list[ToolCallDelta] = []
 
     def __call__(self, event: Event) -> None:
@@ -347,8 +350,8 @@ async def join_continuation(work: Work, text_filter: ContinuationFilter, name: s
     """
     completion: Completion | None = None
     try:
-        # On a mismatch, ``stop`` lets this timeout expire, which cancels the attempt. If the relay raised an error, it
-        # would count as a failure of the provider.
+        # On a mismatch, ``stop`` lets this timeout expire, which cancels the attempt. ``stop`` raises no error,
+        # because an error would count as a failure of the provider.
         async with asyncio.timeout(None) as scope:
             relay = _NewTextEmit(name, text_filter, emit, lambda: scope.reschedule(0))
             completion = await work(relay)

@@ -47,7 +47,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         api_key: the API key. A key from the environment is sent only to the host that it was issued for.
         vision_model: the default model for prompts with images; ``model`` if not set.
         headers: additional headers of every request to the server, as a dict or in the format of ``<NAME>_HEADERS``.
-            ``{session}`` in a value becomes the ``session=`` of the call. Without ``session=``, the header is not sent.
+            ``{session}`` in a value becomes the call's ``session=``. Without ``session=``, such a header is not sent.
         api: "chat" for chat completions, "responses" for OpenAI's Responses API; None to choose by model and request.
         times: ``connect_timeout``, ``first_token_timeout``, ``gap_timeout`` and ``deadline`` in seconds;
             ``local_only``; ``max_concurrency``.
@@ -237,7 +237,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the capabilities of a model, from the spec, the last probe and the configuration. Sends nothing.
 
         Args:
-            model: the name of the model; None for the default model. ``vision`` is then that of ``vision_model``.
+            model: the name of the model; None for the default model, with the ``vision`` of ``vision_model``.
         """
         capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:
@@ -277,9 +277,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             raise clear_cause(error)  # noqa: B904  # ``clear_cause`` removes the context
 
     async def _load(self, name: str | None, keep_alive: str | float | None) -> None:
-        """Wait while the server loads. Load the model if it is not loaded, or if ``keep_alive`` is set.
+        """Wait while the server is loading the model. Then load it if it is not loaded, or if ``keep_alive`` is set.
 
-        If the server has no ``load_path``, it cannot load models on request.
+        If the server has no ``load_path``, only wait, because it cannot load models on request.
         """
         model = await self._wait_while_loading(name)
         if self.spec.server.load_path and not model.remote and (model.loaded is False or keep_alive is not None):

@@ -68,8 +68,8 @@ class Request:
         messages: OpenAI-style messages, including the system message.
         model: the model's name at the provider; None if it is chosen later.
         correction_message_count: the number of messages at the end that ``with_correction`` added.
-        user_message_added: ``_ADDED_MESSAGE`` follows the caller's last assistant message.
-        buffered: the caller receives the whole answer at the end. The server may send it without streaming.
+        user_message_added: the caller's messages end with an assistant message, and ``_ADDED_MESSAGE`` follows it.
+        buffered: the caller receives the whole answer at the end. The answer can be requested without streaming.
         is_journaled: the journal (a file of unfinished answers) records the text while it arrives.
     """
 
@@ -182,7 +182,7 @@ class Request:
         return messages, parameters
 
     def streams(self, request_format: RequestFormat) -> bool:
-        """Return whether the response is requested as a stream. A call of ``stream`` always requests a stream."""
+        """Return whether the response is requested as a stream. It always is if the caller called ``stream()``."""
         return not (self.buffered and "stream" in request_format.omitted)
 
     def next_format(
@@ -190,8 +190,8 @@ class Request:
     ) -> tuple[RequestFormat, str] | None:
         """Return the format for a retry, and a description of the change; None if a retry cannot help.
 
-        The retry uses the other API, or a change of ``_without_rejected``. ``request_format`` and ``api`` are those of
-        the rejected request.
+        The retry uses the other API, or the format of ``_without_rejected``. ``request_format`` and ``api`` are those
+        of the rejected request.
         """
         may_switch_api = request_format.api is None and self.spec.api.responses_path is not None
         if may_switch_api and api == "chat" and _RESPONSES_API in error.server_message:
@@ -209,8 +209,8 @@ class Request:
 
         A retry can omit the parameters that this package added. Of the caller's parameters, it can omit only an
         ``AtMost`` (a ``max_tokens`` that may be lowered). If the server refuses the request without naming a parameter,
-        the retry omits all of these except ``stream``. For some errors, the retry renames ``max_tokens`` instead, or
-        sends the schema in the next mode.
+        the retry omits every parameter that it can omit, except ``stream``. For some errors, the retry renames
+        ``max_tokens`` instead, or sends the schema in the next mode.
         """
         if not isinstance(error, errors.CapabilityError):
             return None
@@ -242,8 +242,8 @@ class Request:
     def format_to_cache(self, request_format: RequestFormat, first_format: RequestFormat) -> RequestFormat:
         """Return the accepted format as it is cached. ``first_format`` is the format of the first try.
 
-        If only the retry omitted an ``AtMost``, the cached format does not omit it, because the next request may have a
-        lower value.
+        If the first try sent an ``AtMost`` and the retry omitted it, the cached format does not omit it, because the
+        next request may have a lower value.
         """
         omitted = request_format.omitted
         if self.flexible_max_tokens:

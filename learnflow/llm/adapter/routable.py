@@ -241,7 +241,8 @@ def to_completion(answer: Any, provider: str, model: str | None) -> Completion:
 class _TimeLimitedEmit(Relay):
     """Limits the time between two events to ``gap_s`` seconds. The wait for space in the buffer does not count.
 
-    ``drain`` moves ``timeout`` (that of the attempt), but not past ``deadline`` (on the event loop's clock).
+    After ``drain``, ``timeout`` (that of the attempt) expires in ``gap_s`` seconds, but not later than ``deadline`` (on
+    the event loop's clock).
 
     Attributes:
         timeout_error: the error to raise if ``timeout`` expires.

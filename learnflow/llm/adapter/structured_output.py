@@ -82,9 +82,9 @@ def parse(response_format: Any, text: str) -> Any:
         check_step_count(response_format.model_json_schema(), value)
         return response_format.model_validate_json(_only_json(text))
     except ValidationError as error:
-        # The message names only fields of the class, because deeper locations may contain keys that the model wrote
         few = error.error_count() <= _MAX_FAULTS
         faults = error.errors(include_url=False, include_context=False, include_input=False) if few else []
+        # The error names only fields of the class, because deeper locations may contain keys that the model wrote
         locations = dict.fromkeys(str(fault["loc"][0]) if fault["loc"] else "JSON" for fault in faults)
         fields = [name for name in locations if name == "JSON" or name in response_format.model_fields]
         what = f"the answer does not match {response_format.__name__}: {', '.join(fields)}".rstrip(": ")
@@ -225,7 +225,7 @@ _validation: ContextVar[_Validation] = ContextVar("learnflow_llm_validation")
 
 
 @cache
-def _step_limited(validator_class: Any) -> Any:
+def _limit_steps(validator_class: Any) -> Any:
     """Return a copy of a jsonschema validator class that counts its steps in ``_validation``."""
     import attrs  # noqa: PLC0415  # jsonschema's classes are attrs classes
     from jsonschema import ValidationError, validators  # noqa: PLC0415
@@ -254,9 +254,9 @@ def _step_limited(validator_class: Any) -> Any:
 
     keywords = {name: counted(name, keyword) for name, keyword in validator_class.VALIDATORS.items()}
     unchecked = dict.fromkeys(_UNCHECKED_KEYWORDS, lambda *_: None)
-    step_limited: Any = validators.extend(validator_class, keywords | unchecked)  # type: ignore[no-untyped-call]
-    step_limited.evolve = attrs.evolve  # jsonschema's own ``evolve`` selects another class at each "$schema"
-    return step_limited
+    limited_class: Any = validators.extend(validator_class, keywords | unchecked)  # type: ignore[no-untyped-call]
+    limited_class.evolve = attrs.evolve  # jsonschema's own ``evolve`` selects another class at each "$schema"
+    return limited_class
 
 
 def _validate(answer: Any, schema: Any) -> None:
@@ -274,7 +274,7 @@ def _validate(answer: Any, schema: Any) -> None:
         return
     _validation.set(_Validation(_MAX_STEPS))
     try:
-        validator = _step_limited(validator_class)(schema, registry=Registry())  # without access to the network
+        validator = _limit_steps(validator_class)(schema, registry=Registry())  # without access to the network
         fault = jsonschema.exceptions.best_match(validator.iter_errors(answer))
     except Unresolvable:
         return  # a $ref refers to another document
@@ -349,11 +349,11 @@ def _mismatch_error(what: str, reason: str) -> SchemaMismatch:
 def _only_json(text: str) -> str:
     """Return the only object or list in an answer, without sentences and a Markdown fence around it.
 
-    Return the whole answer if it has none or several different ones, or if one of them is incomplete.
+    Return the whole answer if it contains no object or list, several different ones, or an incomplete one.
     """
     answer = text.strip().removeprefix("\ufeff").strip()
     candidates, end = set[str](), 0
-    while answer[:1] != '"' and (start := _JSON_START.search(answer, end)):  # a JSON string may contain braces
+    while answer[:1] != '"' and (start := _JSON_START.search(answer, end)):  # braces in a JSON string are text
         try:
             end = _DECODER.raw_decode(answer, start.start())[1]
         except (ValueError, RecursionError):

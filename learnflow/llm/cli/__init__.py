@@ -23,7 +23,7 @@ def exit_on_interrupt() -> None:
 def interruptible() -> Iterator[bool]:
     """Let Ctrl-C cancel the command while the block runs, so that the command's requests stop.
 
-    Yield whether this process only runs the command, because ``exit_on_interrupt`` was called.
+    Yield True if ``exit_on_interrupt`` has set its handler. Then this process only runs the command.
     """
     exits_at_once = signal.getsignal(signal.SIGINT) is _exit
     if exits_at_once:

@@ -214,7 +214,7 @@ class _Checks:
 
 
 async def _finding(question: str, run: _Check) -> Finding:
-    """Run a check. If it raises an LLMError, the finding is a failure, and has no text of the answer."""
+    """Run a check. If it raises an LLMError, return a failed finding, which does not quote the answer."""
     try:
         passed, seen = await run()
     except errors.NotRecorded:

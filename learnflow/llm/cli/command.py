@@ -50,23 +50,25 @@ def command(function: Callable[..., Any]) -> click.Command:
         try:
             if name := options.get("provider"):
                 _check_provider(name)
-            # ``doctor`` prints these settings in a section
-            if "provider" in options and created.name != "doctor":
+            # ``doctor`` itself prints the ineffective settings, in a section
+            if "provider" in options and click_command.name != "doctor":
                 _report_ineffective_settings(name)
-            with interruptible() as exits_at_once:
+            with interruptible() as is_cli_process:
                 result = function(**options)
                 if asyncio.iscoroutine(result):
-                    result = asyncio.run(run_until_interrupt(result) if exits_at_once else result)
+                    result = asyncio.run(run_until_interrupt(result) if is_cli_process else result)
                 return int(result)
         except errors.LLMError as error:
-            notify(str(error), options=[str(item.name) for item in created.params if isinstance(item, click.Option)])
+            notify(
+                str(error), options=[str(item.name) for item in click_command.params if isinstance(item, click.Option)]
+            )
             return exit_code(error)
         finally:
             switches.in_cli, switches.collected_faults = False, None
 
-    created = click.command(function.__name__.replace("_", "-"))(run)
-    created.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Write the log to stderr."))
-    return created
+    click_command = click.command(function.__name__.replace("_", "-"))(run)
+    click_command.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Write the log to stderr."))
+    return click_command
 
 
 def _configure_output(*, verbose: bool) -> None:

@@ -33,8 +33,8 @@ class Verdict:
 
     Attributes:
         model: the model that would answer, according to the last probe. Without a probe, the requested model.
-        serves: True if the provider would get the request. None if it would get it, but a required capability is
-            missing or unknown. False if it would not get it.
+        serves: True if the provider would get the request. None if the provider would get the request, but a required
+            capability is missing or unknown. False if the provider would not get the request.
         reason: the reason for ``serves``.
         rank: the position in the operator's order, from 0. Load-balanced providers have the same rank.
         is_fallback: whether the provider would get the request if all providers before it fail.
@@ -122,7 +122,7 @@ def _capability_caveat(candidate: Candidate, chain: Chain) -> str | None:
 def _verdict(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Verdict:
     serves: bool | None = False
     is_fallback = False
-    requested, (model, failure) = candidate.target.model, _predict(candidate)
+    requested_model, (model, failure) = candidate.target.model, _predict(candidate)
     if missing := chain.missing(candidate):
         reason = missing[0] if candidate.creation_error else f"lacks {', '.join(missing)}"
     elif failure:
@@ -137,9 +137,9 @@ def _verdict(candidate: Candidate, chain: Chain, *, is_chosen: bool) -> Verdict:
         serves, reason = True, "would serve"
     if serves is not False and candidate.facts.cold:
         reason += ", after it has loaded the model"
-    if requested and model and not is_same_model(requested, model):
-        reason += f"; the server answers with {model}, not with {requested}"
-    return Verdict(candidate.name, model or requested, serves, reason, candidate.rank, is_fallback)
+    if requested_model and model and not is_same_model(requested_model, model):
+        reason += f"; the server answers with {model}, not with {requested_model}"
+    return Verdict(candidate.name, model or requested_model, serves, reason, candidate.rank, is_fallback)
 
 
 def _serves_cells(verdict: Verdict, probed: bool) -> tuple[str, str]:

@@ -100,7 +100,7 @@ def write_json(value: Any) -> None:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table that fits the terminal. Wrap long cells between words, and colour states.
+    """Print a table that fits the terminal. Wrap long cells between words. Colour cells that are a state, like "ready".
 
     If the terminal is too narrow for the columns, print each cell on a line of its own, after its title.
     """

@@ -65,8 +65,8 @@ def known_specs(provider: str | None) -> list[ProviderSpec]:
     for name in names:
         with suppress(LLMError):
             specs.setdefault(name, spec_of(name))
-        # If spec_of() fails, for example because the kind is not set, use CUSTOM, because every kind has
-        # the variables of CUSTOM.
+        # spec_of() fails if, for example, the kind is not set. Then use CUSTOM, because it has the
+        # variables of most kinds.
         specs.setdefault(name, endpoint_spec(CUSTOM, name))
     return list(specs.values())
 

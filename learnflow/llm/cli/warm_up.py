@@ -47,7 +47,7 @@ async def _load(provider: BaseProvider, model: str | None, keep_alive: str | Non
         raise errors.ConnectionFailed(health_before.detail.removesuffix("."), provider=provider.name)
     options: dict[str, Any] = {} if keep_alive is None else {"keep_alive": keep_alive}
     can_skip = health_before.cold is False and not options and model in (None, health_before.model)
-    if not can_skip:  # skip it if possible, because warm_up() imports LiteLLM, which takes seconds
+    if not can_skip:  # skip warm_up() if possible, because it imports LiteLLM, which takes seconds
         with progress(f"{provider.name}: loading {model or health_before.model or 'the model'}"):
             await provider.warm_up(model, **options)
     requested = model or provider.model

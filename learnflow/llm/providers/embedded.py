@@ -53,8 +53,8 @@ _MAX_LOG_CHARS: Final = 300  # per line
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # such as 0.00.010.066 E gguf_init_from_reader: …
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED_EXIT_CODES: Final = (-9, 137)  # after SIGKILL
-# ``os.fork()`` acquires this lock, and thus waits until a start has stored its process. The forked child can then close
-# the pipes of the process.
+# ``os.fork()`` acquires this lock, and thus waits until a start has stored its server process. The forked child can
+# then close the pipes of the server process.
 _lock: Final = threading.Lock()
 
 
@@ -130,7 +130,7 @@ class EmbeddedServer:
         Raises:
             NotConfigured: the server ended before it was ready.
             ConnectionFailed: the process could not be created, has ended too often, or was stopped or killed before it
-                was ready. It is killed after ``load_timeout_s``.
+                was ready. It is killed if it is not ready after ``load_timeout_s``.
         """
         with _lock:
             if self._address_future is None or not (self.running or self.starting):
@@ -404,11 +404,11 @@ class EmbeddedProvider(BaseProvider):
                 hint=f"Unset {', '.join(map(self.spec.variable, ('base_url', 'api_key', 'vision_model')))}. "
                 f"For a running server use {self.spec.variable('kind') if self.spec.kind else 'LLM_PROVIDER'}=llamacpp",
             )
-        replay = active.current(common)
-        # In a replay (responses from files), the recorded model list determines the default.
-        key, model = None, model or own.model or (None if replay else DEFAULT_MODEL)
+        cassettes = active.current(common)
+        # If cassettes (files of responses) are played or recorded, the model list determines the default.
+        key, model = None, model or own.model or (None if cassettes else DEFAULT_MODEL)
         alias = embedded_model.alias_of(model) if model else None
-        if not active.is_replay(replay):
+        if not active.is_replay(cassettes):
             path = embedded_model.find_file(self.spec, model or DEFAULT_MODEL)
             embedded_model.require_xllamacpp(self.spec.name)
             context, slots = context or own.context or _DEFAULT_CONTEXT, slots or own.slots or _DEFAULT_SLOTS

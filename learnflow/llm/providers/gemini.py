@@ -15,7 +15,7 @@ SPEC: Final = ProviderSpec(
     api=Api(
         default_url="https://generativelanguage.googleapis.com/v1beta/openai",
         api_path="/v1beta/openai",
-        lists_all_models=False,  # requests can omit the "models/" with which all listed names begin
+        lists_all_models=False,  # all listed names begin with "models/", but requests can omit this prefix
     ),
     dialect=Dialect(
         # The server rejects an unknown field with a 400 ("Cannot find field").

@@ -26,8 +26,8 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
         return Server(models=tuple(_parse_model_v1(row) for row in newer if text_or_none(row.get("key"))))
     if older and any("state" in row and "type" in row for row in older):
         return Server(models=tuple(_parse_model_v0(row) for row in older if text_or_none(row.get("id"))))
-    key_errors = [page.error for page in pages.values() if isinstance(page.error, errors.AuthenticationFailed)]
-    return Server() if any("LM Studio" in error.server_message for error in key_errors) else None
+    auth_errors = [page.error for page in pages.values() if isinstance(page.error, errors.AuthenticationFailed)]
+    return Server() if any("LM Studio" in error.server_message for error in auth_errors) else None
 
 
 def _parse_model_v1(row: Mapping[str, Any]) -> Model:
@@ -65,7 +65,7 @@ def _parse_model_v0(row: Mapping[str, Any]) -> Model:
 def _load_with_keep_alive(model: str, keep_alive: str | float) -> tuple[str, dict[str, Any]]:
     """Return a chat request that loads a model and keeps it loaded for ``keep_alive``.
 
-    The request that only loads a model cannot do this, because it rejects ``ttl`` (LM Studio 0.4.25).
+    A chat request is necessary, because ``load_path`` rejects ``ttl`` (LM Studio 0.4.25).
 
     Raises:
         InvalidRequest: ``keep_alive`` is not a duration, or rounds to less than a second.

@@ -47,26 +47,27 @@ def _parse_pages(pages: Mapping[str, Page]) -> Server | None:
         return None
     running = pages["/api/ps"].rows("models")
     lengths = {str(row.get("name")): non_negative_int(row.get("context_length")) or None for row in running or []}
-    loaded = None if running is None else lengths
+    loaded_lengths = None if running is None else lengths
     return Server(
-        version=version, models=tuple(_parse_listed_model(row, loaded) for row in rows if text_or_none(row.get("name")))
+        version=version,
+        models=tuple(_parse_listed_model(row, loaded_lengths) for row in rows if text_or_none(row.get("name"))),
     )
 
 
-def _parse_listed_model(row: Mapping[str, Any], loaded: Mapping[str, int | None] | None) -> Model:
-    """Return a model listed by ``/api/tags``. ``loaded`` has the context lengths of the loaded models, if known."""
+def _parse_listed_model(row: Mapping[str, Any], loaded_lengths: Mapping[str, int | None] | None) -> Model:
+    """Return a model listed by ``/api/tags``. ``loaded_lengths`` has the loaded models' context lengths, if known."""
     name, features = str(row["name"]), row.get("capabilities")
     remote = bool(row.get("remote_host") or row.get("remote_model") or _CLOUD.search(name))
     return Model(
         name=name,
         aliases=(name.removesuffix(_DEFAULT_TAG),) if name.endswith(_DEFAULT_TAG) else (),
-        loaded=None if remote or loaded is None else name in loaded,
+        loaded=None if remote or loaded_lengths is None else name in loaded_lengths,
         chat="completion" in features if isinstance(features, list) else "embed" not in name.lower(),
         remote=remote,
         capabilities={
             **_parse_features(features),
             "context": non_negative_int(object_at(row, "details").get("context_length")) or None,
-            "context_served": (loaded or {}).get(name),
+            "context_served": (loaded_lengths or {}).get(name),
         },
     )
 
@@ -186,7 +187,7 @@ class NDJSONParser(StreamParser):
 
     def __init__(self, max_tokens: int | None = None, *, finish_optional: bool = False) -> None:
         super().__init__(max_tokens, finish_optional=finish_optional)
-        self._repeated: tuple[str, int] = ("", 0)  # the last token without white space, and how often it came in a row
+        self._repeated: tuple[str, int] = ("", 0)  # the last token, stripped, and how often it came in a row
 
     def _parse_line(self, line: bytes) -> None:
         if not line.strip():
@@ -206,7 +207,7 @@ class NDJSONParser(StreamParser):
         self._repeated = (token, times + 1 if token == self._repeated[0] else 1)
         pieces = [call for call in message.get("tool_calls") or () if call is not None]
         calls = tuple(delta for call in pieces for delta in self._add_call(len(self._calls), call))
-        # The field's name in OpenAI's format. LiteLLM renames it to "thinking" in later requests
+        # In OpenAI's format, "thinking" is named "reasoning_content". LiteLLM renames it back in later requests
         collect_extra(self.extra, {"reasoning_content": message.get("thinking")}, frozenset())
         if record.get("done"):
             self.has_end_mark = True
@@ -246,7 +247,7 @@ SPEC: Final = ProviderSpec(
         tool_choices=("auto", "none"),
         reasoning={level: {"think": level} for level in (False, True, "low", "medium", "high", "max")},
         # By default, Ollama silently drops the beginning of a long prompt, and old tokens when the answer fills the
-        # context (``shift``). With these fields it returns an error (0.33); older versions ignore them.
+        # context (``shift``). With these fields it returns an error (0.33). Versions before 0.12.6 ignore them.
         body_fields={"truncate": False, **_LAUNCH_OPTIONS},
         direct_chat_path="/api/chat",
         supports_stream_usage=False,

@@ -121,7 +121,8 @@ def _find_endpoint(name: str, *, has_address: bool, default_kind: str | None) ->
     """Return the spec of an endpoint.
 
     Raises:
-        NotConfigured: the name is invalid or unknown (no ``error.provider``), or the kind is missing or unknown.
+        NotConfigured: the name is invalid or unknown (then ``error.provider`` is None), or the kind is missing or
+            unknown.
     """
     if not _NAME.fullmatch(name):
         what = f"invalid provider name {printable(name, _MAX_SHOWN_CHARS)!r}"
@@ -153,7 +154,7 @@ def spec_of_kind(kind: str | None) -> ProviderSpec | None:
 
 
 def _is_recorded(name: str) -> bool:
-    """Return whether the replayed cassettes (recorded responses) include this provider. It then needs no address."""
+    """Return whether the replayed cassettes (recorded responses) include this provider. If so, it needs no address."""
     cassettes = active.current(settings.load())
     return bool(cassettes and cassettes.providers and name in cassettes.providers)
 

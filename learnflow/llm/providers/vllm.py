@@ -54,7 +54,7 @@ SPEC: Final = ProviderSpec(
     dialect=Dialect(
         direct_chat_path=CHAT_PATH,
         supports_prefill=True,  # with ``continue_final_message``
-        ignores_prefill=True,  # without it
+        ignores_prefill=True,  # without ``continue_final_message``
         parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         reasoning=TEMPLATE_THINKING,
     ),

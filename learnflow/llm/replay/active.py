@@ -71,7 +71,7 @@ def read_cassettes(path: Path, hint: str = _HINT) -> dict[str, str]:
     try:
         files = [path] if path.is_file() else sorted(path.rglob("*.yaml"), key=lambda file: str(file.with_suffix("")))
         texts = {str(file): _read(file) for file in files if not file.is_dir()}
-    except (OSError, ValueError) as error:  # ValueError also if a file is not UTF-8
+    except (OSError, ValueError) as error:  # ValueError: a file is too large or not UTF-8
         what = f"the cassettes in {path} cannot be read ({type(error).__name__})"
     if not path.is_file():
         texts = {name: text for name, text in texts.items() if "\ninteractions:" in f"\n{text}"}

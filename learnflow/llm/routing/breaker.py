@@ -59,8 +59,8 @@ class Breaker:
     def record_failure(self, error: LLMError, now: float) -> None:
         """Reopen the breaker after a failed trial request.
 
-        Ignore a failure during the period, unless a probe has succeeded. The failed request was usually sent before the
-        breaker opened.
+        Unless a probe has succeeded, ignore a failure during the period, because the failed request was usually sent
+        before the breaker opened.
         """
         if self.probe_succeeded or now >= self.open_until:
             self.error = error.without_text()

@@ -42,7 +42,7 @@ class Candidate:
     Attributes:
         original: the provider as the application passed it; None if it could not be created.
         creation_error: why the provider could not be created; None if the provider was created.
-        rank: the position in the chain. Providers that share the load have the same rank.
+        rank: the position in the chain. Load-balanced providers have the same rank.
         model: the model for the request; None for the default model.
         failure: the last failure in this request; None if the candidate may be tried.
         rejects_prefill: the server rejected a prefill (a last assistant message to continue) in this request.
@@ -143,7 +143,7 @@ class Candidate:
         return self.registry.statistics_of(self.target)
 
     def record_completion(self, completion: Completion, began: float) -> None:
-        """Record a completion, which may close circuit breakers that opened before ``began``."""
+        """Record a completion. Close the circuit breakers that opened before the start of the attempt (``began``)."""
         if self.registry.record_completion(self.target, completion, began):
             events.emit(events.BreakerClosed(provider=self.name, model=self.target.model))
 

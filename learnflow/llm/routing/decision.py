@@ -2,10 +2,10 @@
 
 No function sends a request or waits. ``execution`` performs the action that ``decide`` chooses.
 
-If an answer is interrupted, the next attempt can continue it. It sends the text so far as a prefill (a last assistant
-message for the model to continue), sometimes without the last word, or it instructs the model to continue. Unless the
-prefill was all the text so far, the continuation must first repeat the last words of that text. If it does not, the
-attempt fails with ``NotContinued``.
+If an answer is interrupted, the next attempt can continue it. The attempt sends the text so far as a prefill (a last
+assistant message for the model to continue), sometimes without the last word. Or the attempt instructs the model to
+continue. After an instruction, or a prefill without the last word, the continuation must first repeat the end of the
+text. If the continuation does not repeat it, the attempt fails with ``NotContinued``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RequestState:
         only_space_emitted: the caller has received white space, and no other text.
         has_partial: text other than white space has arrived, in this attempt or an earlier one.
         received_output: text, thinking or a tool call has arrived in this attempt.
-        can_continue: the caller allows a continuation, and the format of the answer does (``Call.is_continuable``).
+        can_continue: the caller and the format of the answer (``Call.is_continuable``) allow a continuation.
         tool_call_emitted: the caller has received a part of a tool call.
         prefill_before_last_word: the prefill ended before the last word of the text.
         has_other_provider: another provider can be tried now.

@@ -48,7 +48,7 @@ class Execution:
         )
         self._retries = 0
         self._last_error: LLMError | None = None
-        # Whether the last word is left out of the prefill. False after a model continued without that word
+        # Whether the last word is left out of the prefill. False after a continuation that did not repeat this word
         self._splits_at_last_word = True
         self._restarted = False  # whether the answer was restarted from the beginning, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt
@@ -65,7 +65,7 @@ class Execution:
         Raises:
             LLMError: the attempt failed, and no other attempt follows.
         """
-        began, began_breaker_clock = self._now, candidate.registry.clock()
+        began, breaker_clock_start = self._now, candidate.registry.clock()
         progress = self._progress
         parts = joining.split_text(
             progress.text, at_last_word=self._splits_at_last_word, supports_prefill=candidate.supports_prefill
@@ -102,7 +102,7 @@ class Execution:
             raise
         finally:
             self._release_slot()
-        candidate.record_completion(completion, began_breaker_clock)
+        candidate.record_completion(completion, breaker_clock_start)
         return progress.build_completion(completion, began, self._now)
 
     def _build_call(self, candidate: Candidate, prefix: str | None, now: float, *, by_instruction: bool) -> Call:
@@ -161,7 +161,8 @@ class Execution:
         progress, chain = self._progress, self._chain
         text, is_streamed = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
-        not_continued, loading_candidates = chain.failed_with(errors.NotContinued), self._loading_candidates()
+        not_continued_candidates = chain.failed_with(errors.NotContinued)
+        loading_candidates = self._loading_candidates()
         state = replace(
             state,
             text_emitted=has_partial and is_streamed,
@@ -171,13 +172,13 @@ class Execution:
             tool_call_emitted=bool(progress.calls),
             has_other_provider=bool(chain.limit_distance(chain.remaining(candidate), loading_candidates)),
             can_wait_for_load=bool(loading_candidates),
-            can_restart=bool(not_continued) and not self._restarted,
+            can_restart=bool(not_continued_candidates) and not self._restarted,
             can_retry=pause_s is not None,
             before_deadline=self._now < self._deadline,
         )
         rule = decision.decide(error, state)
         if rule.action == "raise":
-            cause = not_continued[0].failure if not_continued else None
+            cause = not_continued_candidates[0].failure if not_continued_candidates else None
             if isinstance(error, errors.RequestRefused):  # the first refusal is the most informative one
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
             # If there is text, NotContinued explains better than the last error why the text is incomplete

@@ -48,7 +48,7 @@ Member = str | _Provider  # a provider by its name, or as an object
 RankMembers = Member | list[Member] | tuple[Member, ...]  # one rank: a provider, or several that share the load
 FindProviders = Callable[[], Coroutine[Any, Any, Sequence[LLMProvider]]]
 
-_LONG_PROMPT_TOKENS: Final = 1500  # a longer prompt may not fit, so that the context lengths are probed first
+_LONG_PROMPT_TOKENS: Final = 1500  # for a longer prompt, probe the context lengths, because the prompt may not fit
 
 
 class RouterProvider(AbstractProvider):
@@ -254,7 +254,7 @@ class RouterProvider(AbstractProvider):
             rank_sizes = Counter(candidate.rank for candidate in candidates)
             # Probe a candidate if the request has requirements, if the server loads models on demand, or if its rank
             # has several providers, which share the load by their concurrency limits. Stop at the first candidate that
-            # needs no probe, because it usually gets the request
+            # needs no probe, because later candidates rarely get the request
             probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, unblocked)
             await asyncio.gather(*(candidate.update_facts(timeout_s) for candidate in probed))
         chain.choose_models()

@@ -36,7 +36,8 @@ class Chain:
         self.candidates, self.call, self.settings = candidates, call, settings
         self.digests = prefix_digests(call)
         self.interrupted_model_names: frozenset[str] = frozenset()
-        self._refused_since = math.inf  # since when all candidates refuse connections; inf if not all do
+        # The time since which all usable candidates have refused connections; inf if one has not.
+        self._refused_since = math.inf
 
     @cached_property
     def requirements(self) -> Requirements:
@@ -112,9 +113,9 @@ class Chain:
         others = [candidate for candidate in self.candidates if candidate is not excluded]
         return [candidate for candidate in others if not candidate.failure and self.supports(candidate)]
 
-    def failed_with(self, kind: type[LLMError]) -> list[Candidate]:
-        """Return the candidates that failed with this kind of error."""
-        return [candidate for candidate in self.candidates if isinstance(candidate.failure, kind)]
+    def failed_with(self, error_class: type[LLMError]) -> list[Candidate]:
+        """Return the candidates that failed with an error of this class."""
+        return [candidate for candidate in self.candidates if isinstance(candidate.failure, error_class)]
 
     def retryable(self) -> list[Candidate]:
         """Return the candidates with a transient failure, except those that are loading a model."""
@@ -126,9 +127,9 @@ class Chain:
 
         The limit is LLM_PATIENCE, in seconds.
         """
-        used = [candidate for candidate in self.candidates if self.supports(candidate)]
+        usable = [candidate for candidate in self.candidates if self.supports(candidate)]
         refused = all(
-            candidate.distance == 0 and decision.server_may_be_restarting(candidate.failure) for candidate in used
+            candidate.distance == 0 and decision.server_may_be_restarting(candidate.failure) for candidate in usable
         )
         self._refused_since = min(self._refused_since, now) if refused else math.inf
         return refused and now - self._refused_since < self.settings.llm_patience
@@ -159,8 +160,10 @@ class Chain:
         )
         lengths = [candidate.facts.capabilities["context_served"] for candidate in self.candidates]
         too_long = all(length is not None and self.requirements.tokens > length for length in lengths)
-        kind = errors.ContextOverflow if too_long else errors.Unsupported
-        return kind(f"no provider can serve this request ({missing})", hint="Add a suitable provider to LLM_PROVIDERS")
+        error_class = errors.ContextOverflow if too_long else errors.Unsupported
+        return error_class(
+            f"no provider can serve this request ({missing})", hint="Add a suitable provider to LLM_PROVIDERS"
+        )
 
 
 def sort_candidates(candidates: Sequence[Candidate], routing: Routing) -> list[Candidate]:
@@ -179,14 +182,14 @@ def sort_candidates(candidates: Sequence[Candidate], routing: Routing) -> list[C
 def select(
     candidates: Sequence[Candidate], routing: Routing, interrupted_model_names: frozenset[str] = frozenset()
 ) -> Candidate | None:
-    """Choose a candidate that is ready (its circuit breaker allows a request); None if no candidate is.
+    """Choose a candidate that is ready (its circuit breaker allows a request); None if no candidate is ready.
 
     The first one is chosen, with two exceptions:
 
-    - If it is cold, choose the first warm one that is no farther away ("warm-first": at any distance). Without a warm
-      one, the router waits for the load.
-    - To continue an interrupted answer, prefer a warm one with the same model if it is no farther away than this
-      choice.
+    - If it is cold, choose the first warm one that is no farther away ("warm-first": at any distance). If no such
+      candidate exists, choose the cold one. The router then waits for the load.
+    - To continue an interrupted answer, prefer a warm one with the same model. It must be no farther away than the
+      candidate that would be chosen for a new answer.
     """
     ready = [candidate for candidate in candidates if candidate.ready]
     if not ready:

@@ -85,7 +85,7 @@ class ModelCatalog:
             probes must not depend on the time.
 
     Attributes:
-        server: the server that the last successful probe found; None before that probe.
+        server: the server that the last successful probe found; None before the first such probe.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ class ModelCatalog:
         """Return the name of the model that answered; None if it is the requested model.
 
         ``served`` is the name in the response. Some servers copy the requested name, even if another model answers.
-        Therefore the name comes from the last probe, unless ``served`` is the name of a different model.
+        Therefore the name comes from the last probe, unless ``served`` names a third model.
         """
         model = self._models.get(requested) or Model(name=requested)
         if served in (None, requested) or model.has_name(str(served)):

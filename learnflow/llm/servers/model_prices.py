@@ -58,7 +58,7 @@ def find_key(spec: ProviderSpec, model: str | None) -> str | None:
 
 
 def find_row(spec: ProviderSpec, model: str | None) -> Mapping[str, Any]:
-    """Return the row of a cloud's model in the price map; empty without a key, see ``find_key``."""
+    """Return the row of a cloud's model in the price map; empty if ``find_key`` returns None."""
     return price_map().get(find_key(spec, model) or "", {})
 
 
@@ -68,7 +68,7 @@ def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
     context, output = row.get("max_input_tokens"), row.get("max_output_tokens")
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
-    # For some vendors, the map marks every model that reasons. A model with only other flags then does not reason
+    # For some vendors, every model that reasons has a reasoning flag. Their models with only other flags do not reason
     flags = [key for key in row if key.startswith("supports_")]
     lacks_reasoning_flag = (
         spec.dialect.litellm_marks_reasoning and flags and not any("reasoning" in key for key in flags)
@@ -116,8 +116,8 @@ def needs_responses(spec: ProviderSpec, model: str, *, tools: bool, reasoning: b
 def shutdown_date(spec: ProviderSpec, model: str) -> date | None:
     """Return the day on which a vendor shuts a model down; None if unknown.
 
-    A model without its own shutdown date gets the latest one of its snapshots (its name and a date). If a snapshot has
-    no shutdown date, return None.
+    The name of a snapshot is the model's name and a date. If the model itself has no shutdown date, return the latest
+    shutdown date of its snapshots; None if a snapshot has no shutdown date.
     """
     if spec.local:
         return None

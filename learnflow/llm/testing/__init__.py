@@ -1,7 +1,7 @@
 """Tools for the tests of applications: cassettes, a scripted provider, and a server with faults.
 
-Names are imported on first use, because pytest imports this package for its ``plugin`` in every project that has it
-installed.
+Names are imported on first use, because pytest loads ``testing.plugin``, and with it this module, in every project
+that has ``learnflow-llm`` installed.
 """
 
 import importlib

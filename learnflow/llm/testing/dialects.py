@@ -32,7 +32,7 @@ def _openai_error(
 
 
 _OVERFLOW: Final = "This model's maximum context length is 2048 tokens. However, your messages resulted in 3007 tokens."
-_LMSTUDIO_MODEL: Final = "No models loaded. Please load a model in the developer page or use the 'lms load' command."
+_LMSTUDIO_NO_MODEL: Final = "No models loaded. Please load a model in the developer page or use the 'lms load' command."
 # ``_OPENAI_ERRORS`` and ``ERROR_RESPONSES`` map ``Fault.refusal`` to error responses. Those of llama.cpp 0c1e570,
 # vLLM 0.32 and Ollama 0.33 are recorded. Those of OpenAI and LM Studio are written from their documentation.
 # tests/contract/authored.py uses the responses, too.
@@ -56,7 +56,7 @@ ERROR_RESPONSES: Final[Mapping[DialectName, Mapping[str, _ErrorResponse]]] = {
         "key": _error(
             401, type="invalid_request", code="invalid_api_key", message="An LM Studio API token is required."
         ),
-        "model": (404, {"error": _LMSTUDIO_MODEL}),
+        "model": (404, {"error": _LMSTUDIO_NO_MODEL}),
         "overflow": (
             400,
             {"error": "The number of tokens to keep from the initial prompt is greater than the context length."},

@@ -192,8 +192,8 @@ class FaultServer:
         self.connections += 1
         connection_number = self.connections
         try:
-            while (seen := await _read(reader, connection_number)) is not None:
-                if not await self._respond(seen, reader, writer):
+            while (request := await _read(reader, connection_number)) is not None:
+                if not await self._respond(request, reader, writer):
                     break
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
@@ -201,41 +201,46 @@ class FaultServer:
             self._tasks.discard(task)
             writer.close()
 
-    async def _respond(self, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _respond(
+        self, request: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
         """Respond to a request. Return whether the connection stays open."""
-        if not self._is_chat(seen):
-            return await self._respond_to_page(seen, writer)
-        if seen.body.get("_debug_render_only"):
+        if not self._is_chat(request):
+            return await self._respond_to_page(request, writer)
+        if request.body.get("_debug_render_only"):
             await _send(
-                writer, 200, {"content-type": "application/json"}, self.dialect.rendered_prompt(seen.body["messages"])
+                writer,
+                200,
+                {"content-type": "application/json"},
+                self.dialect.rendered_prompt(request.body["messages"]),
             )
             return True
-        self.seen.append(seen)
+        self.seen.append(request)
         fault = self.script.pop(0) if self.script else self.fault
-        if not self._is_authorized(seen):
+        if not self._is_authorized(request):
             fault = Fault("refuse", refusal="key")
         if fault and fault.name in _WITHOUT_ANSWER:
-            return await self._respond_without_answer(fault, seen, reader, writer)
+            return await self._respond_without_answer(fault, request, reader, writer)
         if fault and fault.name in _NOT_STREAMED:
             content_type, body = self._not_streamed_response(fault)
             await _send(writer, 200, {"content-type": content_type}, body)
             return True
-        return await self._stream(fault, seen, reader, writer)
+        return await self._stream(fault, request, reader, writer)
 
-    def _is_chat(self, seen: ReceivedRequest) -> bool:
-        if not isinstance(seen.body, dict):
+    def _is_chat(self, request: ReceivedRequest) -> bool:
+        if not isinstance(request.body, dict):
             return False
-        is_raw = self.dialect.is_ndjson and seen.path == "/api/generate" and "prompt" in seen.body
-        return is_raw or seen.path.partition("?")[0].endswith(self.dialect.chat_path)
+        is_raw = self.dialect.is_ndjson and request.path == "/api/generate" and "prompt" in request.body
+        return is_raw or request.path.partition("?")[0].endswith(self.dialect.chat_path)
 
-    def _is_authorized(self, seen: ReceivedRequest) -> bool:
-        return not self.key or seen.headers.get("authorization") == f"Bearer {self.key}"
+    def _is_authorized(self, request: ReceivedRequest) -> bool:
+        return not self.key or request.headers.get("authorization") == f"Bearer {self.key}"
 
-    async def _respond_to_page(self, seen: ReceivedRequest, writer: asyncio.StreamWriter) -> bool:
-        self.pages.append((seen.method, seen.path))
-        page = self.responses.get(seen.path.partition("?")[0], (404, {"error": "not found"}))
+    async def _respond_to_page(self, request: ReceivedRequest, writer: asyncio.StreamWriter) -> bool:
+        self.pages.append((request.method, request.path))
+        page = self.responses.get(request.path.partition("?")[0], (404, {"error": "not found"}))
         status, content = page if isinstance(page, tuple) else (200, page)
-        if not self._is_authorized(seen) and not seen.path.endswith("/health"):
+        if not self._is_authorized(request) and not request.path.endswith("/health"):
             status, content = ERROR_RESPONSES[self.dialect.name]["key"]
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         content_type = "text/html" if body.startswith(b"<") else "application/json"
@@ -243,10 +248,10 @@ class FaultServer:
         return True
 
     async def _respond_without_answer(
-        self, fault: Fault, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, fault: Fault, request: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         if fault.name == "hang":
-            await _watch_disconnect(seen, reader)
+            await _watch_disconnect(request, reader)
         elif fault.name == "redirect":
             await _send(writer, 307, {"location": "http://example.org/v1/chat/completions", **fault.headers}, b"")
         elif fault.name == "refuse":
@@ -271,23 +276,23 @@ class FaultServer:
         return "application/json", body
 
     async def _stream(
-        self, fault: Fault | None, seen: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, fault: Fault | None, request: ReceivedRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
         head = f"HTTP/1.1 200 OK\r\ncontent-type: {self.dialect.content_type}\r\ntransfer-encoding: chunked\r\n\r\n"
         writer.write(head.encode())
-        watcher = asyncio.ensure_future(_watch_disconnect(seen, reader))
+        watcher = asyncio.ensure_future(_watch_disconnect(request, reader))
         try:
-            for part in self._stream_parts(fault, seen):
+            for part in self._stream_parts(fault, request):
                 await self._write(writer, part)
                 if fault and fault.name == "slow":
                     await asyncio.sleep(fault.seconds)
-            while fault and fault.name == "drip" and not seen.gone.is_set():
+            while fault and fault.name == "drip" and not request.gone.is_set():
                 await self._write(writer, self.dialect.piece("drop "))
                 await asyncio.sleep(fault.seconds)
             if fault and fault.name in ("stall", "lingers"):
-                await seen.gone.wait()
+                await request.gone.wait()
         except OSError:  # the client disconnected during a write
-            seen.gone.set()
+            request.gone.set()
             raise
         finally:
             # Stop the watcher before the body ends, so that it does not read a byte of the next request
@@ -296,15 +301,15 @@ class FaultServer:
                 await watcher
         if fault and fault.name == "reset":
             _reset(writer)
-        if seen.gone.is_set() or (fault and fault.name in ("drop", "reset")):
+        if request.gone.is_set() or (fault and fault.name in ("drop", "reset")):
             return False
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True
 
-    def _answer_pieces(self, seen: ReceivedRequest) -> list[str]:
+    def _answer_pieces(self, request: ReceivedRequest) -> list[str]:
         """Return the pieces of the answer. If the request continues a partial answer, return the rest."""
-        prefill, text = self.dialect.prefill(seen.body), "".join(self.pieces)
+        prefill, text = self.dialect.prefill(request.body), "".join(self.pieces)
         if prefill is None:
             return self.pieces
         rest = text.removeprefix(prefill)
@@ -312,17 +317,17 @@ class FaultServer:
             return self.derailed
         return [piece for piece in re.split(r"(?<=\s)|(?=\s)", rest) if piece]
 
-    def _stream_parts(self, fault: Fault | None, seen: ReceivedRequest) -> Iterator[bytes]:
+    def _stream_parts(self, fault: Fault | None, request: ReceivedRequest) -> Iterator[bytes]:
         """Yield the parts of the stream's body. A fault changes or omits parts, but "slow" only delays them."""
         dialect, name = self.dialect, fault.name if fault and fault.name != "slow" else ""
-        pieces = self._answer_pieces(seen)
+        pieces = self._answer_pieces(request)
         if name == "error_first":
             yield dialect.error()
             return
         yield dialect.opening()
         if self.thinking and pieces is self.pieces:  # not before a continuation
             yield dialect.piece(thinking=self.thinking)
-        texts = dialect.prompt_texts(seen.body)
+        texts = dialect.prompt_texts(request.body)
         prompt_tokens = self.prompt_tokens or max(5, sum(len(text.split()) for text in texts))
         parts = [*map(dialect.piece, pieces), *map(dialect.call, self.calls)]
         if fault and name in _AFTER_PIECES:
@@ -387,11 +392,11 @@ async def _send(writer: asyncio.StreamWriter, status: int, headers: Mapping[str,
     await writer.drain()
 
 
-async def _watch_disconnect(seen: ReceivedRequest, reader: asyncio.StreamReader) -> None:
-    """Set ``seen.gone`` when the client closes the connection."""
+async def _watch_disconnect(request: ReceivedRequest, reader: asyncio.StreamReader) -> None:
+    """Set ``request.gone`` when the client closes the connection."""
     with suppress(OSError):
         await reader.read(1)
-    seen.gone.set()
+    request.gone.set()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -90,7 +90,7 @@ def _default_folder(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def no_model_calls() -> Iterator[None]:
-    """Make real model calls of the test raise NotRecorded. Requests to a ``FaultServer`` are allowed."""
+    """Raise NotRecorded for each real model call of the test. Requests to a ``FaultServer`` are allowed."""
     from . import kit  # noqa: PLC0415
 
     with kit.no_model_calls():
@@ -101,7 +101,7 @@ def no_model_calls() -> Iterator[None]:
 def _llm_guard(request: pytest.FixtureRequest) -> None:
     """If the pytest setting ``llm_no_model_calls`` is true, use the fixture ``no_model_calls`` in every test.
 
-    Exceptions are tests with the marker ``llm_real``, and tests that record cassettes.
+    But do not use it in tests with the marker ``llm_real``, or in tests that record cassettes.
     """
     is_recording = request.config.getoption("--llm-record") and "llm_replay" in request.fixturenames
     if (

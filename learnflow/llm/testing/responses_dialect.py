@@ -86,7 +86,7 @@ class ResponsesDialect(Dialect):
         return ["".join(part.get("text", "") for part in item["content"]) for item in messages]
 
     def pages(self) -> Mapping[str, Any]:
-        """Return the JSON of the server's pages other than chat, by path: the models."""
+        """Return the JSON of the server's pages other than chat, by path. There is only the list of models."""
         return {"/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model"}]}}
 
     def _response(self, finish: str | None, prompt_tokens: int = 5) -> dict[str, Any]:

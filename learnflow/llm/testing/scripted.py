@@ -104,7 +104,7 @@ class ScriptedProvider(AbstractProvider):
         return self._name
 
     def start(self, call: Call) -> Work:
-        """Return the coroutine function that runs a call. The function takes the next answer of the script."""
+        """Return the coroutine function that runs a call. The function removes the next answer from the script."""
         if call.prior_text:
             raise errors.Unsupported("the script cannot continue an answer with after=", provider=self.name)
         request = ScriptedRequest(call.method, call.prompt, call.model, call.temperature, call.max_tokens, call.options)
@@ -138,11 +138,11 @@ class ScriptedProvider(AbstractProvider):
             raise answer
         if isinstance(answer, type):
             raise answer("raised by the script")
-        pieces = answer.text if isinstance(answer, CutAnswer | Completion) else answer
-        text = "".join(pieces)
+        content = answer.text if isinstance(answer, CutAnswer | Completion) else answer
+        text = "".join(content)
         if isinstance(answer, Completion) and answer.reasoning:
             emit(ReasoningDelta(answer.reasoning))
-        for piece in pieces if isinstance(pieces, list) else re.findall(r"\S+\s*|\s+", pieces):
+        for piece in content if isinstance(content, list) else re.findall(r"\S+\s*|\s+", content):
             emit(TextDelta(piece))
             await emit.drain()
         for index, call in enumerate(answer.tool_calls if isinstance(answer, Completion) else ()):

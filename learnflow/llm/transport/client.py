@@ -29,7 +29,7 @@ _MAX_ERROR_BYTES: Final = 256 * 1024  # limit for the body of an error response
 _ERROR_TIMEOUT_S: Final = 2.0  # time limit for reading this body
 COMPRESSIONS: Final = ("gzip", "x-gzip", "deflate", "compress", "br", "zstd")
 _MAX_INFLATED_BYTES: Final = 64 * 1024  # the largest decompressed piece
-_READS_BEFORE_YIELD: Final = 64  # let other tasks run, because a read of buffered data does not suspend the task
+_READS_BEFORE_YIELD: Final = 64  # then other tasks run, because a read of buffered data does not suspend the task
 _NO_RESPONSE: Final = "without sending a response"  # in httpcore's message if the server closed the connection
 # Raised before connecting: the socks package or a CA file is missing, or a proxy URL is invalid.
 _SETUP_ERRORS: Final = (ImportError, OSError, ValueError, httpx.InvalidURL)
@@ -59,9 +59,9 @@ class HttpResponse:
         self.headers: Mapping[str, str] = dict(response.headers)
         self._response = response
         encodings = map(str.strip, self.headers.get("content-encoding", "").lower().split(","))
-        compressed = [encoding for encoding in encodings if encoding in COMPRESSIONS]
+        compressions = [encoding for encoding in encodings if encoding in COMPRESSIONS]
         stream = aiter(cast(httpx.AsyncByteStream, response.stream))
-        self._bytes = _inflate(stream, compressed) if compressed else stream
+        self._bytes = _inflate(stream, compressions) if compressions else stream
         self._reads = 0
 
     async def read(self) -> bytes:

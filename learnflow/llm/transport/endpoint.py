@@ -38,7 +38,7 @@ _TRANSPORT_HEADER: Final = re.compile(
     "host|content-(type|length)|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect|proxy-.*"
 )
 _SESSION: Final = "{session}"
-_SESSION_VALUE: Final = re.compile(r"[!-+\--~]+")  # proxies trim spaces, and split at commas
+_SESSION_VALUE: Final = re.compile(r"[!-+\--~]+")  # no space (proxies trim it), no comma (proxies split there)
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"[\t -~\xa0-\xff]+")
 
@@ -57,8 +57,8 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or host.endswith(".localhost") or (ip is not None and ip.is_loopback)
 
 
-# A name without dots is usually local, unless it has only digits: 134744072 is the address 8.8.8.8. These domains are
-# never public (RFC 6761, RFC 6762 appendix G, RFC 8375, ICANN's resolution on .internal).
+# A name without dots is usually local, unless it has only digits: 134744072 is the address 8.8.8.8. The domains below
+# are never public (RFC 6761, RFC 6762 appendix G, RFC 8375, ICANN's resolution on .internal).
 _PRIVATE_DOMAINS = r"local|localhost|localdomain|internal|intranet|private|corp|home|lan|home\.arpa|test"
 _LOCAL_NAME = re.compile(rf"^(?=.*[a-z])[a-z0-9_-]+\.?$|\.({_PRIVATE_DOMAINS})\.?$", re.IGNORECASE)
 

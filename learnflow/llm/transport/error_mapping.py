@@ -54,8 +54,8 @@ _UNSUPPORTED = re.compile(
     r"|not a multimodal model|unrecognized request argument|no endpoints found that support",
     re.IGNORECASE,
 )
-# Messages of servers without the requested route. A 404 or 405 with another message becomes RequestRefused. The
-# reason can be a policy, for example.
+# Messages of servers without the requested route. A 404 or 405 with another message becomes RequestRefused, because
+# its cause can be a policy, for example.
 _WRONG_ROUTE = re.compile(
     r"^[^a-z]*(\w+ )?not found[^a-z]*$|\b(urls?|path|route|method)\b|cannot (get|post)|^[^a-z]*$", re.IGNORECASE
 )

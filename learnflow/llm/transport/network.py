@@ -199,7 +199,7 @@ class RouteTransport(httpx.AsyncHTTPTransport):
     async def _close_removed(self, closing: list[httpcore.AsyncConnectionInterface]) -> None:
         """Close connections that the pool has removed.
 
-        If the task is cancelled meanwhile, add those that are still open to the pool again. httpcore 1.0.9 would leak
+        If the task is cancelled meanwhile, the pool gets the unclosed connections back. httpcore 1.0.9 would leak
         them, because its ``AsyncShieldCancellation`` does not protect the close from
         ``Task.cancel()`` and ``asyncio.timeout()``.
         """

@@ -31,8 +31,8 @@ class AnswerReader:
     load, the load timeout applies instead, because most servers stop a load if its request ends.
 
     Attributes:
-        on_timeout: functions to call with the error if a time limit ends the request. This list is also that of the
-            ``HttpRequest``, to which the recorder of cassettes adds a function.
+        on_timeout: functions to call with the error if a time limit ends the request. The ``HttpRequest`` has the same
+            list, and the recorder of cassettes adds a function to this list.
     """
 
     def __init__(self, parser: StreamParser, timeouts: Timeouts, is_loading: IsLoading | None = None) -> None:

@@ -32,7 +32,7 @@ class ResponsesParser(SSEParser):
         self._has_complete_items = False  # complete items have arrived; the last event repeats them
 
     def _parse_chunk(self, chunk: dict[str, Any], message_key: str) -> None:
-        if message_key == "message":  # a JSON document; "delta" for a stream
+        if message_key == "message":  # a JSON document; for a stream, the key is "delta"
             self._parse_response(chunk, short_text(chunk.get("status")))
             return
         event_type, item, piece = short_text(chunk.get("type")), object_at(chunk, "item"), chunk.get("delta")

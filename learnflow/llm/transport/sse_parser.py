@@ -120,8 +120,9 @@ class SSEParser(StreamParser):
     def _parse_choice(self, choice: dict[str, Any], message_key: str) -> bool:
         """Parse a choice. Return whether it has text, thinking or tool calls.
 
-        Tool calls are read from every choice. Text is read from choice 0 or, after tool calls, from the first choice
-        that has text, because some gateways send tool calls or the text after them in another choice.
+        Tool calls are read from every choice, because some gateways send them in another choice than 0. Text is read
+        from choice 0. If tool calls arrived before any text, it is read from the first choice that has text, because
+        some gateways send such text in another choice.
         """
         if choice.get("error"):
             raise error_mapping.map_error_object(choice, answer_started=self._has_content)
@@ -178,7 +179,8 @@ class SSEParser(StreamParser):
     def _parse_rest(self, rest: bytes) -> None:
         """Parse the last event, which may lack its empty line.
 
-        If the event is malformed, the stream was cut off. ``fault`` is then AnswerCut; None if the answer is complete.
+        If the event is malformed, the stream was cut off. ``fault`` is then AnswerCut, or None if the answer was
+        already complete.
         """
         for line in (rest, b"") if rest.strip() else (b"",):
             if not self.fault:
@@ -226,7 +228,7 @@ def _choice_index(choice: dict[str, Any]) -> int:
 
 
 def _is_loading_notice(chunk: dict[str, Any]) -> bool:
-    """Return whether a chunk is llama-swap's notice that a model is loading, and not thinking of the model.
+    """Return whether a chunk is llama-swap's notice about the load of a model, instead of the model's thinking.
 
     A notice has only ``choices`` with ``reasoning_content`` (``internal/router/loading.go``, commit 0bdb372). The chunk
     of a model has other fields, too.

@@ -91,7 +91,7 @@ class StreamParser:
         self._has_content = False
         # Some gateways send a finish reason in every chunk. If text follows it, only an end mark completes the answer.
         self._finish_was_discarded = False
-        self._finish_is_tentative = False  # a finish reason came with content, or before all content: more may follow
+        self._finish_is_tentative = False  # a finish reason came with content or before any, so more content may follow
 
     @property
     def is_complete(self) -> bool:
@@ -259,7 +259,10 @@ class StreamParser:
         return str(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def _record_finish(self, reason: Any, *, with_text: bool = False) -> None:
-        """Record a finish reason, or the fault that it stands for. ``with_text``: its chunk has content, too."""
+        """Record a finish reason, or the fault that it stands for.
+
+        If ``with_text``, the chunk of the finish reason also has content.
+        """
         self._finish_is_tentative = self._finish_is_tentative or with_text or not self._has_content
         reason = short_text(reason)
         finish = _FINISHES.get(reason.lower())

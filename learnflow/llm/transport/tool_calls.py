@@ -122,8 +122,8 @@ class PartialCall:
         """Return whether a piece with the same key, or without a key, begins another call."""
         if not name or not self.name:
             return self._name_repeated and bool(arguments.strip())
-        # Before the first arguments, a different name begins another call. If the call has a key and the piece has no
-        # new id, the different name is a piece of the call's name.
+        # Before the first arguments, a different name begins another call, unless the call has a key and the piece has
+        # no new id. The name is then a piece of the call's name.
         if not self._pieces:
             return name != self.name and (self.call_key is None or call_id not in ("", self.server_id))
         self._checks_left -= 1
@@ -140,8 +140,8 @@ def find_or_add_call(calls: list[PartialCall], call_key: Any, call_id: str, name
     """
     call_with_id = next((call for call in reversed(calls) if call_id and call.server_id == call_id), None)
     call = next((call for call in reversed(calls) if call_key in (None, call.call_key)), None)
-    # Match by id if no call was found by key or order, if that call has another id, or if a piece without a key has a
-    # known id
+    # Match by id in three cases: no call was found by key or order, the found call has another id, or a piece without
+    # a key has a known id
     if call_id and (call is None or call.server_id not in ("", call_id) or (call_key is None and call_with_id)):
         if call_with_id:
             call = call_with_id if call_key in (None, call_with_id.call_key) or not name else None
@@ -152,7 +152,7 @@ def find_or_add_call(calls: list[PartialCall], call_key: Any, call_id: str, name
         call = PartialCall(len(calls), call_key)
         calls.append(call)
     if not call.started:
-        # The second of two calls keeps its generated id, because some servers send the same id for both
+        # If an earlier call has ``call_id``, keep the generated id, because some servers send one id for two calls
         call.id = call_id if call_id and not (call_with_id or call.server_id) else call.id
         call.name += name if name != call.name else ""
     call.server_id = call.server_id or call_id

@@ -40,7 +40,7 @@ from ...parameters import describe_faults
 from . import messages as convert
 from . import schemas
 
-_MAX_NODE_CHARS: Final = 200  # the maximum length of a value in ``metadata=``
+_MAX_NODE_CHARS: Final = 200  # a longer name of a node is cut, because ``metadata=`` would reject it
 _PARAMETERS: Final = (
     "model",
     "temperature",
@@ -187,8 +187,8 @@ class ChatLearnFlow(BaseChatModel):
     def _metadata(self, run_manager: Any) -> dict[str, Any]:
         """Return ``{"metadata": …}`` for a call, or {} if there is no metadata.
 
-        The metadata contains the name of LangGraph's node, the dict ``learnflow_llm`` of LangChain's metadata, and
-        ``model_kwargs["metadata"]``. Later sources win.
+        The metadata contains the name of LangGraph's node, the fields of ``learnflow_llm`` in LangChain's metadata, and
+        those of ``model_kwargs["metadata"]``. Later sources win.
         """
         # If there is no run manager, use LangChain's current config, which has the same metadata.
         langchain_metadata = getattr(run_manager, "metadata", None) or ensure_config().get("metadata") or {}
@@ -311,8 +311,8 @@ class ChatLearnFlow(BaseChatModel):
             include_raw: return ``{"raw": message, "parsed": instance or None, "parsing_error": error or None}``.
             method: "json_schema" sends the schema, and ``provider`` validates the answer. If the model rejects the
                 schema of a pydantic class, the request is retried with the schema in the prompt. "json_mode" requests
-                any JSON. "function_calling" uses a tool. For these two, only pydantic classes are validated, and a
-                mismatch is not retried.
+                any JSON. "function_calling" uses a tool. These two validate the answer only if ``schema`` is a pydantic
+                class, and a mismatch is not retried.
             strict: require answers that fit the schema exactly, if the server supports that. It is always on
                 for "json_schema" with a pydantic class. It is ignored for "json_mode".
             kwargs: keywords of ``generate``.

@@ -65,8 +65,9 @@ def chunk(event: Event, started_calls: set[int], *, has_blocks: bool) -> AIMessa
         event: the event.
         started_calls: the indices of the tool calls so far. This function adds the index of a new call. Only the first
             chunk of a call has its name, because LangChain concatenates the names of all chunks.
-        has_blocks: whether the model has ``output_version="v1"``. LangChain then numbers text and reasoning from 0, and
-            merges chunks with the same index. Tool calls are therefore numbered from ``_FIRST_CALL_INDEX``.
+        has_blocks: whether the LangChain chat model has ``output_version="v1"``. LangChain then numbers text and
+            reasoning from 0, and merges chunks with the same index. Tool calls are therefore numbered from
+            ``_FIRST_CALL_INDEX``.
     """
     if isinstance(event, TextDelta):
         return AIMessageChunk(content=event.text)
