@@ -255,7 +255,7 @@ class Attempt:
 
     Attributes:
         number: the number of the attempt in the request, from 1.
-        request: the number of the request in this process.
+        request_number: the number of the request in this process.
         max_first_token_s: an upper limit for the provider's first-token timeout, in seconds. With this limit, a router
             leaves time for other providers.
         prefix: the text of an interrupted answer. It is sent as a prefill, a last message of the assistant that the
@@ -267,7 +267,7 @@ class Attempt:
     """
 
     number: int = 1
-    request: int = 0
+    request_number: int = 0
     max_first_token_s: float | None = None
     prefix: str | None = field(default=None, repr=False)
     thinking: str = field(default="", repr=False)

@@ -357,7 +357,7 @@ async def run_attempt(
     change during the attempt. ``context_setting`` names the setting that increases the context length, for a hint.
     """
     started = time.monotonic()
-    labels: dict[str, Any] = {"provider": provider, "attempt": attempt.number, "request": attempt.request}
+    labels: dict[str, Any] = {"provider": provider, "attempt": attempt.number, "request": attempt.request_number}
     labels["metadata"] = dict(attempt.metadata)
     emit(AttemptStarted(model=model_and_max_tokens()[0], address=address, sampling=sampling, **labels))
 
@@ -387,7 +387,7 @@ async def run_request(chain: str, model: str | None, attempt: Attempt, work: Wor
     ``receiver`` gets the events of the stream. ``chain`` names the providers, in order of preference. ``attempt`` is
     the first attempt.
     """
-    emit(RequestStarted(request=attempt.request, provider=chain, model=model, metadata=attempt.metadata))
+    emit(RequestStarted(request=attempt.request_number, provider=chain, model=model, metadata=attempt.metadata))
     outcome: Completion | LLMError | None = None
     attempts = 0
     try:
@@ -399,7 +399,7 @@ async def run_request(chain: str, model: str | None, attempt: Attempt, work: Wor
     finally:
         emit(
             RequestEnded(
-                request=attempt.request, outcome=outcome, attempts=attempts or len(attempt.failed_attempts) + 1
+                request=attempt.request_number, outcome=outcome, attempts=attempts or len(attempt.failed_attempts) + 1
             )
         )
     return completion

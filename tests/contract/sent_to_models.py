@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.adapter.options import supported_keywords
+from learnflow.llm.adapter.options import checked_keywords
 from learnflow.llm.adapter.provider import BaseProvider
 from learnflow.llm.adapter.request import RequestFormat, build_request
 from learnflow.llm.base import DEFAULT_MAX_TOKENS, DEFAULT_TEMPERATURE, Call
@@ -77,7 +77,7 @@ def sent(provider: BaseProvider, model: str, call_name: str) -> dict[str, Any] |
     request_format = RequestFormat(unsupported=provider.catalog.rejected(model), api="responses" if needs else "chat")
     api = request_format.api or "chat"
     try:
-        request = build_request(provider.spec, prompt, model, supported_keywords(provider.spec, call))
+        request = build_request(provider.spec, prompt, model, checked_keywords(provider.spec, call))
         while True:
             try:
                 written = request.to_openai(request_format, context_length=None, max_tokens=None, prefill=None)

@@ -235,8 +235,10 @@ def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], param
 
 
 def _is_written(part: Mapping[str, Any], body_strings: tuple[str, ...]) -> bool:
-    """Return whether the strings of a body contain a part of a message. LiteLLM may join texts, or extend a URL."""
-    payload, is_text = max(strings_of(part), key=len, default=""), part.get("type") == "text"
+    """Return whether the strings of a body contain the content of a part. LiteLLM may join texts, or extend a URL."""
+    is_text = part.get("type") == "text"
+    content = part.get("text") if is_text else [*part.values()]
+    payload = max(strings_of(content), key=len, default="")
     return any(payload in text if is_text else text.startswith(payload) for text in body_strings)
 
 

@@ -262,9 +262,9 @@ class _RunningAttempt:
             )
             self._answer = answer
             try:
-                with answer.load_wait as load_wait:
+                with answer.load_stack as load_stack:
                     if self._budget.must_load_model:
-                        load_wait.enter_context(emit.waiting(Waiting("load", name, model)))
+                        load_stack.enter_context(emit.waiting(Waiting("load", name, model)))
                     feed = partial(self._feed, answer)
                     send = partial(self._send, replace(request_format, api=api), reader)
                     await reader.read(send, deadline, feed, emit.drain)
@@ -436,7 +436,7 @@ class _RunningAttempt:
                     error.retryable = False  # a retry would return the same answer
             raise
         self._report_other_model(completion.model.served)
-        events.emit_content(attempt.request, attempt.number, request.messages, completion)
+        events.emit_content(attempt.request_number, attempt.number, request.messages, completion)
         if self._runner.log_content:
             messages, text, reasoning = request.messages, completion.text, completion.reasoning
             log.write_line("debug", "llm.content", messages=messages, text=text, reasoning=reasoning)

@@ -168,9 +168,9 @@ class ContextBudget:
 
     async def _check(self, timeout_s: float) -> str | None:
         request, catalog, adjustment = self._request, self._catalog, None
-        required = required_capabilities(request.images, request.tools, request.response_format)
+        required = required_capabilities(request.image_count, request.tools, request.response_format)
         depends_on_server = self._spec.local and (request.flexible_max_tokens or required)
-        if self._chooses_length or request.images or depends_on_server or catalog.loads_models:
+        if self._chooses_length or request.image_count or depends_on_server or catalog.loads_models:
             max_age_s = MAX_AGE_S if catalog.loads_models else math.inf
             self._model = await catalog.describe(self._model_name, timeout_s, max_age_s)
             adjustment = await self._prepare_context_length() if self._chooses_length else None
@@ -251,7 +251,7 @@ class ContextBudget:
         count_tokens, client = self._spec.server.count_tokens, self._client
         fits = self._max_prompt_tokens + (self._request.flexible_max_tokens or 0) <= length
         count: int | None = None
-        if not (fits or count_tokens is None or self._request.images or client.server_stopped or client.replays):
+        if not (fits or count_tokens is None or self._request.image_count or client.server_stopped or client.replays):
             with suppress(LLMError, TimeoutError):  # if the server cannot count, estimate
                 async with asyncio.timeout(QUICK_PROBE_S):
                     messages = [*self._request.messages, *self._prefill]
@@ -352,7 +352,7 @@ class ContextBudget:
         """
         catalog, read_tokens = self._catalog, usage.prompt_tokens or 0
         min_tokens = estimate_min_tokens(self._request.texts)
-        if read_tokens and not self._request.images:
+        if read_tokens and not self._request.image_count:
             self._record_token_count(read_tokens)
         is_truncated = min_tokens >= _MIN_CHECKED_TOKENS and 0 < read_tokens <= min_tokens * _MAX_TRUNCATED_SHARE
         if not (is_truncated and self._spec.local) or usage.cached_tokens:
@@ -372,7 +372,7 @@ class ContextBudget:
     @property
     def _max_prompt_tokens(self) -> int:
         """Return an upper estimate of the prompt's tokens."""
-        return estimate_max_tokens(self._texts, self._request.images, len(self._request.messages))
+        return estimate_max_tokens(self._texts, self._request.image_count, len(self._request.messages))
 
 
 def _overflow_error(what: str, prompt_tokens: int, context_length: int) -> LLMError:

@@ -11,7 +11,7 @@ from ..provider_spec import ProviderSpec
 from ..transport.endpoint import parse_headers
 
 
-def supported_keywords(spec: ProviderSpec, call: Call) -> dict[str, Any]:
+def checked_keywords(spec: ProviderSpec, call: Call) -> dict[str, Any]:
     """Check the keywords of a call, including ``temperature`` and ``max_tokens``. Return those that are not None.
 
     Raises:

@@ -29,7 +29,7 @@ from .answer import redact
 from .attempt import AttemptRunner
 from .context_window import requested_context
 from .joining import run_with_prior_text
-from .options import supported_keywords
+from .options import checked_keywords
 from .request import build_request
 from .routable import Facts, RoutableProvider, comparable_names
 
@@ -162,7 +162,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
 
     def start(self, call: Call) -> Work:
         """Return a coroutine function that runs a call; see ``AbstractProvider.start``."""
-        attempt = Attempt(request=events.next_request_number(), metadata=call.metadata)
+        attempt = Attempt(request_number=events.next_request_number(), metadata=call.metadata)
         work = self.attempt(call, attempt)  # raises an error if the call is invalid
         if call.after or self._common.llm_journal:
             run = partial(run_with_prior_text, self.attempt, attempt, self.name)
@@ -172,14 +172,14 @@ class BaseProvider(AbstractProvider, RoutableProvider):
     def attempt(self, call: Call, attempt: Attempt) -> Work:
         """Return a coroutine function that runs one attempt; see ``RoutableProvider.attempt``."""
         try:
-            keywords = supported_keywords(self.spec, call)
+            keywords = checked_keywords(self.spec, call)
             prepared = build_request(self.spec, call.prompt, call.model or self.model, keywords)
             messages = [restore_extra(message, self.runner.origin) for message in prepared.messages]
             prepared = replace(prepared, messages=messages)
         except LLMError as error:
             error.provider = self.name
             raise
-        if self.vision_model and not call.model and prepared.images:
+        if self.vision_model and not call.model and prepared.image_count:
             prepared = replace(prepared, model=self.vision_model)
         prepared = replace(prepared, buffered=call.buffered, is_journaled=call.recorded is not None)
         return self.runner.start(prepared, attempt)

@@ -102,7 +102,7 @@ class Request:
         return bool(self.spec.dialect.direct_chat_path and has_only_texts) and not (self.tools or self.response_format)
 
     @property
-    def images(self) -> int:
+    def image_count(self) -> int:
         """Return the number of images."""
         return sum(part.get("type") == "image_url" for message in self.messages for part in parts_of(message))
 
@@ -322,7 +322,7 @@ def build_without_litellm(
 
 
 def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:
-    """Check a prompt, and return its request. ``keywords`` is the result of ``supported_keywords``.
+    """Check a prompt, and return its request. ``keywords`` is the result of ``checked_keywords``.
 
     Raises:
         InvalidRequest: the prompt is empty, or a message has Ollama's field "images".

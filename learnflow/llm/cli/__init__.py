@@ -25,13 +25,13 @@ def interruptible() -> Iterator[bool]:
 
     Yield True if ``exit_on_interrupt`` has set its handler. Then this process only runs the command.
     """
-    exits_at_once = signal.getsignal(signal.SIGINT) is _exit
-    if exits_at_once:
+    is_cli_process = signal.getsignal(signal.SIGINT) is _exit
+    if is_cli_process:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        yield exits_at_once
+        yield is_cli_process
     finally:
-        if exits_at_once:
+        if is_cli_process:
             signal.signal(signal.SIGINT, _exit)
 
 

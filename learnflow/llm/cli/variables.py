@@ -78,7 +78,7 @@ def describe_ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = F
         specs: see ``known_specs``.
         all_unknown: also yield a sentence for each other unknown ``LLM_*`` variable, which can be an application's.
     """
-    for variable, suggestion in describe_misspelt(specs, vendor_specs().values()):
+    for variable, suggestion in find_misspelt(specs, vendor_specs().values()):
         if suggestion or all_unknown:
             remark = f"did you mean {suggestion}?" if suggestion else "this package has no such setting"
             yield f"{variable.name} (in {variable.source}) has no effect: {remark}"
@@ -86,7 +86,7 @@ def describe_ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = F
         yield f"{file}, line {line} cannot be read: write NAME=value"
 
 
-def describe_misspelt(
+def find_misspelt(
     specs: Iterable[ProviderSpec], not_suggested: Iterable[ProviderSpec]
 ) -> Iterator[tuple[Variable, str]]:
     """Yield each unknown variable that resembles a known one, with the known name.

@@ -135,7 +135,7 @@ class RouterProvider(AbstractProvider):
 
     def start(self, call: Call) -> Work:
         """Return the coroutine function that runs a call."""
-        attempt_template = Attempt(request=events.next_request_number(), metadata=call.metadata)
+        attempt_template = Attempt(request_number=events.next_request_number(), metadata=call.metadata)
         options = dict(call.options)
         resume = options.pop("resume", self._resume)
         if options.get("headers") is not None:

@@ -37,20 +37,20 @@ class ScriptedRequest:
     """A request to a ``ScriptedProvider``.
 
     Attributes:
-        call: the called method: generate, stream or complete.
+        method: the called method: generate, stream or complete.
         prompt: a copy of the prompt.
         model: the requested model; None if the call does not specify it.
         temperature: the sampling temperature.
         max_tokens: the maximum length of the answer, in tokens.
-        more: the other keywords of the call, by name, without ``metadata``.
+        options: the other keywords of the call, by name, without ``metadata``.
     """
 
-    call: Method
+    method: Method
     prompt: Prompt = field(repr=False)
     model: str | None
     temperature: float
     max_tokens: int
-    more: Mapping[str, Any]
+    options: Mapping[str, Any]
 
 
 Answer = str | list[str] | Completion | CutAnswer | BaseException | type[BaseException]
@@ -123,8 +123,8 @@ class ScriptedProvider(AbstractProvider):
         return self._capabilities
 
     async def _answer(self, request: ScriptedRequest, emit: Emit) -> Completion:
-        self.history.append(replace(request, prompt=copy.deepcopy(request.prompt), more=dict(request.more)))
-        unknown = set(request.more) - set(Options.__annotations__)
+        self.history.append(replace(request, prompt=copy.deepcopy(request.prompt), options=dict(request.options)))
+        unknown = set(request.options) - set(Options.__annotations__)
         if unknown:
             raise errors.InvalidRequest(f"unknown keyword {', '.join(sorted(unknown))}", provider=self._name)
         if not self.answers:
@@ -154,7 +154,7 @@ class ScriptedProvider(AbstractProvider):
         return answer if isinstance(answer, Completion) else self._completion(request, text)
 
     def _completion(self, request: ScriptedRequest, text: str) -> Completion:
-        response_format = request.more.get("response_format")
+        response_format = request.options.get("response_format")
         return Completion(
             text=text,
             finish="stop",

@@ -9,7 +9,7 @@ import pytest
 
 from learnflow.llm import errors
 from learnflow.llm.adapter import _litellm
-from learnflow.llm.adapter.options import supported_keywords
+from learnflow.llm.adapter.options import checked_keywords
 from learnflow.llm.adapter.request import RequestFormat, build_request
 from learnflow.llm.base import DEFAULT_TEMPERATURE, Call
 from learnflow.llm.providers import build, registry
@@ -30,7 +30,7 @@ def asked(*parts: Any, role: str = "user") -> list[dict[str, Any]]:
 
 def body_for(name: str, prompt: Any, **keywords: Any) -> dict[str, Any]:
     provider = build(name, "http://127.0.0.1:1/v1", "some-model", "k")
-    supported = supported_keywords(provider.spec, Call(prompt, options=keywords))
+    supported = checked_keywords(provider.spec, Call(prompt, options=keywords))
     given = {keyword: value for keyword, value in supported.items() if keyword in keywords}
     request = build_request(provider.spec, prompt, "some-model", given)
     messages, parameters = request.to_openai(RequestFormat(), context_length=None, max_tokens=None, prefill=None)
@@ -76,6 +76,14 @@ def test_body_has_what_the_caller_gave(prompt: Any, keywords: dict[str, Any], fo
         if lost := [form for form in forms if not any(word in body for word in form.split("|"))]:
             missing[name] = lost
     assert missing == {}
+
+
+def test_short_texts_are_written_as_long_ones_are() -> None:
+    """Some vendors accept only a string. LiteLLM joins the texts for them, and "Hi" is shorter than the key "text"."""
+    for name in NAMES:
+        parts = [[{"type": "text", "text": text}] * 2 for text in ("Hi", "A longer text")]
+        short, long = (body_for(name, [{"role": "user", "content": content}])["messages"] for content in parts)
+        assert json.loads(json.dumps(long).replace("A longer text", "Hi")) == short, name
 
 
 @pytest.mark.parametrize("name", NAMES)

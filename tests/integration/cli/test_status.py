@@ -18,7 +18,7 @@ from support import FASTAPI, status
 
 from learnflow.llm import discovery, errors, get_provider, settings, settings_sources
 from learnflow.llm.cli.main import main
-from learnflow.llm.cli.variables import describe_misspelt, variables
+from learnflow.llm.cli.variables import find_misspelt, variables
 from learnflow.llm.providers.registry import SPECS, vendor_specs
 from learnflow.llm.testing import FaultServer
 from learnflow.llm.testing.fault_server import closed_port
@@ -300,7 +300,7 @@ def test_variables_of_other_programs_are_not_misspelt(monkeypatch: pytest.Monkey
         *("XAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_API_TYPE", "VLLM_LOGGING_LEVEL", "GROQ_API_KEY", "LLM_MODEL_NOTES"),
     ):
         monkeypatch.setenv(name, "x")
-    assert list(describe_misspelt(SPECS.values(), vendor_specs().values())) == []
+    assert list(find_misspelt(SPECS.values(), vendor_specs().values())) == []
 
 
 def test_doctor_advises_missing_key_before_other_provider(

@@ -112,9 +112,9 @@ async def test_call_keywords_override_model_keywords() -> None:
     first, second, bare = provider.history
     assert (first.temperature, first.max_tokens, first.model) == (0.2, 9, None)
     assert isinstance(first.max_tokens, AtMost)
-    assert first.more == {"top_p": 0.5, "min_p": 0.1}
-    assert (second.temperature, second.model, second.more["stop"]) == (0.9, "other", ["."])
-    assert (bare.temperature, bare.max_tokens, bare.more) == (0.7, 1000, {})
+    assert first.options == {"top_p": 0.5, "min_p": 0.1}
+    assert (second.temperature, second.model, second.options["stop"]) == (0.9, "other", ["."])
+    assert (bare.temperature, bare.max_tokens, bare.options) == (0.7, 1000, {})
     with pytest.raises(errors.InvalidRequest, match="api_key= is invalid: Extra inputs are not permitted") as caught:
         ChatLearnFlow(provider=provider, api_key="SECRET")
     assert "SECRET" not in str(caught.value)
@@ -155,9 +155,9 @@ async def test_bound_tools_are_sent_and_called() -> None:
     (chunk,) = [chunk async for chunk in model.astream("1 + 2?") if chunk.tool_calls]
     assert chunk.tool_calls == invoked.tool_calls
     await ChatLearnFlow(provider=provider).bind_tools([add], tool_choice="add").ainvoke("1 + 2?")
-    choices = [request.more["tool_choice"] for request in provider.history]
+    choices = [request.options["tool_choice"] for request in provider.history]
     assert choices == ["required", "required", {"type": "function", "function": {"name": "add"}}]
-    assert provider.history[0].more["tools"][0]["function"]["parameters"]["required"] == ["a", "b"]
+    assert provider.history[0].options["tools"][0]["function"]["parameters"]["required"] == ["a", "b"]
     with pytest.raises(errors.InvalidRequest, match="Use one of add"):
         ChatLearnFlow(provider=provider).bind_tools([add], tool_choice="subtract")
 
@@ -286,10 +286,10 @@ async def test_json_mode_and_function_calling_parse_answers() -> None:
     provider = ScriptedProvider([THREE, called])
     chat = ChatLearnFlow(provider=provider)
     assert len((await chat.with_structured_output(Questions, method="json_mode").ainvoke("ask")).questions) == 3
-    assert provider.history[0].more["response_format"] == {"type": "json_object"}
+    assert provider.history[0].options["response_format"] == {"type": "json_object"}
     result = await chat.with_structured_output(Questions, method="function_calling").ainvoke("ask")
     assert result == Questions(questions=["Why?"])
-    assert provider.history[1].more["tool_choice"]["function"]["name"] == "Questions"
+    assert provider.history[1].options["tool_choice"]["function"]["name"] == "Questions"
     with pytest.raises(errors.InvalidRequest, match="json_schema, json_mode"):
         chat.with_structured_output(Questions, method="magic")  # type: ignore[arg-type]
 
@@ -521,7 +521,7 @@ async def test_secret_in_extra_body_is_in_no_cache_key_trace_or_repr() -> None:
     assert (await model.bind(**other).ainvoke("hi")).content != "one"  # another tenant gets another answer
     assert len(traces) == 4
     assert "secret-token" not in "".join([*keys, *traces, repr(model)])
-    assert provider.history[0].more["extra_body"] == secret["extra_body"]
+    assert provider.history[0].options["extra_body"] == secret["extra_body"]
 
 
 @pytest.mark.parametrize("extra", [5, "x", {"tool_calls": 5}, [1]])

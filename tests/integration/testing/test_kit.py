@@ -38,12 +38,12 @@ async def test_script_answers_in_order_and_records_requests() -> None:
     assert [piece async for piece in script.stream("two")] == ["sec", "ond"]
     with pytest.raises(errors.RateLimited, match="busy"):
         await script.complete("three", model="m")
-    assert [(request.call, request.prompt, request.model) for request in script.history] == [
+    assert [(request.method, request.prompt, request.model) for request in script.history] == [
         ("generate", "one", None),
         ("stream", "two", None),
         ("complete", "three", "m"),
     ]
-    assert script.history[0].more == {"seed": 3}
+    assert script.history[0].options == {"seed": 3}
     assert "three" not in repr(script.history)
     assert not await script.health_check()
     with pytest.raises(errors.NotRecorded, match="no answer for request 4"):
