@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from support import ROOT
 
 from learnflow.llm import errors
+from learnflow.llm.events import ContinuationEnded
 from learnflow.llm.integrations.prometheus import Metrics
 from learnflow.llm.routing.decision import is_provider_failure
 
@@ -105,6 +106,13 @@ def test_every_panel_has_description(panel: dict[str, Any]) -> None:
         assert target["instant"] != target["range"]
         # a panel shows either the whole range or one moment
         assert ("$__range" in target["expr"]) <= target["instant"]
+
+
+def test_colours_of_continuations_name_outcomes() -> None:
+    (panel,) = (panel for panel in PANELS if "learnflow_llm_continuations_ended_total" in str(panel["targets"]))
+    coloured = re.findall(r"'/(\w+)\$/'", str(panel["fieldConfig"]["overrides"]))
+    assert coloured
+    assert set(coloured) <= set(get_args(get_type_hints(ContinuationEnded)["outcome"]))
 
 
 def test_panels_do_not_overlap() -> None:

@@ -1,4 +1,4 @@
-"""An event loop in a thread, in which ``sync`` and the LangChain model run their blocking calls.
+"""An event loop in a thread. The blocking API (``sync`` and the LangChain model) runs its coroutines there.
 
 The loop stays open, so that the next call can reuse connections.
 """
@@ -19,7 +19,7 @@ from .process import after_fork
 
 _T = TypeVar("_T")
 _END: Final = object()
-_STOP_S: Final = 1.0  # time limit for cancelling the running calls, and again for the thread's end
+_STOP_S: Final = 1.0  # time limit of each step of ``stop``: cancel the running calls, join the thread
 
 
 class Background:

@@ -1,8 +1,7 @@
-"""Log events: frozen dataclasses that describe requests, attempts and changes of state.
+"""Events: frozen dataclasses that describe requests, attempts and changes of state.
 
-Every event is sent to the sinks, which are functions that an application adds. Some events are also logged. No event
-contains text of a prompt or an answer. ``ContentRecorded`` contains it, and is sent only to the sinks of
-``add_content_sink``.
+Every event is sent to the sinks, which are functions that an application adds. Some events are also logged. Only
+``ContentRecorded`` contains text of prompts and answers. It is sent only to the sinks of ``add_content_sink``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final, TypeVar, dataclass_transform
+from typing import Any, Final, Literal, TypeVar, dataclass_transform
 
 from . import log
 from .base import Attempt, describe_limit
@@ -180,12 +179,12 @@ class ContinuationEnded(BaseEvent):
     """The continuation of an interrupted text has ended. Not logged.
 
     Attributes:
-        outcome: "complete" if the answer is complete. "mismatched" if the continuation did not first repeat the
+        outcome: "complete" if the answer is complete. "mismatched" if the continuation did not begin with the
             last words of the interrupted text, as required. "broken" if the attempt failed for another reason.
     """
 
     provider: str
-    outcome: str
+    outcome: Literal["complete", "mismatched", "broken"]
 
 
 class HealthChecked(BaseEvent):
@@ -385,7 +384,7 @@ async def run_request(chain: str, model: str | None, attempt: Attempt, work: Wor
     """Run a request, and emit the events of its beginning and its end.
 
     ``receiver`` gets the events of the stream. ``chain`` names the providers, in order of preference. ``attempt`` is
-    the first attempt.
+    the first attempt. All attempts of the request share its ``failed_attempts``.
     """
     emit(RequestStarted(request=attempt.request_number, provider=chain, model=model, metadata=attempt.metadata))
     outcome: Completion | LLMError | None = None

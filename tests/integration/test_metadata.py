@@ -64,7 +64,7 @@ async def test_log_line_has_metadata(caplog: pytest.LogCaptureFixture) -> None:
     async with FaultServer("vllm") as server:
         await provider_for(server).generate("hi", metadata=WHOSE)
         await provider_for(server).generate("hi")
-    lines = [record.getMessage() for record in caplog.records if "request" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "attempt_succeeded" in record.getMessage()]
     assert ["u-17" in line for line in lines] == [True, False]
     assert ["metadata" in line for line in lines] == [True, False]
 

@@ -47,7 +47,7 @@ pytestmark = [
     pytest.mark.skipif(any(not LIVE.get(name) for name in NEEDED), reason=f"needs {', '.join(NEEDED)}"),
 ]
 
-ReceivedRequest = Callable[[dict[str, Any]], Awaitable[None]]
+OnEvent = Callable[[dict[str, Any]], Awaitable[None]]
 NOTHING_INJECTED = {"has_injection": False, "injection_text": ""}
 AWAY_S = 5.0  # a model of several gigabytes is loaded for longer
 
@@ -63,7 +63,7 @@ async def run(
     service: Any,
     *replies: str,
     log: list[str] | None = None,
-    seen: ReceivedRequest | None = None,
+    seen: OnEvent | None = None,
     **variables: str,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run the graph to its end.

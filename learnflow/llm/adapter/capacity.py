@@ -27,13 +27,13 @@ from ..process import after_fork, register
 from .options import messages_of, parts_of, text_of
 
 # An address is overloaded above this multiple of its share of the requests in flight. This is the c of "Consistent
-# Hashing with Bounded Loads" (Mirrokni, Thorup, Zadimoghaddam 2016), with the value of its examples.
+# Hashing with Bounded Loads" (Mirrokni, Thorup, Zadimoghaddam 2016); 1.25 as in the paper's examples.
 _MAX_LOAD_RATIO: Final = 1.25
-_MAX_TIMES_OVERTAKEN: Final = 16  # a request that was overtaken so often gets the next slot
+_MAX_TIMES_OVERTAKEN: Final = 16  # then a request gets the next slot
 _MAX_RECENT_PROMPTS: Final = 64  # recorded prompts of one address
 _MAX_ADDRESSES: Final = 256  # addresses with recorded prompts
 _MIN_DIGEST_CHARS: Final = 256
-_MAX_COMPARED_REQUESTS: Final = 64  # waiting requests, the oldest first
+_MAX_COMPARED_REQUESTS: Final = 64  # the oldest waiting requests, which are considered for a free slot
 _POLL_INTERVAL_S: Final = 0.5  # a waiting request checks for a free slot again after this time
 
 InFlightCounts = WeakKeyDictionary[asyncio.AbstractEventLoop, Counter[str]]
@@ -199,7 +199,7 @@ class Capacity:
         return Slot(address, loop)
 
     def _recent_digests(self, address: str, count: int | None) -> set[str]:
-        """Return the digests of the ``count`` newest prompts of an address; None means one prompt.
+        """Return the digests of the ``count`` newest prompts of an address; None means the newest one.
 
         With the concurrency limit as ``count``, the result is an estimate of the server's cache. The estimate assumes
         that the server caches one prompt for each slot.
@@ -212,8 +212,8 @@ class Capacity:
         eligible = (waiter for waiter in self._waiters if address in waiter.limits and waiter.loop.is_running())
         allowed = (waiter for waiter in eligible if not self.is_full(address, waiter.limits[address]))
         candidates = list(itertools.islice(allowed, _MAX_COMPARED_REQUESTS))
-        limits = {other: limit for waiter in candidates for other, limit in waiter.limits.items()}
-        cached = {other: self._recent_digests(other, limit) for other, limit in limits.items()}
+        limits = {server: limit for waiter in candidates for server, limit in waiter.limits.items()}
+        cached = {server: self._recent_digests(server, limit) for server, limit in limits.items()}
         received = self._recent_digests(address, _MAX_RECENT_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
@@ -230,10 +230,10 @@ class Capacity:
             others = [
                 _count_known_prefixes(waiter.digests, cached[other]) for other in waiter.limits if other != address
             ]
-            cache_loss = max(others, default=0) - cached_here
+            better_elsewhere = max(others, default=0) - cached_here
             return (
                 True,
-                cache_loss,
+                better_elsewhere,
                 cached_here,
                 -_count_known_prefixes(waiter.digests, received),
                 waiter.ticket.number,
@@ -256,7 +256,7 @@ def _count_known_prefixes(digests: PrefixDigests, known: set[str]) -> int:
 
 
 def prefix_digests(call: Call) -> PrefixDigests:
-    """Return the digests of the first 256, 512, 1,024 ... characters of a prompt, up to half of the prompt.
+    """Return the digests of the first 256, 512, 1,024 ... characters of a prompt, up to half of a long prompt.
 
     Two questions about one long text have the same digests, because only the ends of the prompts differ. Two long texts
     after one system prompt differ in the digests of the longer prefixes.

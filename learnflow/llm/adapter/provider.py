@@ -75,10 +75,10 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         check_keywords(BaseProvider.__init__, locals(), errors.NotConfigured, self.spec.name)
         spec = self.spec
         common, own = settings.load(), settings.load_provider(spec)  # the settings of all providers, and of this one
-        replay = active.current(common)
-        if replay and not (base_url or own.base_url or spec.api.default_url):
-            base_url = replay.base_url(self.cassette_folder, local=spec.local)
-        is_replay = active.is_replay(replay)
+        cassettes = active.current(common)
+        if cassettes and not (base_url or own.base_url or spec.api.default_url):
+            base_url = cassettes.base_url(self.cassette_folder, local=spec.local)
+        plays_cassettes = active.is_replay(cassettes)
         if spec.api.choose_variant:
             self.spec = spec.api.choose_variant(spec, base_url or own.base_url or "", own.api_version)
         if (api := api or own.api) == "responses" and not self.spec.api.responses_path:
@@ -88,19 +88,31 @@ class BaseProvider(AbstractProvider, RoutableProvider):
             )
             raise errors.NotConfigured(what, provider=spec.name, hint=hint)
         self.endpoint = configure_endpoint(
-            self.spec, own, base_url, api_key, headers, keyless=is_replay, local_networks=common.llm_local_networks
+            self.spec,
+            own,
+            base_url,
+            api_key,
+            headers,
+            keyless=plays_cassettes,
+            local_networks=common.llm_local_networks,
         )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
         self._timeouts = choose_timeouts(self.spec, times, common, own)
         transport = self._transport
-        if replay:
-            transport = replay.transport(transport or NETWORK, self.cassette_folder)
-        client = Client(self.endpoint, self._timeouts.connect, self._timeouts.local_only, transport, is_replay)
-        overrides, expires = own.configured_capabilities, replay is None
+        if cassettes:
+            transport = cassettes.transport(transport or NETWORK, self.cassette_folder)
+        client = Client(self.endpoint, self._timeouts.connect, self._timeouts.local_only, transport, plays_cassettes)
+        overrides, cache_expires = own.configured_capabilities, cassettes is None
         other_models = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
         self.catalog = ModelCatalog(
-            self.spec, client, self._server_kinds or (self.spec,), self.model, overrides, other_models, expires=expires
+            self.spec,
+            client,
+            self._server_kinds or (self.spec,),
+            self.model,
+            overrides,
+            other_models,
+            expires=cache_expires,
         )
         log_content, reask = common.llm_log_content, common.llm_reask
         self._common = common
@@ -130,7 +142,7 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         spec, endpoint, timeouts, name = self.spec, self.endpoint, self._timeouts, model or self.model
         capabilities = self.get_capabilities(name)
         if spec.server.choose_context_length and "context_served" not in self.catalog.overrides:
-            # The loaded length is no limit, because the server can reload the model with the model's maximum length
+            # The current context length is no limit, because the server can reload the model with its maximum length
             lengths = capabilities["context"], capabilities["context_served"]
             capabilities["context_served"] = max(filter(None, lengths), default=None)
         return Facts(
@@ -237,7 +249,8 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         """Return the capabilities of a model, from the spec, the last probe and the configuration. Sends nothing.
 
         Args:
-            model: the name of the model; None for the default model, with the ``vision`` of ``vision_model``.
+            model: the name of the model; None for the default model. If ``vision_model`` is set,
+                ``vision`` is that of this model.
         """
         capabilities = self.catalog.capabilities(model)
         if model is None and self.vision_model:

@@ -9,18 +9,21 @@ import asyncio
 import io
 import logging
 import math
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from enum import IntEnum
 from functools import partial, wraps
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, cast
 
 import click
 
 from .. import errors
 from ..process import switches
 from . import INTERRUPTED as _INTERRUPTED
-from . import interruptible, run_until_interrupt
+from . import exit_interrupted, interruptible
 from .terminal import notify
 
 
@@ -34,6 +37,8 @@ class ExitCode(IntEnum):
     INTERRUPTED = _INTERRUPTED
 
 
+# A second SIGINT within this time is the same Ctrl-C: the terminal sends it to a wrapper, too, which may forward it.
+_SAME_INTERRUPT_S: Final = 0.3
 _NO_PROVIDER_ERRORS: Final = (errors.NotConfigured, errors.NotLocal, errors.ConnectionFailed, errors.ConnectTimeout)
 
 
@@ -69,6 +74,37 @@ def command(function: Callable[..., Any]) -> click.Command:
     click_command = click.command(function.__name__.replace("_", "-"))(run)
     click_command.params.append(click.Option(["--verbose", "-v"], is_flag=True, help="Write the log to stderr."))
     return click_command
+
+
+async def run_until_interrupt(command: Coroutine[Any, Any, int]) -> int:
+    """Run a command. After Ctrl-C, end this process as soon as the command's requests have stopped.
+
+    ``asyncio.run`` would also wait for threads, such as the import of LiteLLM, which cannot be cancelled. A second
+    Ctrl-C ends the process at once.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    interrupted_at: float | None = None
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted_at
+        if interrupted_at is None:
+            interrupted_at = monotonic()
+            loop.call_soon_threadsafe(cast("asyncio.Task[int]", task).cancel)
+        elif monotonic() - interrupted_at > _SAME_INTERRUPT_S:
+            exit_interrupted()
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        return await command
+    except asyncio.CancelledError:
+        if interrupted_at is not None:
+            with suppress(OSError):
+                sys.stdout.flush()
+                print(file=sys.stderr, flush=True)  # the shell's prompt begins on a new line
+            exit_interrupted()
+        raise
+    finally:
+        signal.signal(signal.SIGINT, exit_interrupted)  # ``asyncio.run`` may still wait for threads
 
 
 def _configure_output(*, verbose: bool) -> None:

@@ -53,8 +53,8 @@ _MAX_LOG_CHARS: Final = 300  # per line
 _ERROR_LINE: Final = re.compile(r"[\d.]+ E ")  # such as 0.00.010.066 E gguf_init_from_reader: …
 _PROGRAM: Final = Path(__file__).with_name("embedded_server.py")
 _KILLED_EXIT_CODES: Final = (-9, 137)  # after SIGKILL
-# ``os.fork()`` acquires this lock, and thus waits until a start has stored its server process. The forked child can
-# then close the pipes of the server process.
+# Held while a server process is created. A fork waits for it (see ``register_at_fork``), so that the forked child knows
+# the process, and can close its copies of the pipes.
 _lock: Final = threading.Lock()
 
 
@@ -405,7 +405,7 @@ class EmbeddedProvider(BaseProvider):
                 f"For a running server use {self.spec.variable('kind') if self.spec.kind else 'LLM_PROVIDER'}=llamacpp",
             )
         cassettes = active.current(common)
-        # If cassettes (files of responses) are played or recorded, the model list determines the default.
+        # With cassettes (files of responses), no default is set: the model is chosen from the response to /v1/models
         key, model = None, model or own.model or (None if cassettes else DEFAULT_MODEL)
         alias = embedded_model.alias_of(model) if model else None
         if not active.is_replay(cassettes):
@@ -432,7 +432,7 @@ class EmbeddedProvider(BaseProvider):
 
     @property
     def address(self) -> str:
-        """Return the key of the circuit breaker. All providers of one server share it."""
+        """Return an identifier of the server for circuit breakers. All providers of this server return the same."""
         return f"{self.endpoint.base_url} ({id(self._transport.server)})" if self._transport else super().address
 
     async def prepare(self) -> None:

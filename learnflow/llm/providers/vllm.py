@@ -53,8 +53,9 @@ SPEC: Final = ProviderSpec(
     ),
     dialect=Dialect(
         direct_chat_path=CHAT_PATH,
-        supports_prefill=True,  # with ``continue_final_message``
-        ignores_prefill=True,  # without ``continue_final_message``
+        # vLLM continues a prefill if the request has ``continue_final_message``, and ignores it otherwise
+        supports_prefill=True,
+        ignores_prefill=True,
         parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         reasoning=TEMPLATE_THINKING,
     ),

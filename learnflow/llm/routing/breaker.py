@@ -57,10 +57,9 @@ class Breaker:
         return "trial" if self.probe_succeeded else "probe"
 
     def record_failure(self, error: LLMError, now: float) -> None:
-        """Reopen the breaker after a failed trial request.
+        """Record a failed attempt. If the period has ended or a probe has succeeded, reopen the breaker.
 
-        Unless a probe has succeeded, ignore a failure during the period, because the failed request was usually sent
-        before the breaker opened.
+        Any other failure is ignored, because its request was usually sent before the breaker opened.
         """
         if self.probe_succeeded or now >= self.open_until:
             self.error = error.without_text()

@@ -44,7 +44,7 @@ class Candidate:
         creation_error: why the provider could not be created; None if the provider was created.
         rank: the position in the chain. Load-balanced providers have the same rank.
         model: the model for the request; None for the default model.
-        failure: the last failure in this request; None if the candidate may be tried.
+        failure: the failure that excludes the candidate from this request; None if it may be tried.
         rejects_prefill: the server rejected a prefill (a last assistant message to continue) in this request.
         deadline_s: the time limit of each attempt in seconds; None if unlimited. If routers are nested, it is the
             shortest ``deadline=`` of the routers that contain the provider.
@@ -118,7 +118,7 @@ class Candidate:
         """Return the stricter state of two circuit breakers: the model's and the address's.
 
         The state is "open" if the provider could not be created. It is "closed" if responses come from cassettes,
-        because breakers depend on time.
+        so that a replay does not depend on timing.
         """
         if self.creation_error:
             return "open"
@@ -201,7 +201,7 @@ class Candidate:
 
         async def probe() -> bool:
             try:
-                with pause_recording():  # do not record probes: their number depends on the time
+                with pause_recording():  # do not record probes, because their number varies between runs
                     ready = self.facts.replays or (await self.provider.refresh(PROBE_S)).ready
             except BaseException:
                 self.end_check()

@@ -48,7 +48,8 @@ class Execution:
         )
         self._retries = 0
         self._last_error: LLMError | None = None
-        # Whether the last word is left out of the prefill. False after a continuation that did not repeat this word
+        # Whether to cut the prefill before its last word, which the continuation must then repeat. Set to False if a
+        # continuation did not repeat it
         self._splits_at_last_word = True
         self._restarted = False  # whether the answer was restarted from the beginning, which happens at most once
         self._slot: Slot | None = None  # the slot of the current attempt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from .. import events
 from ..adapter.joining import count_prior_tokens
@@ -128,7 +129,7 @@ class Progress(Transcript):
                     events.FailoverSucceeded(provider=failed_candidate.name, to=self._candidate.name, seconds=seconds)
                 )
 
-    def _end_continuation(self, outcome: str) -> None:
+    def _end_continuation(self, outcome: Literal["complete", "mismatched", "broken"]) -> None:
         if self._is_continuation and self._candidate:
             events.emit(events.ContinuationEnded(provider=self._candidate.name, outcome=outcome))
         self._is_continuation = False

@@ -68,7 +68,7 @@ def capabilities_of(spec: ProviderSpec, model: str | None) -> dict[str, Any]:
     context, output = row.get("max_input_tokens"), row.get("max_output_tokens")
     prices = [row.get(f"{kind}_cost_per_token") for kind in ("input", "output")]
     dollars = tuple(price * _MILLION for price in prices if isinstance(price, int | float))
-    # For some vendors, every model that reasons has a reasoning flag. Their models with only other flags do not reason
+    # For some vendors, every model that reasons has a reasoning flag. A model that has only other flags does not reason
     flags = [key for key in row if key.startswith("supports_")]
     lacks_reasoning_flag = (
         spec.dialect.litellm_marks_reasoning and flags and not any("reasoning" in key for key in flags)
@@ -92,7 +92,7 @@ def rejected_by(spec: ProviderSpec, model: str) -> frozenset[str]:
         for level in REASONING_LEVELS
         if level not in levels or row.get(f"supports_{level}_reasoning_effort") is False
     }
-    # If the map does not report the level "none", a model that rejects "minimal" rejects "none", too
+    # Without ``supports_none_reasoning_effort``, a model that rejects "minimal" also rejects "none"
     rejects_none = (
         spec.dialect.litellm_marks_reasoning and row.get("supports_none_reasoning_effort", "minimal") in rejected
     )

@@ -29,7 +29,7 @@ __all__ = [
     "use_provider",
 ]
 
-_MODULES = ("..process", ".fault_server", ".scripted", ".kit")  # by import time, the fastest first
+_MODULES = ("..process", ".fault_server", ".scripted", ".kit")  # the fastest to import first
 
 
 def __getattr__(name: str) -> Any:

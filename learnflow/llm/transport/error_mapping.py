@@ -31,7 +31,7 @@ _CODE_KEYS: Final = ("code", "type", "status_code", "error_type")
 _MESSAGE_KEYS: Final = ("message", "msg", "status_msg", "error_message")
 _MAX_DEPTH: Final = 8  # nested objects in an error object
 
-# Messages about a prompt of 9 tokens and a context length of 8.
+# Example messages for a prompt of 9 tokens and a context length of 8.
 # llama.cpp: "request (9 tokens) exceeds … size (8 tokens)". vLLM: "maximum context length is 8 tokens. However, …
 # contains at least 9 input tokens" or "Input length (9) exceeds … length (8)"; older versions: "you requested 10 tokens
 # (9 in the messages, 1 in the completion)" or "You passed 9 input tokens …". OpenAI: "resulted in 9 tokens".
@@ -77,7 +77,7 @@ _PATTERNS: Final[Mapping[type[LLMError], re.Pattern[str]]] = {
         r"|no models? loaded|deployment .{0,200}does not exist|^model not found|is not a valid model id"
         r"|no endpoints found for|try pulling it|model_not_found|deploymentnotfound|decommissioned",
         errors.ModelLoading: "loading model|model is loading|still loading",
-        # llama.cpp sends the first two with status 500
+        # The first two alternatives are llama.cpp's, with status 500
         errors.Unsupported: "image input is not supported|mmproj|unsupported_(parameter|value)|not_supported_error",
         # LiteLLM's proxy without a database sends no_db_connection for every key except its master key
         errors.AuthenticationFailed: "api[ _-]?key (is )?(not valid|invalid|incorrect)"
@@ -231,7 +231,7 @@ def with_class(error: LLMError, error_class: type[LLMError]) -> LLMError:
 def no_model_api_error(status: int | None = None) -> LLMError:
     """Return the error for an address that does not serve a model API.
 
-    An error that is concluded from several responses has no status.
+    Omit ``status`` if the error follows from several responses.
     """
     what = "this address does not serve a model API, but a web page or another route"
     return errors.Misconfigured(what, status=status)

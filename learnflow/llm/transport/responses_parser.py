@@ -32,7 +32,7 @@ class ResponsesParser(SSEParser):
         self._has_complete_items = False  # complete items have arrived; the last event repeats them
 
     def _parse_chunk(self, chunk: dict[str, Any], message_key: str) -> None:
-        if message_key == "message":  # a JSON document; for a stream, the key is "delta"
+        if message_key == "message":  # the chunk is a JSON document, not an event
             self._parse_response(chunk, short_text(chunk.get("status")))
             return
         event_type, item, piece = short_text(chunk.get("type")), object_at(chunk, "item"), chunk.get("delta")
@@ -90,7 +90,7 @@ class ResponsesParser(SSEParser):
                 self._begin_call(item_key, item)
             return
         elif "call_id" in item:  # an unsupported type of tool call, which the application would have to execute
-            raise malformed_error("a tool call of this type")
+            raise malformed_error(f"a tool call of type {short_text(item_type, MAX_NAME_CHARS)}")
         for content in [*(item.get("summary") or ()), *(item.get("content") or ())] if has_new_content else ():
             self.refused = self.refused or bool(object_at(content).get("refusal"))
             self._add_delta(

@@ -130,7 +130,7 @@ def test_pipe_that_is_closed_during_answer_prints_no_message(command: list[str],
     assert (len(ran.stdout), ran.stderr) == (3, "")
 
 
-@pytest.mark.parametrize("module", ["click", "learnflow.llm.cli.status", "httpx"])
+@pytest.mark.parametrize("module", ["asyncio", "click", "learnflow.llm.cli.status", "httpx"])
 def test_ctrl_c_during_import_ends_process_without_traceback(module: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, module, "MainThread", "status"],
@@ -153,6 +153,52 @@ def test_ctrl_c_does_not_wait_for_import_of_litellm(server: FaultServer, monkeyp
         check=False,
     )
     assert (ran.returncode, ran.stdout, ran.stderr.strip()) == (130, "", "")
+
+
+# Runs the command that the first argument names. A command interrupts its process
+SIGNALS = """
+import asyncio, os, signal, sys, threading
+from learnflow.llm.cli import command, exit_on_interrupt, interruptible
+command.monotonic = lambda: 0.0
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+async def is_interrupted_twice():
+    interrupt()
+    try:
+        await asyncio.sleep(60)
+    finally:
+        interrupt()  # a wrapper forwards the signal of the terminal
+        await asyncio.sleep(0)
+        print("stopped")
+async def leaves_a_thread():
+    ended = threading.Event()
+    def hang():
+        ended.wait()
+        interrupt()
+        threading.Event().wait()
+    asyncio.get_running_loop().run_in_executor(None, hang)
+    asyncio.get_running_loop().call_soon(ended.set)
+    print("ended")
+async def is_cancelled():
+    raise asyncio.CancelledError
+exit_on_interrupt()
+with interruptible():
+    asyncio.run(command.run_until_interrupt(globals()[sys.argv[1]]()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "out", "last_line"),
+    [
+        ("is_interrupted_twice", 130, "stopped\n", ""),
+        ("leaves_a_thread", 130, "ended\n", ""),
+        ("is_cancelled", 1, "", "asyncio.exceptions.CancelledError"),
+    ],
+)
+def test_ctrl_c_ends_command_after_its_cleanup(command: str, code: int, out: str, last_line: str) -> None:
+    words = [sys.executable, "-c", SIGNALS, command]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr.strip().rpartition("\n")[2]) == (code, out, last_line)
 
 
 def ask(
