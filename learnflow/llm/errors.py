@@ -43,7 +43,7 @@ leaves the package is an ``LLMError``. ``make tables`` writes the tree from the 
          ├─ ErrorBody             The server sent an error object instead of an answer
          ├─ AnswerTooLong         The answer is many times as long as ``max_tokens``, and has no end
          ├─ MalformedAnswer       A line or a body of the response does not have the format of the API
-         ├─ AnswerTruncated       ``max_tokens`` or a full context cut JSON, a tool call, or an answer before its text
+         ├─ AnswerTruncated       The answer ended at a token limit: within JSON or a tool call, or before any text
          ├─ EmptyStream           The response is empty
          ├─ EmptyAnswer           The answer is complete, but has no text
          ├─ ThinkingLeaked        Thinking was delivered as the text of the answer
@@ -103,7 +103,7 @@ class LLMError(Exception):
         retry_after: the delay that the server requested, in seconds; None if it sent none.
         server_message: the server's message, in one line of at most 300 characters, with keys removed. It may quote
             the prompt.
-        quotable: whether ``server_message`` certainly quotes nothing of the request. ``str()`` shows it only then.
+        quotable: whether ``server_message`` certainly contains no text of the request. If not, ``str()`` omits it.
         code: the server's error code ("context_length_exceeded"); None if it sent none.
         params: the parameters that the server or LiteLLM named as the cause.
         partial, thinking: the text and the thinking that arrived.
@@ -111,7 +111,7 @@ class LLMError(Exception):
             incomplete.
         tokens: the approximate number of tokens that arrived.
         discards_text: whether ``partial`` must be discarded, because no continuation makes it a valid answer.
-        finished: whether the server marked the answer as complete. If so, its content is faulty.
+        finished: whether the server sent a finish reason. If so, the error concerns the content of the answer.
         attempts: the failed attempts of the request.
     """
 
@@ -277,7 +277,7 @@ class ConnectionFailed(Unavailable):
     """The connection was refused or reset, or DNS or TLS failed. No answer began.
 
     Attributes:
-        refused: whether no server listens at the address, or the host name does not resolve. The server may be
+        refused: True if no server listens at the address, or if its host name does not resolve. The server may be
             restarting.
     """
 
@@ -351,8 +351,8 @@ class DeadlineExceeded(TimedOut):
 class NotRecorded(LLMError):
     """The cassettes of ``LLM_REPLAY`` lack the request, or a test forbids real requests.
 
-    Cassettes are files of recorded responses. In a replay, a router tries the next provider if the request may have
-    been recorded with it.
+    Cassettes are files of recorded responses. In a replay, a router tries the next provider if the cassettes may have
+    its response, although ``failover`` is False.
 
     Attributes:
         was_skipped: whether the router tried another provider after this error. If so, the error does not fail a test.
@@ -432,7 +432,7 @@ class MalformedAnswer(BrokenAnswer):
 
 
 class AnswerTruncated(BrokenAnswer):
-    """``max_tokens`` or a full context cut JSON, a tool call, or an answer before its text.
+    """The answer ended at a token limit: within JSON or a tool call, or before any text.
 
     An answer has no text if thinking used all tokens, or if the server dropped an incomplete tool call. A retry would
     end at the same limit. ``failover`` is False if JSON or a tool call was cut by ``max_tokens``.
@@ -465,8 +465,8 @@ class SchemaMismatch(BrokenAnswer):
     """The answer does not match ``response_format``.
 
     Attributes:
-        reason: why a complete answer does not match, for a correction by the model. ``str()`` does not show it,
-            because it may quote the answer.
+        reason: why a complete answer does not match. It is sent to the model, which corrects the answer. ``str()``
+            does not show it, because it may quote the answer.
         answer: the completion that does not match; None if the answer is incomplete.
     """
 

@@ -102,7 +102,7 @@ def _has_declared_field(value: Any) -> bool:
 def validated_as(kind: Any) -> GetPydanticSchema:
     """Return an annotation that makes pydantic validate a value as ``kind``.
 
-    Only type checkers use the annotated type, which is wider than ``kind``.
+    In ``Annotated[T, validated_as(kind)]``, only type checkers use ``T``.
     """
     return GetPydanticSchema(lambda _, handler: handler(kind))
 

@@ -199,9 +199,8 @@ class Dialect:
         body_fields: the fields that are added to every body.
         format_options: returns the body's ``options`` for the sampling parameters and the context length in tokens.
             None if these are fields of the body, as in OpenAI's API.
-        direct_chat_path: the path of text-only chat requests, which this package can write without LiteLLM. It does so
-            until LiteLLM is imported, because the import takes seconds (ADR 10). None if LiteLLM would write a
-            different request.
+        chat_path_without_litellm: the path of text-only chat requests, which this package writes itself until LiteLLM
+            is imported, because the import takes seconds (ADR 10). None if LiteLLM would write a different request.
         supports_stream_usage: whether the server supports ``stream_options``.
         ignores_prefill: whether the server is known to ignore a prefill without ``continue_final_message``. It then
             starts a new answer.
@@ -221,7 +220,7 @@ class Dialect:
     session_field: str | None = None
     body_fields: Mapping[str, Any] = field(default_factory=dict)
     format_options: Callable[[Mapping[str, Any], int | None], dict[str, Any]] | None = None
-    direct_chat_path: str | None = None
+    chat_path_without_litellm: str | None = None
     supports_stream_usage: bool = True
     ignores_prefill: bool = False
     supports_prefill: bool = False
@@ -301,7 +300,7 @@ class ProviderSpec:
             environment or a file), ``<NAME>_<SETTING>`` has precedence.
         example_model: the model in ``env.example``.
         max_concurrency: the default concurrency limit; None for no limit.
-        known_capabilities: the capabilities that are certain without a probe.
+        capability_overrides: the capabilities that are certain without a probe.
     """
 
     name: str
@@ -319,12 +318,12 @@ class ProviderSpec:
     other_variable_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     example_model: str | None = None
     max_concurrency: int | None = None
-    known_capabilities: Mapping[str, Any] = field(default_factory=dict)
+    capability_overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def capabilities(self) -> Capabilities:
-        """Return ``known_capabilities``, with a default or None (unknown) for each other capability."""
-        return default_capabilities(local=self.local, **self.known_capabilities)
+        """Return ``capability_overrides``, with a default or None (unknown) for each other capability."""
+        return default_capabilities(local=self.local, **self.capability_overrides)
 
     @property
     def starts_server(self) -> bool:

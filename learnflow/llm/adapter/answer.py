@@ -34,7 +34,7 @@ class Answer(Transcript):
     Attributes:
         first_delta_at: the event loop's time of the first delta; None before the first delta.
         delta_count: the number of deltas. Most servers send one for each token.
-        load_stack: an exit stack that is open while the server loads the model. The first delta closes the stack.
+        loading_context: an exit stack that is open while the server loads the model. The first delta closes the stack.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Answer(Transcript):
         self.parser = parser
         self.first_delta_at: float | None = None
         self.delta_count = 0
-        self.load_stack = ExitStack()
+        self.loading_context = ExitStack()
         self._sent_at = self._ended_at = asyncio.get_running_loop().time()
         self._request, self._is_continuation = request, is_continuation
         self._splitter = ReasoningSplitter(
@@ -63,7 +63,7 @@ class Answer(Transcript):
         self.delta_count += 1
         if self.first_delta_at is None:
             self.first_delta_at = asyncio.get_running_loop().time()
-            self.load_stack.close()
+            self.loading_context.close()
         held = self._splitter.stop_splitting() if delta.thinking or delta.calls else ""
         split = self._splitter.feed(delta.text) if delta.text else Delta()
         self._emit_delta(Delta(held + split.text, delta.thinking + split.thinking, delta.calls))

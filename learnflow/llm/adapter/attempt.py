@@ -38,7 +38,7 @@ from .capacity import CAPACITY
 from .context_window import ContextBudget
 from .request import Request, RequestFormat, build_without_litellm
 
-# ``RequestAdjusted.change`` if ``Request.user_message_added``.
+# The ``change`` of the RequestAdjusted event that reports an added user message.
 _MESSAGE_ADDED: Final = "with a user message after the last assistant message, so that the server does not continue it"
 _BAD_REQUEST: Final = 400
 _ADJUST_REQUEST_AFTER: Final = (errors.CapabilityError, errors.ServerFailed, errors.Misconfigured)
@@ -245,7 +245,7 @@ class _RunningAttempt:
         while True:
             api = request_format.api or self._choose_api()
             async with _before_deadline(deadline):
-                # Check again that the model is local, because the wait for a slot may have taken minutes
+                # Raise NotLocal if the model is no longer local, because the wait for a slot may have taken minutes
                 await self._catalog.choose_name(self._model)
                 if api == "responses":  # the Responses API always requires LiteLLM
                     await _litellm.prepare(self._spec, self._client.endpoint)
@@ -262,9 +262,9 @@ class _RunningAttempt:
             )
             self._answer = answer
             try:
-                with answer.load_stack as load_stack:
+                with answer.loading_context as loading_context:
                     if self._budget.must_load_model:
-                        load_stack.enter_context(emit.waiting(Waiting("load", name, model)))
+                        loading_context.enter_context(emit.waiting(Waiting("load", name, model)))
                     feed = partial(self._feed, answer)
                     send = partial(self._send, replace(request_format, api=api), reader)
                     await reader.read(send, deadline, feed, emit.drain)
@@ -411,7 +411,7 @@ class _RunningAttempt:
             await self._budget.check_usage(completion.usage)
             completion = replace(completion, cost=self._find_cost(completion), origin=self._runner.origin)
             for call in completion.tool_calls:
-                # ``restore_extra`` adds the extra fields of this message to the next prompt
+                # Attach the message to the id. ``restore_extra`` adds its extra fields to the next prompt
                 cast(CallId, call.id).answer = completion.message()
             if not completion.tool_calls:
                 parsed = await structured_output.parse_async(request.response_format, completion.text)

@@ -217,12 +217,12 @@ class Capacity:
         received = self._recent_digests(address, _MAX_RECENT_PROMPTS) if candidates else set()
 
         def key(waiter: _Waiter) -> tuple[bool, int, int, int, int]:
-            """Return the sort key, for this order of requests.
+            """Return the sort key. Requests get the slot in this order.
 
-            1. overtaken too often,
-            2. a longer prefix of the prompt is cached at this server than at any other,
-            3. no server has cached a prefix,
-            4. another server has cached a prefix of at least the same length.
+            1. those that were overtaken too often,
+            2. those with a longer cached prefix at this server than at any other,
+            3. those without a cached prefix at any server,
+            4. those with a cached prefix of at least the same length at another server.
             """
             if waiter.ticket.times_overtaken >= _MAX_TIMES_OVERTAKEN:
                 return False, 0, 0, 0, waiter.ticket.number
@@ -230,10 +230,10 @@ class Capacity:
             others = [
                 _count_known_prefixes(waiter.digests, cached[other]) for other in waiter.limits if other != address
             ]
-            better_elsewhere = max(others, default=0) - cached_here
+            advantage_elsewhere = max(others, default=0) - cached_here
             return (
                 True,
-                better_elsewhere,
+                advantage_elsewhere,
                 cached_here,
                 -_count_known_prefixes(waiter.digests, received),
                 waiter.ticket.number,

@@ -37,7 +37,7 @@ _MARGIN_TOKENS: Final = 8  # reserve for the chat template's tokens that the ser
 _LOAD_FAILED_STATUS: Final = 500  # if the server cannot load a model. 502 and 504 are errors of a gateway in front
 _MAX_IMAGE_TOKENS: Final = 1024  # of one image
 _MAX_TEMPLATE_TOKENS: Final = 8  # added to one message by the chat template
-_MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt is not learned from, because it is mostly chat template
+_MIN_LEARNED_TOKENS: Final = 100  # a shorter prompt does not update ``_tokens_per_word``, because it is mostly template
 _CAPABILITY_NOUNS: Final = {"vision": "images", "tools": "tools", "json_schema": "a JSON schema"}
 _CJK: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MAX_CJK_CHARS_PER_TOKEN: Final = 6
@@ -299,8 +299,8 @@ class ContextBudget:
     def _request_longer_context(self, error: errors.ContextOverflow) -> str | None:
         """Request a longer context length, at most once. Return a description of the change.
 
-        Return None if the length cannot grow, or after a failed retry. The message of an error without a token count
-        then gets the context length and an estimate of the prompt's tokens.
+        Return None if the length cannot grow, or after a failed retry. In both cases, if the error has no token count,
+        add the context length and an estimate of the prompt's tokens to its message.
         """
         sent_length = self.context_length
         if not self._retried:

@@ -97,9 +97,11 @@ class Request:
 
     @property
     def can_bypass_litellm(self) -> bool:
-        """Return whether this package can write the request without LiteLLM; see ``Dialect.direct_chat_path``."""
+        """Return whether this package can write the request itself; see ``Dialect.chat_path_without_litellm``."""
         has_only_texts = all(m.keys() <= {"role", "content"} and isinstance(m["content"], str) for m in self.messages)
-        return bool(self.spec.dialect.direct_chat_path and has_only_texts) and not (self.tools or self.response_format)
+        return bool(self.spec.dialect.chat_path_without_litellm and has_only_texts) and not (
+            self.tools or self.response_format
+        )
 
     @property
     def image_count(self) -> int:
@@ -318,7 +320,7 @@ def build_without_litellm(
     """
     body = {"messages": messages, "stream": True, **parameters, **parameters.get("extra_body", {}), "model": model}
     body.pop("extra_body", None)
-    return HttpRequest(url=f"{endpoint.base_url}{spec.dialect.direct_chat_path}", body=body)
+    return HttpRequest(url=f"{endpoint.base_url}{spec.dialect.chat_path_without_litellm}", body=body)
 
 
 def build_request(spec: ProviderSpec, prompt: Prompt, model: str | None, keywords: Mapping[str, Any]) -> Request:

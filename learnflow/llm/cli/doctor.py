@@ -88,7 +88,7 @@ def _warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
             )
     common = settings.load()
     if common.llm_local_only:
-        yield "LLM_LOCAL_ONLY is set: clouds are refused, and models that a local server forwards to a cloud"
+        yield "LLM_LOCAL_ONLY is set: clouds are refused, and so are models that a local server forwards to a cloud"
         specs = [candidate.provider.spec for candidate in candidates if candidate.provider and candidate.responded]
         for spec in specs:
             if spec.server.locality_caveat:
@@ -114,8 +114,8 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
         address = candidate.provider.endpoint
         if is_loopback(address.origin[1]):
             yield (
-                f"{address.base_url} is this container itself. Use the name of the service, or host.docker.internal "
-                "with a server that listens on more than loopback"
+                f"{address.base_url} is this container itself. Use the name of the service. Or use "
+                "host.docker.internal, and let the server listen on 0.0.0.0"
             )
 
 

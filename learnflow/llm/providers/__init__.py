@@ -33,8 +33,9 @@ class OpenAIProvider(VendorProvider):
 class AzureProvider(VendorProvider):
     """Azure OpenAI. ``model`` is the name of a deployment. See ``BaseProvider``.
 
-    OpenAI's API is used if the address contains ``/openai/v1`` or ends with ``/v1/chat/completions``, or if the API
-    version is ``v1``, ``latest`` or ``preview``. Otherwise Azure's own API with a dated version is used.
+    Azure's v1 API, which is OpenAI's, is used if the address contains ``/openai/v1`` or ends with
+    ``/v1/chat/completions``, or if the API version is ``v1``, ``latest`` or ``preview``. Otherwise Azure's own API with
+    a dated version is used.
     """
 
     spec = SPECS["azure"]

@@ -43,5 +43,5 @@ SPEC: Final = ProviderSpec(
         "api_key": ("AZURE_OPENAI_API_KEY",),
         "api_version": ("AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION"),
     },
-    known_capabilities={"prefill": False},
+    capability_overrides={"prefill": False},
 )

@@ -16,7 +16,7 @@ SPEC: Final = ProviderSpec(
     api=Api(responses_path=RESPONSES_PATH),
     settings=(*SETTINGS, "api"),
     dialect=Dialect(
-        direct_chat_path=CHAT_PATH, parameters=COMMON_KEYWORDS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT
+        chat_path_without_litellm=CHAT_PATH, parameters=COMMON_KEYWORDS | LOCAL_SAMPLING, reasoning=REASONING_EFFORT
     ),
-    known_capabilities={"cost": None},
+    capability_overrides={"cost": None},
 )

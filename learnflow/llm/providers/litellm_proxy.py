@@ -41,5 +41,5 @@ SPEC: Final = ProviderSpec(
     server=ServerSupport(forwards_requests=True, probe=Probe(pages=(_READINESS, _MODELS), parse_pages=_parse_pages)),
     dialect=Dialect(parameters=(COMMON_KEYWORDS | SAMPLING) - {"reasoning"}),
     other_variable_names={"base_url": ("LITELLM_PROXY_API_BASE",)},
-    known_capabilities={"cost": None},  # unknown; other local servers are free
+    capability_overrides={"cost": None},  # unknown; other local servers are free
 )

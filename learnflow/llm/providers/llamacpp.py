@@ -1,7 +1,7 @@
 """llama.cpp's server (tested with commit 0c1e570), recognised by a header, or by fields of its model list.
 
-``/props`` has the features of the chat template, and the context length of a slot (the
-place of one concurrent request).
+``/props`` has the features of the chat template, and the context length of a slot (which
+serves one request at a time).
 
 In router mode, a server has several models, and ``/props?model=`` loads the model unless the query also has
 ``autoload=false``.
@@ -55,7 +55,7 @@ def is_llamacpp_page(page: Page) -> bool:
 
 
 def build_cold_model_list(name: str, context: int, *, loading: bool) -> dict[str, Any]:
-    """Build the model list that an embedded server would return in router mode while its only model is not loaded.
+    """Build the model list of the embedded provider while its server is not ready, in the format of router mode.
 
     Args:
         name: the name of the model.
@@ -149,12 +149,12 @@ SPEC: Final = ProviderSpec(
         start_command="`llama-server -hf ggml-org/Qwen3-0.6B-GGUF`",
     ),
     dialect=Dialect(
-        direct_chat_path=CHAT_PATH,
+        chat_path_without_litellm=CHAT_PATH,
         supports_prefill=True,
         parameters=COMMON_KEYWORDS | LOCAL_SAMPLING,
         reasoning=TEMPLATE_THINKING,
     ),
     other_variable_names={"base_url": ("LLAMA_CPP_BASE_URL",), "api_key": ("LLAMA_API_KEY",)},
     max_concurrency=4,
-    known_capabilities={"json_schema": True, "prefill": True},
+    capability_overrides={"json_schema": True, "prefill": True},
 )

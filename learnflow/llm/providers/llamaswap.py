@@ -60,6 +60,6 @@ SPEC: Final = ProviderSpec(
         forwards_requests=True,
         probe=Probe(pages=(_MODELS,), parse_pages=_parse_pages),
     ),
-    dialect=Dialect(direct_chat_path=CHAT_PATH, parameters=(COMMON_KEYWORDS | LOCAL_SAMPLING) - {"reasoning"}),
-    known_capabilities={"cost": None},
+    dialect=Dialect(chat_path_without_litellm=CHAT_PATH, parameters=(COMMON_KEYWORDS | LOCAL_SAMPLING) - {"reasoning"}),
+    capability_overrides={"cost": None},  # unknown, because another machine may charge
 )

@@ -74,7 +74,7 @@ def _load_with_keep_alive(model: str, keep_alive: str | float) -> tuple[str, dic
     seconds = round(float(match[1]) * _SECONDS[match[2]]) if match else 0
     if seconds < 1:
         what = "keep_alive= must be a number of seconds, or like 30m"
-        raise errors.InvalidRequest(what, hint="Omit it to keep the model loaded until it is unloaded")
+        raise errors.InvalidRequest(what, hint="Omit it to keep the model loaded without a time limit")
     messages = [{"role": "user", "content": "Hello"}]
     return "/v1/chat/completions", {"model": model, "messages": messages, "max_tokens": 1, "ttl": seconds}
 
@@ -89,14 +89,14 @@ SPEC: Final = ProviderSpec(
     server=ServerSupport(
         context_option="lms load --context-length",
         # Documentation of LM Studio, developer/core/lmlink (February 2026)
-        locality_caveat="with LM Link, a linked machine may run its models, and no API reports it",
+        locality_caveat="with LM Link, another machine may run the model, and no API reports this",
         load_path=f"{_MODELS}/load",
         load_with_keep_alive=_load_with_keep_alive,
         pull_command="lms get {model}",
         probe=Probe(pages=(_MODELS, "/api/v0/models"), parse_pages=_parse_pages),
     ),
     dialect=Dialect(
-        direct_chat_path=CHAT_PATH,
+        chat_path_without_litellm=CHAT_PATH,
         parameters=(COMMON_KEYWORDS | LOCAL_SAMPLING) - {"reasoning"},
         tool_choices=("auto", "none", "required"),
         schema_modes=("json_schema", "prompt"),
@@ -106,5 +106,5 @@ SPEC: Final = ProviderSpec(
         "api_key": ("LM_STUDIO_API_KEY", "LM_API_TOKEN"),
     },
     max_concurrency=4,
-    known_capabilities={"json_schema": True},
+    capability_overrides={"json_schema": True},
 )

@@ -249,7 +249,7 @@ SPEC: Final = ProviderSpec(
         # By default, Ollama silently drops the beginning of a long prompt, and old tokens when the answer fills the
         # context (``shift``). With these fields it returns an error (0.33). Versions before 0.12.6 ignore them.
         body_fields={"truncate": False, **_LAUNCH_OPTIONS},
-        direct_chat_path="/api/chat",
+        chat_path_without_litellm="/api/chat",
         supports_stream_usage=False,
     ),
     api=Api(
@@ -280,5 +280,5 @@ SPEC: Final = ProviderSpec(
     local=True,
     other_variable_names={"base_url": ("OLLAMA_API_BASE", "OLLAMA_HOST")},
     max_concurrency=4,
-    known_capabilities={"json_schema": True},
+    capability_overrides={"json_schema": True},
 )

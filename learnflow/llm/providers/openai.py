@@ -21,5 +21,5 @@ SPEC: Final = ProviderSpec(
     ),
     settings=(*SETTINGS, "api"),
     other_variable_names={"base_url": ("OPENAI_API_BASE",)},
-    known_capabilities={"prefill": False},
+    capability_overrides={"prefill": False},
 )

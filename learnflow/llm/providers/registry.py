@@ -98,7 +98,7 @@ def _spec_of_row(row: Mapping[str, Any]) -> ProviderSpec:
         dialect=Dialect(reasoning=REASONING_EFFORT),
         settings=(*SETTINGS, "api"),
         other_variable_names={"base_url": tuple(row["urls"]), "api_key": tuple(row["keys"])},
-        known_capabilities={"cost": None},
+        capability_overrides={"cost": None},
     )
 
 

@@ -52,7 +52,7 @@ SPEC: Final = ProviderSpec(
         probe=Probe(pages=("/v1/models", "/version", "/health"), parse_pages=_parse_pages),
     ),
     dialect=Dialect(
-        direct_chat_path=CHAT_PATH,
+        chat_path_without_litellm=CHAT_PATH,
         # vLLM continues a prefill if the request has ``continue_final_message``, and ignores it otherwise
         supports_prefill=True,
         ignores_prefill=True,
@@ -61,5 +61,5 @@ SPEC: Final = ProviderSpec(
     ),
     other_variable_names={"base_url": ("HOSTED_VLLM_API_BASE",), "api_key": ("HOSTED_VLLM_API_KEY",)},
     max_concurrency=64,
-    known_capabilities={"json_schema": True, "prefill": True},
+    capability_overrides={"json_schema": True, "prefill": True},
 )

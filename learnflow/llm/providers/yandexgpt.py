@@ -21,5 +21,5 @@ SPEC: Final = ProviderSpec(
         content_parts=frozenset({"text"}), parameters=(COMMON_KEYWORDS | {"temperature", "max_tokens"}) - {"reasoning"}
     ),
     other_variable_names={"api_key": ("YANDEX_API_KEY", "YC_API_KEY")},
-    known_capabilities={"vision": False},
+    capability_overrides={"vision": False},
 )

@@ -1,4 +1,4 @@
-"""The active cassettes (files of recorded responses), selected by a test, else by ``LLM_REPLAY``."""
+"""The active player or recorder of cassettes (files of responses), selected by a test, else by ``LLM_REPLAY``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..process import register
 from ..settings import Settings
 from .player import Player
 from .recorder import Recorder
-from .transport import Cassettes
+from .transport import CassetteBackend
 
-_C = TypeVar("_C", bound=Cassettes | None)
+_C = TypeVar("_C", bound=CassetteBackend | None)
 _HINT: Final = "Set LLM_REPLAY to a folder with cassettes, or record them with LLM_REPLAY_MODE=record"
 _MAX_CASSETTE_BYTES: Final = 64 * 1024 * 1024
-_by_folder: Final = register("folders of cassettes", dict[tuple[Path, str], Cassettes](), learned=True)
-_overrides: Final = register("cassettes that override the environment", list[Cassettes | None]())
+_by_folder: Final = register("folders of cassettes", dict[tuple[Path, str], CassetteBackend](), learned=True)
+_overrides: Final = register("cassettes that override the environment", list[CassetteBackend | None]())
 
 
-def current(settings: Settings) -> Cassettes | None:
+def current(settings: Settings) -> CassetteBackend | None:
     """Return the player or the recorder that a test or ``LLM_REPLAY`` selects; None if neither does.
 
     All providers with the same ``LLM_REPLAY`` and mode share one player or recorder.
@@ -44,14 +44,14 @@ def current(settings: Settings) -> Cassettes | None:
     return _by_folder[folder, mode]
 
 
-def is_replay(cassettes: Cassettes | None) -> bool:
+def is_replay(cassettes: CassetteBackend | None) -> bool:
     """Return whether responses come from cassettes instead of servers."""
     return cassettes is not None and cassettes.providers is not None
 
 
 @contextmanager
 def override(cassettes: _C) -> Iterator[_C]:
-    """Use these cassettes instead of ``LLM_REPLAY`` for providers that the block creates. For tests."""
+    """Use this player or recorder instead of ``LLM_REPLAY`` for providers that the block creates. For tests."""
     _overrides.append(cassettes)
     try:
         yield cassettes

@@ -17,7 +17,7 @@ from ..errors import LLMError, NotRecorded
 from . import cassette
 from .cassette import RecordedRequest, RecordedResponse
 from .scrubber import mask_secrets
-from .transport import Cassettes
+from .transport import CassetteBackend
 
 # Options that ``_matches_without_options`` ignores, because their values depend on earlier requests
 _IGNORED_OPTIONS: Final = ("num_ctx", "keep_alive")
@@ -43,7 +43,7 @@ class _Entry:
         return self.responses[min(self.played_count, len(self.responses)) - 1]
 
 
-class Player(Cassettes):
+class Player(CassetteBackend):
     """Returns the responses in cassettes instead of sending requests.
 
     Args:
@@ -102,9 +102,9 @@ class Player(Cassettes):
         raise error
 
     def base_url(self, provider: str, *, local: bool) -> str:
-        """Return a fictitious base URL. ``local`` selects a host on this machine.
+        """Return a fictitious URL for a provider. ``local`` selects a host on this machine.
 
-        The URL has the path of the recorded chat requests, if any.
+        This is the full URL of the recorded chat requests, if any, else only the host.
         """
         host = f"http://{provider}.{'localhost' if local else 'example'}"
         for entry in self._entries.values():

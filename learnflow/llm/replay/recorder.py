@@ -13,10 +13,10 @@ from pathlib import Path
 from .. import errors, events
 from . import cassette
 from .cassette import Interaction, RecordedRequest
-from .transport import Cassettes, Recording
+from .transport import CassetteBackend, Recording
 
 
-class Recorder(Cassettes):
+class Recorder(CassetteBackend):
     """Records each request and its response in a cassette, ``FOLDER/<provider>/<path and hash>.yaml``.
 
     Cassettes of a repeated request are numbered. A cassette replaces those that earlier runs recorded for the same

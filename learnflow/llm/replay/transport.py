@@ -83,7 +83,7 @@ def _decompress(headers: Mapping[str, str], pieces: Sequence[bytes]) -> tuple[Ma
         return headers, ()
 
 
-class Cassettes:
+class CassetteBackend:
     """The base class of ``Player`` and ``Recorder``, which ``ReplayTransport`` calls.
 
     Attributes:
@@ -115,7 +115,7 @@ class Cassettes:
 class ReplayTransport(httpx.AsyncBaseTransport):
     """Plays recorded responses, or records those of the wrapped transport."""
 
-    def __init__(self, cassettes: Cassettes, wrapped: httpx.AsyncBaseTransport, provider: str) -> None:
+    def __init__(self, cassettes: CassetteBackend, wrapped: httpx.AsyncBaseTransport, provider: str) -> None:
         self._cassettes = cassettes
         self._wrapped = wrapped
         self._provider = provider

@@ -30,7 +30,7 @@ _PROBE_PAUSE_S: Final = 15.0  # pause before the next probe if the server was do
 class _SharedState(SharedTasks):
     """The running probes and model loads of a provider. All requests share them.
 
-    ``update_facts`` sends no probe before ``next_probe_at``.
+    ``probe_if_stale`` sends no probe before ``next_probe_at``.
     """
 
     next_probe_at: float = 0.0
@@ -68,20 +68,20 @@ class Candidate:
         """Return a copy with this rank and without cached facts."""
         candidate = copy.copy(self)
         candidate.rank = rank
-        candidate.refresh_facts()
+        candidate.discard_facts()
         return candidate
 
     def set_model(self, model: str | None) -> None:
         """Set the model, and discard the cached facts."""
         self.model, self._facts = model, None
 
-    def refresh_facts(self) -> None:
+    def discard_facts(self) -> None:
         """Discard the cached facts."""
         self._facts = None
 
     @property
     def facts(self) -> Facts:
-        """Return the facts about the provider and its model, cached until ``refresh_facts``."""
+        """Return the facts about the provider and its model, cached until ``discard_facts``."""
         if self._facts is None:
             self._facts = self._provider.facts(self.model) if self._provider else _facts_without_provider(self.name)
         return self._facts
@@ -161,16 +161,16 @@ class Candidate:
         """Mark the end of a probe or a trial request."""
         self.registry.set_checking(self.target, checking=False)
 
-    async def update_facts(self, within: float) -> None:
+    async def probe_if_stale(self, within: float) -> None:
         """Probe the provider if the last probe is too old. ``within`` is the timeout in seconds."""
         now, shared = asyncio.get_running_loop().time(), self._shared
         if now >= shared.next_probe_at:
             health = await asyncio.shield(shared.start("update", lambda: self.provider.refresh(within)))
-            # A cloud, or a wrapper around an application's provider, is probed again only if it was down
+            # A cloud, or an application's own provider (which this package wraps), is probed again only if it was down
             can_change = self.distance == 0 and self._provider is self.original
             pause_s = _PROBE_PAUSE_S if health.state == "down" else MAX_AGE_S if can_change else math.inf
             shared.next_probe_at = now + pause_s
-            self.refresh_facts()
+            self.discard_facts()
 
     def start_recovery(self) -> None:
         """Start a probe if the circuit breaker requires one, or a model load if the model is cold."""

@@ -256,7 +256,7 @@ class RouterProvider(AbstractProvider):
             # has several providers, which share the load by their concurrency limits. Stop at the first candidate that
             # needs no probe, because later candidates rarely get the request
             probed = takewhile(lambda item: needs_facts or item.facts.loads or rank_sizes[item.rank] > 1, unblocked)
-            await asyncio.gather(*(candidate.update_facts(timeout_s) for candidate in probed))
+            await asyncio.gather(*(candidate.probe_if_stale(timeout_s) for candidate in probed))
         chain.choose_models()
         return chain
 

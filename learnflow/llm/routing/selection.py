@@ -36,7 +36,7 @@ class Chain:
         self.candidates, self.call, self.settings = candidates, call, settings
         self.digests = prefix_digests(call)
         self.interrupted_model_names: frozenset[str] = frozenset()
-        # The time since which all usable candidates have refused connections; inf if one has not.
+        # When all usable candidates began to refuse connections; inf unless all refuse.
         self._refused_since = math.inf
 
     @cached_property
@@ -65,7 +65,7 @@ class Chain:
         No candidate is chosen (None) if no circuit breaker allows a request.
         """
         for candidate in self.candidates:
-            candidate.refresh_facts()
+            candidate.discard_facts()
         eligible = [item for item in self.sorted_candidates() if not item.failure and self.supports(item)]
         eligible = self.limit_distance(eligible, loading)
         return eligible, select(eligible, self.settings.llm_routing, self.interrupted_model_names)
@@ -90,8 +90,8 @@ class Chain:
     def missing(self, candidate: Candidate) -> list[str]:
         """Describe the requirements that a candidate certainly does not meet.
 
-        For a sole candidate, describe only the capabilities that it lacks. The server checks the other requirements,
-        and its error is more specific.
+        A sole candidate is tried in any case. For it, describe only the capabilities that it lacks, because the
+        server's error about the other requirements is more specific.
         """
         if candidate.creation_error:
             return [str(candidate.creation_error)]

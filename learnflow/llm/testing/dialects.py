@@ -202,7 +202,7 @@ class Dialect:
         elif body.get("continue_final_message") and body["messages"][-1]["role"] == "assistant":
             partial = body["messages"][-1]["content"]
         elif len(body["messages"]) > 2 and "cut off" in str(body["messages"][-1]["content"]):
-            # The last message quotes the last words of the partial answer. The continuation must begin with them.
+            # The last message quotes the end of the partial answer. The continuation repeats the quote: remove it here.
             overlap = str(body["messages"][-1]["content"]).partition("\n\n")[2]
             partial = str(body["messages"][-2]["content"]).removesuffix(overlap)
         else:

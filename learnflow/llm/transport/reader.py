@@ -28,11 +28,11 @@ class AnswerReader:
     """The reader of one response. The parser must be new.
 
     After the first-token timeout, ``is_loading`` (if given) probes whether the server is loading the model. During a
-    load, the load timeout applies instead, because most servers stop a load if its request ends.
+    load, the load timeout applies instead, because most servers abort a load if the request that triggered it ends.
 
     Attributes:
-        on_timeout: functions to call with the error if a time limit ends the request. The ``HttpRequest`` has the same
-            list, and the recorder of cassettes adds a function to this list.
+        on_timeout: functions to call with the error if a time limit ends the request. The ``HttpRequest`` gets this
+            list object, to which the recorder of cassettes appends a function.
     """
 
     def __init__(self, parser: StreamParser, timeouts: Timeouts, is_loading: IsLoading | None = None) -> None:

@@ -96,7 +96,7 @@ KEYWORDS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("buffered", [False, True])
-@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.dialect.direct_chat_path])
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.dialect.chat_path_without_litellm])
 def test_request_of_texts_equals_the_one_of_litellm(name: str, buffered: bool) -> None:
     spec = SPECS[name]
     endpoint = configure_endpoint(spec, ProviderSettings(), "http://127.0.0.1:9/v1", "k")
