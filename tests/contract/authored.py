@@ -17,7 +17,7 @@ from behaviours import ANSWERS, BEGUN, BROKEN
 from learnflow.llm import errors
 from learnflow.llm.replay import cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
-from learnflow.llm.replay.transport import Cassettes
+from learnflow.llm.replay.transport import CassetteBackend
 from learnflow.llm.testing.dialects import ERROR_RESPONSES
 
 _SSE: Final = "text/event-stream"
@@ -549,7 +549,7 @@ VOICES: Final[dict[str, Voice]] = {
 }
 
 
-class Author(Cassettes):
+class Author(CassetteBackend):
     """Answers requests with the documented responses of a provider, and collects the interactions.
 
     Args:

@@ -27,7 +27,7 @@ from subjects import SUBJECTS, absent, cassette_of, fresh, named, seal, spec_of
 from learnflow.llm.errors import LLMError
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import Interaction, RecordedRequest, RecordedResponse
-from learnflow.llm.replay.transport import Cassettes, Recording
+from learnflow.llm.replay.transport import CassetteBackend, Recording
 from learnflow.llm.testing import clear_learned_state
 
 _PATIENCE_S = 30.0
@@ -47,7 +47,7 @@ _VOLATILE = (
 )
 
 
-class Collector(Cassettes):
+class Collector(CassetteBackend):
     """Collects the interactions with a server, in the order of the requests."""
 
     def __init__(self) -> None:

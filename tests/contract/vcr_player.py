@@ -16,7 +16,7 @@ from vcr.errors import CannotOverwriteExistingCassetteException
 from learnflow.llm import errors
 from learnflow.llm.replay import active, cassette
 from learnflow.llm.replay.cassette import RecordedResponse
-from learnflow.llm.replay.transport import Cassettes, build_response
+from learnflow.llm.replay.transport import CassetteBackend, build_response
 
 _JSON: Final = {"content-type": "application/json"}  # so that vcrpy compares bodies as JSON
 MARK: Final = "x-learnflow-cassette"
@@ -77,7 +77,7 @@ class _Unmarking(httpx.AsyncBaseTransport):
         return build_response(unmarked(response.status_code, dict(response.headers), await response.aread()))
 
 
-class _PlayedByVcrpy(Cassettes):
+class _PlayedByVcrpy(CassetteBackend):
     def transport(self, wrapped: httpx.AsyncBaseTransport, provider: str) -> httpx.AsyncBaseTransport:
         return _Unmarking(wrapped)
 
