@@ -128,6 +128,7 @@ async def test_load_that_raises_is_failure_of_provider() -> None:
 
 async def test_server_that_loads_forever_is_polled_slowly() -> None:
     async with FaultServer("llamacpp", fault=Fault("refuse", refusal="loading")) as server:
-        with pytest.raises(errors.ModelLoading):
+        # The deadline may pass during a wait or during an attempt
+        with pytest.raises((errors.ModelLoading, errors.DeadlineExceeded)):
             await router(provider_for(server)).generate("hi", timeout=1.5)
         assert len(server.seen) <= 4
