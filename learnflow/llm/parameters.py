@@ -47,14 +47,22 @@ REASONING_EFFORT: Final[Reasoning] = {
     True: {"reasoning_effort": "medium"},
     **{level: {"reasoning_effort": level} for level in REASONING_LEVELS},
 }
-# ``enable_thinking``, a variable of Qwen3's chat template, for each value of reasoning=.
+
+
+def _template_variables(thinking: bool) -> dict[str, Any]:
+    """Return the variables that switch thinking in chat templates. A template ignores the variable of the others.
+
+    Qwen3 reads ``enable_thinking``; Granite 3.2 and DeepSeek-V3.1 read ``thinking``
+    (https://docs.vllm.ai/en/v0.26.0/features/reasoning_outputs/).
+    """
+    return {"chat_template_kwargs": {"enable_thinking": thinking, "thinking": thinking}}
+
+
+# The fields that switch thinking in chat templates, for each value of reasoning=.
 TEMPLATE_THINKING: Final[Reasoning] = {
-    False: {"chat_template_kwargs": {"enable_thinking": False}},
-    True: {"chat_template_kwargs": {"enable_thinking": True}},
-    **{
-        key: {"reasoning_effort": key, "chat_template_kwargs": {"enable_thinking": key != "none"}}
-        for key in REASONING_LEVELS
-    },
+    False: _template_variables(thinking=False),
+    True: _template_variables(thinking=True),
+    **{level: {"reasoning_effort": level, **_template_variables(level != "none")} for level in REASONING_LEVELS},
 }
 
 

@@ -90,9 +90,13 @@ async def test_keywords_are_sent_to_ollama_in_options() -> None:
 @pytest.mark.parametrize(
     ("kind", "reasoning", "part"),
     [
-        (VLLMProvider, False, {"chat_template_kwargs": {"enable_thinking": False}}),
-        (LlamaCppProvider, True, {"chat_template_kwargs": {"enable_thinking": True}}),
-        (VLLMProvider, "high", {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": True}}),
+        (VLLMProvider, False, {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}),
+        (LlamaCppProvider, True, {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}}),
+        (
+            VLLMProvider,
+            "high",
+            {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": True, "thinking": True}},
+        ),
         (CustomProvider, "low", {"reasoning_effort": "low"}),
         (OpenRouterProvider, False, {"reasoning": {"enabled": False}}),
         (OpenRouterProvider, "high", {"reasoning": {"effort": "high"}}),
