@@ -53,15 +53,15 @@ def text_of(part: Mapping[str, Any]) -> str:
     return text if isinstance(text, str) else ""
 
 
-def strings_of(value: Any) -> Iterator[str]:
-    """Yield the strings in a JSON value, including keys."""
+def strings_of(value: Any, *, with_keys: bool = True) -> Iterator[str]:
+    """Yield the strings in a JSON value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from strings_of([*value, *value.values()])
+        yield from strings_of([*(value if with_keys else ()), *value.values()], with_keys=with_keys)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from strings_of(item)
+            yield from strings_of(item, with_keys=with_keys)
 
 
 def _check_format(spec: ProviderSpec, response_format: Any) -> None:
