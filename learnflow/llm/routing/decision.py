@@ -42,7 +42,7 @@ class RequestState:
         can_wait_for_load: a provider is loading a model, and LLM_LOAD_TIMEOUT has not passed.
         can_restart: a provider raised ``NotContinued``, and the answer was not restarted yet.
         can_retry: a failure may be transient, and a retry is left before the deadline.
-        before_deadline: the caller's deadline has not passed.
+        in_time: the caller's deadline has not passed.
     """
 
     text_emitted: bool = False
@@ -57,7 +57,7 @@ class RequestState:
     can_wait_for_load: bool = False
     can_restart: bool = False
     can_retry: bool = False
-    before_deadline: bool = True
+    in_time: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +97,7 @@ RULES: Final = (
     Rule(
         "the request is invalid or filtered, the cassette has no response to it, or the caller's deadline has passed",
         # If only the provider's own deadline has passed, another provider is tried
-        lambda error, state: (
-            not (error.failover or (isinstance(error, errors.DeadlineExceeded) and state.before_deadline))
-        ),
+        lambda error, state: not (error.failover or (isinstance(error, errors.DeadlineExceeded) and state.in_time)),
         "raise",
     ),
     Rule("a part of a tool call was emitted", lambda _, state: state.tool_call_emitted, "raise"),

@@ -32,7 +32,7 @@ from .candidate import Candidate, chain_name
 from .progress import Progress
 from .selection import Chain, first_to_recover
 
-_PAUSE_BEFORE_LOAD_S: Final = 0.5  # before each wait for the load of a model
+_LOAD_PAUSE_S: Final = 0.5  # before each wait for the load of a model
 _QUEUE_POLL_S: Final = 0.5  # after this wait for a slot, choose a candidate again
 
 
@@ -43,9 +43,7 @@ class Execution:
         self._call, self._resume, self._attempt_template = call, resume, attempt_template
         self._chain, self._progress = chain, progress
         self._deadline = progress.started + float(call.options.get("timeout") or chain.settings.llm_deadline)
-        self._load_deadline = (
-            min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _PAUSE_BEFORE_LOAD_S
-        )
+        self._load_deadline = min(self._deadline, progress.started + chain.settings.llm_load_timeout) - _LOAD_PAUSE_S
         self._retries = 0
         self._last_error: LLMError | None = None
         # Whether to cut the prefill before its last word, which the continuation must then repeat. Set to False if a
@@ -68,11 +66,10 @@ class Execution:
         """
         began, breaker_clock_start = self._now, candidate.registry.clock()
         progress = self._progress
-        parts = joining.split_text(
-            progress.text, at_last_word=self._splits_at_last_word, supports_prefill=candidate.supports_prefill
-        )
+        text, supports_prefill = progress.text, candidate.supports_prefill
+        parts = joining.split_text(text, at_last_word=self._splits_at_last_word, supports_prefill=supports_prefill)
         prefix = parts.prefix or None
-        prefill = prefix if candidate.supports_prefill else None  # without prefill, a prompt instructs the model
+        prefill = prefix if supports_prefill else None  # without prefill, a prompt instructs the model
         by_instruction = prefix is not None and prefill is None
         reserves_time = self._chain.must_reserve_time(candidate)
         try:
@@ -94,7 +91,7 @@ class Execution:
             completion = await work(progress)
         except LLMError as error:
             self._release_slot()
-            ends_before_last_word = bool(parts.rest) and candidate.supports_prefill
+            ends_before_last_word = bool(parts.rest) and supports_prefill
             state = decision.RequestState(prefilled=prefill is not None, prefill_before_last_word=ends_before_last_word)
             await self._handle_failure(candidate, error, began, state, reserves_time=reserves_time)
             return None
@@ -114,15 +111,14 @@ class Execution:
         call, progress = self._call, self._progress
         left_s = min(self._deadline - now, candidate.facts.deadline_s or math.inf, candidate.deadline_s or math.inf)
         options = {**call.options, "timeout": max(0.001, left_s)}
+        call = replace(call, model=candidate.model, options=options)
         if prefix is None:
-            return replace(call, model=candidate.model, options=options)
+            return call
         repeated_chars = len(progress.text) - len(prefix)
         if by_instruction:
             call = replace(call, prompt=joining.instruct_to_continue(call.prompt, prefix))
             repeated_chars += len(joining.last_words(prefix))
-        return joining.reduce_max_tokens(
-            replace(call, model=candidate.model, options=options), progress.tokens, repeated_chars
-        )
+        return joining.reduce_max_tokens(call, progress.tokens, repeated_chars)
 
     async def _handle_failure(
         self, candidate: Candidate, error: LLMError, began: float, state: decision.RequestState, *, reserves_time: bool
@@ -162,8 +158,7 @@ class Execution:
         progress, chain = self._progress, self._chain
         text, is_streamed = progress.text, not self._call.buffered or bool(self._call.prior_text)
         has_partial, pause_s = bool(text.strip()), self._retry_pause()
-        not_continued_candidates = chain.failed_with(errors.NotContinued)
-        loading_candidates = self._loading_candidates()
+        not_continued, loading_candidates = chain.failed_with(errors.NotContinued), self._loading_candidates()
         state = replace(
             state,
             text_emitted=has_partial and is_streamed,
@@ -173,13 +168,13 @@ class Execution:
             tool_call_emitted=bool(progress.calls),
             has_other_provider=bool(chain.limit_distance(chain.remaining(candidate), loading_candidates)),
             can_wait_for_load=bool(loading_candidates),
-            can_restart=bool(not_continued_candidates) and not self._restarted,
+            can_restart=bool(not_continued) and not self._restarted,
             can_retry=pause_s is not None,
-            before_deadline=self._now < self._deadline,
+            in_time=self._now < self._deadline,
         )
         rule = decision.decide(error, state)
         if rule.action == "raise":
-            cause = not_continued_candidates[0].failure if not_continued_candidates else None
+            cause = not_continued[0].failure if not_continued else None
             if isinstance(error, errors.RequestRefused):  # the first refusal is the most informative one
                 error = chain.failed_with(errors.RequestRefused)[0].failure or error
             # If there is text, NotContinued explains better than the last error why the text is incomplete
@@ -329,7 +324,7 @@ class Execution:
     async def _wait_for_load(self, loading_candidates: Sequence[Candidate]) -> list[Candidate]:
         """Start to load the models, and wait until the first load ends. Return the candidates with a loaded model."""
         # Pause, because the wait below ends at once if the server does not report the load. This avoids a busy loop
-        await asyncio.sleep(_PAUSE_BEFORE_LOAD_S)
+        await asyncio.sleep(_LOAD_PAUSE_S)
         loads = {candidate: candidate.start_load() for candidate in loading_candidates}
         left_s = max(0.0, self._load_deadline - self._now)
         ended_loads, _ = await asyncio.wait(loads.values(), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)

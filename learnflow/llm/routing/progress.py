@@ -38,8 +38,8 @@ class Progress(Transcript):
         self.continuations = 0
         self.started = started
         self._first_text_s: float | None = None
-        self._usage_known = True  # False after a partial answer
-        self._cost_known = True  # False after a partial answer of a provider that is not free
+        # Both are False after a partial answer. If its provider is free, the cost stays known
+        self._usage_known = self._cost_known = True
         self._candidate: Candidate | None = None  # the candidate of the current attempt
         self._is_continuation = False  # the current attempt continues an interrupted text
         # The first failure since the last text: its candidate and its time
@@ -121,13 +121,11 @@ class Progress(Transcript):
         if self._first_text_s is None:
             self._first_text_s = now - self.started
         if self._first_failure:
-            failed_candidate, failed_at = self._first_failure
+            failed, failed_at = self._first_failure
             self._first_failure = None
-            if failed_candidate and self._candidate and failed_candidate is not self._candidate:
-                seconds = now - failed_at
-                events.emit(
-                    events.FailoverSucceeded(provider=failed_candidate.name, to=self._candidate.name, seconds=seconds)
-                )
+            if failed and self._candidate and failed is not self._candidate:
+                provider, to = failed.name, self._candidate.name
+                events.emit(events.FailoverSucceeded(provider=provider, to=to, seconds=now - failed_at))
 
     def _end_continuation(self, outcome: Literal["complete", "mismatched", "broken"]) -> None:
         if self._is_continuation and self._candidate:

@@ -161,9 +161,8 @@ class RouterProvider(AbstractProvider):
     async def list_models(self) -> list[str]:
         """Return the models of all providers that respond. Raise LLMError if no provider responds."""
         candidates = await self._find_created_candidates()
-        results = await asyncio.gather(
-            *(candidate.provider.list_models() for candidate in candidates), return_exceptions=True
-        )
+        lists = (candidate.provider.list_models() for candidate in candidates)
+        results = await asyncio.gather(*lists, return_exceptions=True)
         _raise_failure(results)
         return list(dict.fromkeys(name for models in results if isinstance(models, list) for name in models))
 

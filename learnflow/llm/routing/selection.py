@@ -128,9 +128,7 @@ class Chain:
         The limit is LLM_PATIENCE, in seconds.
         """
         usable = [candidate for candidate in self.candidates if self.supports(candidate)]
-        refused = all(
-            candidate.distance == 0 and decision.server_may_be_restarting(candidate.failure) for candidate in usable
-        )
+        refused = all(item.distance == 0 and decision.server_may_be_restarting(item.failure) for item in usable)
         self._refused_since = min(self._refused_since, now) if refused else math.inf
         return refused and now - self._refused_since < self.settings.llm_patience
 
@@ -161,9 +159,8 @@ class Chain:
         lengths = [candidate.facts.capabilities["context_served"] for candidate in self.candidates]
         too_long = all(length is not None and self.requirements.tokens > length for length in lengths)
         error_class = errors.ContextOverflow if too_long else errors.Unsupported
-        return error_class(
-            f"no provider can serve this request ({missing})", hint="Add a suitable provider to LLM_PROVIDERS"
-        )
+        hint = "Add a suitable provider to LLM_PROVIDERS"
+        return error_class(f"no provider can serve this request ({missing})", hint=hint)
 
 
 def sort_candidates(candidates: Sequence[Candidate], routing: Routing) -> list[Candidate]:

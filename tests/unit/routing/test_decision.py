@@ -59,8 +59,8 @@ def test_back_off_doubles_with_jitter_up_to_maximum(retries: int, jitter: float)
             {"prefilled": True, "has_partial": True, "text_emitted": True},
             ("change_prefill", "keep"),
         ),
-        (errors.DeadlineExceeded("x"), {"before_deadline": False}, ("raise", "keep")),
-        (errors.DeadlineExceeded("x"), {"before_deadline": True}, ("next_provider", "drop")),
+        (errors.DeadlineExceeded("x"), {"in_time": False}, ("raise", "keep")),
+        (errors.DeadlineExceeded("x"), {"in_time": True}, ("next_provider", "drop")),
         (errors.ModelLoading("x"), {}, ("next_provider", "keep")),  # the next one is no farther away
         (errors.ModelLoading("x"), {"has_other_provider": False, "can_wait_for_load": True}, ("wait_for_load", "keep")),
         (errors.ServerFailed("x"), {"has_other_provider": False, "can_wait_for_load": True}, ("wait_for_load", "drop")),
