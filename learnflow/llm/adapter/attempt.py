@@ -121,10 +121,8 @@ class AttemptRunner:
     def _start_once(self, request: Request, attempt: Attempt, *, hold_text: bool) -> Work:
         running = _RunningAttempt(self, request, attempt, hold_text=hold_text)
         name, base_url = self.spec.name, self.client.endpoint.base_url
-        with_events = partial(events.run_attempt, context_setting=self.spec.context_setting)
-        return partial(
-            with_events, name, base_url, request.sampling, attempt, running.model_and_max_tokens, running.run
-        )
+        run = partial(events.run_attempt, context_setting=self.spec.context_setting)
+        return partial(run, name, base_url, request.sampling, attempt, running.model_and_max_tokens, running.run)
 
     def record_failure(self, error: LLMError, model: str | None) -> LLMError:
         """Add the provider, the model and a hint to an error, and return the error.
@@ -313,9 +311,8 @@ class _RunningAttempt:
             return error
         status, message = error.status or _BAD_REQUEST, error.server_message
         error_class = _litellm.classify_error(self._spec, self._model, status, message)
-        return (
-            with_class(error, error_class) if error_class in (errors.ContextOverflow, errors.ContentFiltered) else error
-        )
+        is_specific = error_class in (errors.ContextOverflow, errors.ContentFiltered)
+        return with_class(error, error_class) if is_specific else error
 
     def _report_adjusted(self, adjustment: str | None, *, is_limit_low: bool = False) -> None:
         if adjustment:
@@ -392,9 +389,8 @@ class _RunningAttempt:
         arguments = spec, self._client.endpoint, model, messages, parameters
         if request_format.api == "responses":
             return _litellm.build_http_request(*arguments, "responses")
-        return (
-            _litellm.build_http_request(*arguments) if _litellm.is_prepared(spec) else build_without_litellm(*arguments)
-        )
+        build_request = _litellm.build_http_request if _litellm.is_prepared(spec) else build_without_litellm
+        return build_request(*arguments)
 
     async def _complete(self, answer: Answer) -> Completion:
         """Check the answer, and return the completion.

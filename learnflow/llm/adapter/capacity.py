@@ -103,8 +103,8 @@ class Capacity:
             limit = limits[address]
             share = 1 / len(limits) if has_unlimited or limit is None else limit / sum(finite_limits)
             overloaded = self.in_flight(address) + 1 > math.ceil(_MAX_LOAD_RATIO * total * share)
-            cached = _count_known_prefixes(digests, self._recent_digests(address, limit))
-            received = _count_known_prefixes(digests, self._recent_digests(address, _MAX_RECENT_PROMPTS))
+            cached = _count_known(digests, self._recent_digests(address, limit))
+            received = _count_known(digests, self._recent_digests(address, _MAX_RECENT_PROMPTS))
             tie_breaker = _digest(f"{digests[-1]} {address}")
             return self.is_full(address, limit), overloaded, -cached, -received, tie_breaker
 
@@ -226,18 +226,11 @@ class Capacity:
             """
             if waiter.ticket.times_overtaken >= _MAX_TIMES_OVERTAKEN:
                 return False, 0, 0, 0, waiter.ticket.number
-            cached_here = _count_known_prefixes(waiter.digests, cached[address])
-            others = [
-                _count_known_prefixes(waiter.digests, cached[other]) for other in waiter.limits if other != address
-            ]
+            cached_here = _count_known(waiter.digests, cached[address])
+            others = [_count_known(waiter.digests, cached[other]) for other in waiter.limits if other != address]
             advantage_elsewhere = max(others, default=0) - cached_here
-            return (
-                True,
-                advantage_elsewhere,
-                cached_here,
-                -_count_known_prefixes(waiter.digests, received),
-                waiter.ticket.number,
-            )
+            received_here = _count_known(waiter.digests, received)
+            return True, advantage_elsewhere, cached_here, -received_here, waiter.ticket.number
 
         chosen = min(candidates, key=key, default=None)
         for waiter in candidates:
@@ -250,7 +243,7 @@ def _resolve(future: asyncio.Future[Slot], slot: Slot) -> None:
         future.set_result(slot)
 
 
-def _count_known_prefixes(digests: PrefixDigests, known: set[str]) -> int:
+def _count_known(digests: PrefixDigests, known: set[str]) -> int:
     """Return the number of known digests. It grows with the length of the known prefix."""
     return sum(digest in known for digest in digests)
 

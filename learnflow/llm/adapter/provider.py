@@ -87,14 +87,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
                 f"Unset {spec.variable('api')}, and omit api=",
             )
             raise errors.NotConfigured(what, provider=spec.name, hint=hint)
+        local_networks = common.llm_local_networks
         self.endpoint = configure_endpoint(
-            self.spec,
-            own,
-            base_url,
-            api_key,
-            headers,
-            keyless=plays_cassettes,
-            local_networks=common.llm_local_networks,
+            self.spec, own, base_url, api_key, headers, keyless=plays_cassettes, local_networks=local_networks
         )
         self.model = model or own.model
         self.vision_model = vision_model or own.vision_model
@@ -105,14 +100,9 @@ class BaseProvider(AbstractProvider, RoutableProvider):
         client = Client(self.endpoint, self._timeouts.connect, self._timeouts.local_only, transport, plays_cassettes)
         overrides, cache_expires = own.configured_capabilities, cassettes is None
         other_models = {spec.variable("vision_model"): self.vision_model, **settings.node_models()}
+        kinds = self._server_kinds or (self.spec,)
         self.catalog = ModelCatalog(
-            self.spec,
-            client,
-            self._server_kinds or (self.spec,),
-            self.model,
-            overrides,
-            other_models,
-            expires=cache_expires,
+            self.spec, client, kinds, self.model, overrides, other_models, expires=cache_expires
         )
         log_content, reask = common.llm_log_content, common.llm_reask
         self._common = common

@@ -138,11 +138,8 @@ class ReasoningSplitter:
             tag_chars = max(_overlap(self._pending, _CLOSE), _overlap(self._pending, _OPEN))
             return self._emit_text(self._take(len(self._pending) - tag_chars))
         if len(self._pending) < close_at + len(_CLOSE) + _LOOKAHEAD_CHARS:  # wait for the text after the tag
-            return (
-                self._emit_text(self._take(close_at))
-                if self._pending[:close_at].strip() or self._possible_thinking
-                else Delta()
-            )
+            has_text = self._pending[:close_at].strip() or self._possible_thinking
+            return self._emit_text(self._take(close_at)) if has_text else Delta()
         return self._close_thinking(close_at)
 
     def _close_thinking(self, close_at: int, *, at_end: bool = False) -> Delta:
