@@ -311,8 +311,9 @@ class _RunningAttempt:
             return error
         status, message = error.status or _BAD_REQUEST, error.server_message
         error_class = _litellm.classify_error(self._spec, self._model, status, message)
-        is_specific = error_class in (errors.ContextOverflow, errors.ContentFiltered)
-        return with_class(error, error_class) if is_specific else error
+        if error_class in (errors.ContextOverflow, errors.ContentFiltered):
+            return with_class(error, error_class)
+        return error
 
     def _report_adjusted(self, adjustment: str | None, *, is_limit_low: bool = False) -> None:
         if adjustment:
