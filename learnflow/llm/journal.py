@@ -51,8 +51,8 @@ _is_recording: Final = ContextVar("_is_recording", default=False)
 class JournalFile(Relay):
     """A file of the journal, locked by one request. The object records text, and forwards all events to ``emit``.
 
-    The file can contain text of an earlier call. This text is emitted just before the event ``Resumed``, because only
-    then has a provider continued the text.
+    The file can contain text of an earlier call. This text is emitted when ``Resumed`` arrives, because this event
+    shows that a provider continues the text.
 
     Args:
         sync: whether to write each record to the disk (fsync).
@@ -113,7 +113,7 @@ class JournalFile(Relay):
                 raise OSError("the disk is full")
             self._size, self._unwritten = self._size + len(record), []
         if self._sync:
-            with suppress(RuntimeError):  # no event loop is running if the request was garbage-collected
+            with suppress(RuntimeError):  # a garbage-collected request ends without a running loop
                 asyncio.get_running_loop().run_in_executor(None, _fsync, self.path)
 
     def drop_text(self) -> None:
@@ -165,7 +165,7 @@ async def _run_recorded(
     cannot become a valid answer.
     """
     deadline = asyncio.get_running_loop().time() + float(call.options.get("timeout") or default_timeout_s)
-    # A router inside an application's provider records nothing, because the outer router records the same text
+    # If an application's provider uses a router, this inner router records nothing. The outer one records the text
     file = None if _is_recording.get() else open_file(settings, _digest(call), emit)
     if file is None:
         return await run(call, emit)
@@ -187,7 +187,7 @@ async def _run_recorded(
 async def _run_with_file(run: RunCall, call: Call, file: JournalFile, deadline: float) -> Completion:
     """Run a call, and continue the text of the file, if any.
 
-    If the text cannot be continued, or turns out to be thinking, run the call again from the beginning. Raise the error
+    If the text cannot be continued, or is the model's thinking, run the call again from the beginning. Raise the error
     instead if a stream has already emitted new text.
     """
     try:

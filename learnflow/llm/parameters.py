@@ -50,7 +50,7 @@ REASONING_EFFORT: Final[Reasoning] = {
 
 
 def _template_variables(thinking: bool) -> dict[str, Any]:
-    """Return the variables that switch thinking in chat templates. A template ignores the variable of the others.
+    """Return the variables that switch thinking in chat templates. A template ignores unknown variables.
 
     Qwen3 reads ``enable_thinking``; Granite 3.2 and DeepSeek-V3.1 read ``thinking``
     (https://docs.vllm.ai/en/v0.26.0/features/reasoning_outputs/).
@@ -204,7 +204,7 @@ def check_keywords(
 @cache
 def _keywords_of(function: Any) -> tuple[dict[str, Any], list[str], str, TypeAdapter[Any]]:
     """Return all annotations, the names of the explicit parameters, the name of ``**``, and the validator."""
-    # Annotations in ``base`` refer to ``parameters``, which ``base`` imports only for type checkers
+    # Annotations in ``base`` name this module, which ``base`` imports only for type checkers
     modules = {"parameters": sys.modules[__name__]}
     # The return type is omitted, because it may be unresolvable.
     hints = SimpleNamespace(__annotations__={**function.__annotations__, "return": None})

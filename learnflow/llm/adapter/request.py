@@ -49,7 +49,7 @@ class RequestFormat:
         omitted: the parameters that are omitted, because the server rejected them.
         unsupported: the parameters and reasoning levels that the model does not support, from ``ModelCatalog``.
         schema_mode_index: the index of the schema mode (like "json_schema") in ``Dialect.schema_modes``.
-        api: the API that the operator configured or the server requires; None if LiteLLM's price map decides.
+        api: the API that the operator configured or the server requires; None to choose it by LiteLLM's price map.
         max_completion_tokens: send ``max_completion_tokens`` instead of ``max_tokens``. Reasoning models require it.
     """
 
@@ -244,8 +244,8 @@ class Request:
     def format_to_cache(self, request_format: RequestFormat, first_format: RequestFormat) -> RequestFormat:
         """Return the accepted format as it is cached. ``first_format`` is the format of the first try.
 
-        If the first try sent an ``AtMost`` and the retry omitted it, the cached format does not omit it, because the
-        next request may have a lower value.
+        Later requests send an ``AtMost`` again, even if the retry omitted it, because the server may accept a lower
+        value.
         """
         omitted = request_format.omitted
         if self.flexible_max_tokens:

@@ -65,8 +65,8 @@ def known_specs(provider: str | None) -> list[ProviderSpec]:
     for name in names:
         with suppress(LLMError):
             specs.setdefault(name, spec_of(name))
-        # spec_of() fails if, for example, the kind is not set. Then use CUSTOM, because it has the
-        # variables of most kinds.
+        # spec_of() fails if, for example, the endpoint's kind of server is not set. Then use CUSTOM, because it has the
+        # variables of most kinds of server.
         specs.setdefault(name, endpoint_spec(CUSTOM, name))
     return list(specs.values())
 
@@ -76,7 +76,7 @@ def describe_ineffective(specs: Iterable[ProviderSpec], *, all_unknown: bool = F
 
     Args:
         specs: see ``known_specs``.
-        all_unknown: also yield a sentence for each other unknown ``LLM_*`` variable, which can be an application's.
+        all_unknown: also yield a sentence for every other unknown ``LLM_*`` variable. It may belong to an application.
     """
     for variable, suggestion in find_misspelt(specs, vendor_specs().values()):
         if suggestion or all_unknown:
@@ -122,8 +122,8 @@ def _similar(name: str, names: Iterable[str]) -> list[str]:
 def _differs_by_word(name: str, known_name: str, known_names: Iterable[str]) -> bool:
     """Return whether ``name`` adds a last word to ``known_name`` (OPENAI_MODEL_NAME), or omits a word (OPENAI_KEY).
 
-    An added word does not count if another known name has the same beginning. For example, OPENAI_API_TYPE does not
-    resemble OPENAI_API, because OPENAI_API_KEY is known, too.
+    An added word does not count if another known name also adds a word to ``known_name``. For example, OPENAI_API_TYPE
+    does not resemble OPENAI_API, because OPENAI_API_KEY is known, too.
     """
     words, expected = name.split("_"), known_name.split("_")
     shorter = [expected[:index] + expected[index + 1 :] for index in range(1, len(expected))]

@@ -33,7 +33,7 @@ class OpenAIProvider(VendorProvider):
 class AzureProvider(VendorProvider):
     """Azure OpenAI. ``model`` is the name of a deployment. See ``BaseProvider``.
 
-    Azure's v1 API, which is OpenAI's, is used if the address contains ``/openai/v1`` or ends with
+    Azure's v1 API (in OpenAI's format) is used if the address contains ``/openai/v1`` or ends with
     ``/v1/chat/completions``, or if the API version is ``v1``, ``latest`` or ``preview``. Otherwise Azure's own API with
     a dated version is used.
     """

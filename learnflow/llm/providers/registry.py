@@ -3,7 +3,8 @@
 A spec (``ProviderSpec``) describes the API, features and defaults of a vendor or a kind of server. A name is one of:
 
 - a vendor with a class in ``providers``,
-- a vendor without a class, from LiteLLM's table (``vendors.json``), or one of two proxies,
+- a vendor without a class, from LiteLLM's table (``vendors.json``),
+- one of two proxies (llama-swap, LiteLLM's),
 - an endpoint: a server that the operator named and configured with ``<NAME>_BASE_URL`` and ``<NAME>_KIND``.
 """
 

@@ -27,8 +27,8 @@ def current(settings: Settings) -> CassetteBackend | None:
     All providers with the same ``LLM_REPLAY`` and mode share one player or recorder.
 
     Raises:
-        NotConfigured: the folder ``LLM_REPLAY`` has no readable cassettes or cannot be created, or the variable is
-            unset in record mode.
+        NotConfigured: in play mode, the folder ``LLM_REPLAY`` has no readable cassettes. In record mode, the folder
+            cannot be created, or the variable is not set.
     """
     if _overrides:
         return _overrides[-1]

@@ -104,7 +104,7 @@ class Player(CassetteBackend):
     def base_url(self, provider: str, *, local: bool) -> str:
         """Return a fictitious URL for a provider. ``local`` selects a host on this machine.
 
-        This is the full URL of the recorded chat requests, if any, else only the host.
+        The URL has a fictitious host. If chat requests were recorded, their path follows.
         """
         host = f"http://{provider}.{'localhost' if local else 'example'}"
         for entry in self._entries.values():

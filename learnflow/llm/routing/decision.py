@@ -4,8 +4,8 @@ No function sends a request or waits. ``execution`` performs the action that ``d
 
 If an answer is interrupted, the next attempt can continue it. The attempt sends the text so far as a prefill (a last
 assistant message for the model to continue), sometimes without the last word. Or the attempt instructs the model to
-continue. After an instruction, or a prefill without the last word, the continuation must first repeat the end of the
-text. If the continuation does not repeat it, the attempt fails with ``NotContinued``.
+continue. Unless the prefill has the complete text, the continuation must first repeat the end of the text. If it does
+not, the attempt fails with ``NotContinued``.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Chain:
         self.candidates, self.call, self.settings = candidates, call, settings
         self.digests = prefix_digests(call)
         self.interrupted_model_names: frozenset[str] = frozenset()
-        # When all usable candidates began to refuse connections; inf unless all refuse.
+        # The time at which all usable candidates began to refuse connections; inf unless all refuse.
         self._refused_since = math.inf
 
     @cached_property

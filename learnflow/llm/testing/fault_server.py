@@ -120,7 +120,7 @@ class FaultServer:
         seen: the chat requests so far.
         pages: the method and path of each other request so far.
         responses: the responses to other requests, by path. Tests may change it at any time.
-        derailed: the pieces of the answer if a request continues a text that is not the beginning of ``answer``.
+        derailed: what the server sends if a request continues a text that is not the beginning of ``answer``.
         fault: like the argument. Tests may change it at any time.
         script: the faults of the next chat requests, in order; None for no fault. They override ``fault``.
     """

@@ -42,7 +42,7 @@ class HttpRequest:
     Attributes:
         body: the JSON to POST; None for a GET.
         connect_timeout: a limit in seconds that is shorter than ``Client.connect_timeout``. A longer one has no effect.
-        on_timeout: callbacks for a request that a time limit ends. The recorder of cassettes adds one.
+        on_timeout: callbacks, called if a time limit ends the request. The recorder of cassettes adds one.
     """
 
     url: str
@@ -271,7 +271,7 @@ async def _send(request: httpx.Request, transport: network.RouteTransport) -> ht
         try:
             response = await transport.handle_async_request(request)
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
-            # A RemoteProtocolError without ``_NO_RESPONSE`` means that a response has begun
+            # If the message is another one, a response has begun, and is malformed
             malformed = isinstance(error, httpx.RemoteProtocolError) and _NO_RESPONSE not in str(error)
             if new_stream or malformed:
                 raise
