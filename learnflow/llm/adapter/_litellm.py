@@ -237,7 +237,7 @@ def _restore_omitted(body: dict[str, Any], messages: list[dict[str, Any]], param
 def _is_written(part: Mapping[str, Any], body_strings: tuple[str, ...]) -> bool:
     """Return whether the strings of a body contain the content of a part. LiteLLM may join texts, or extend a URL."""
     is_text = part.get("type") == "text"
-    content = [value for key, value in part.items() if key != "type"]
+    content = part.get("text") if is_text else [value for key, value in part.items() if key != "type"]
     payload = max(strings_of(content, with_keys=False), key=len, default="")
     return any(payload in text if is_text else text.startswith(payload) for text in body_strings)
 

@@ -115,7 +115,7 @@ def _loopback_warnings(candidates: Sequence[Candidate]) -> Iterator[str]:
         if is_loopback(address.origin[1]):
             yield (
                 f"{address.base_url} is this container itself. Use the name of the service. Or use "
-                "host.docker.internal, and let the server listen on 0.0.0.0"
+                "host.docker.internal, if the server listens on more than loopback"
             )
 
 

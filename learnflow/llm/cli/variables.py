@@ -94,8 +94,8 @@ def find_misspelt(
     Also yield each unknown ``LLM_*`` variable that does not resemble a known one, with "".
 
     Args:
-        specs: the providers whose variables are suggested.
-        not_suggested: the providers whose variables are known, but never suggested.
+        specs: the providers with the variables to suggest.
+        not_suggested: the providers with variables that are known, but never suggested.
     """
     specs = list(specs)
     suggestions = {name.upper() for name in Settings.model_fields} | _names(specs)

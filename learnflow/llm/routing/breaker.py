@@ -172,7 +172,7 @@ class BreakerRegistry:
         return bool(closed_keys)
 
     def record_probe(self, target: BreakerKey, *, ready: bool) -> None:
-        """Record the result of a probe. If the probe failed, reopen the breakers whose period has ended."""
+        """Record the result of a probe. If the probe failed, reopen each breaker if its period has ended."""
         now = self.clock()
         for key, breaker in self._breakers_of(target).items():
             breaker.check_ends_at = -math.inf

@@ -73,7 +73,7 @@ class Chain:
     def sorted_candidates(self) -> list[Candidate]:
         """Return the candidates sorted by LLM_ROUTING.
 
-        In a rank, servers whose cache probably has the beginning of the prompt come first.
+        In a rank, servers that probably have the beginning of the prompt in their cache come first.
         """
         ranks = dict.fromkeys(candidate.rank for candidate in self.candidates)
         if self.settings.llm_routing == "order" and len(ranks) == len(self.candidates):

@@ -169,7 +169,7 @@ class Client:
             raise error_mapping.map_exception(error) from None
 
     async def _read_error(self, request: HttpRequest, response: HttpResponse) -> LLMError:
-        """Read a response whose status is not 2xx. Return its error."""
+        """Read a response with a status other than 2xx. Return its error."""
         body = bytearray()
         try:
             async with asyncio.timeout(_ERROR_TIMEOUT_S):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -80,8 +81,8 @@ def test_body_has_what_the_caller_gave(prompt: Any, keywords: dict[str, Any], fo
 
 def test_short_texts_are_written_as_long_ones_are() -> None:
     """Some vendors accept only a string. LiteLLM joins the texts for them, and "Hi" is shorter than the key "text"."""
-    for name in NAMES:
-        parts = [[{"type": "text", "text": text}] * 2 for text in ("Hi", "A longer text")]
+    for name, more in itertools.product(NAMES, ({}, {"cache_control": {"type": "ephemeral"}})):
+        parts = [[{"type": "text", "text": text, **more}] * 2 for text in ("Hi", "A longer text")]
         short, long = (body_for(name, [{"role": "user", "content": content}])["messages"] for content in parts)
         assert json.loads(json.dumps(long).replace("A longer text", "Hi")) == short, name
 
